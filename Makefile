@@ -1,0 +1,82 @@
+# Two commands do everything on a machine with Python 3.11 or newer: `make lab` and `make test`.
+
+VENV     := .venv
+RUN      := $(VENV)/bin/python
+READY    := $(VENV)/.ready
+WORKERS  ?= 2
+LAB_ARGS ?=
+NOTEBOOK := notebooks/00_start_here.ipynb
+NBVAL    := --nbval-lax --nbval-current-env --nbval-cell-timeout=180 --nbval-kernel-startup-timeout=120
+PARALLEL := -n $(WORKERS) --dist loadscope --no-loadscope-reorder
+
+.DEFAULT_GOAL := help
+.NOTPARALLEL:
+.PHONY: help env chromium corpus lab lint test test-deep test-gpu check notebooks picture bench clean
+
+help: ## show this list
+	@echo "make lab     start the course        make test    check everything"
+	@echo
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1|\2/p' Makefile | awk -F'|' '{printf "%-18s %s\n", $$1, $$2}'
+
+env: $(READY) ## make .venv with the pinned packages (again only when the pins changed)
+
+# The first Python of at least 3.11, unless the caller names one: make env PYTHON=/path/to/python3.12
+$(READY): pyproject.toml constraints.txt
+	@if [ ! -x $(RUN) ]; then \
+	  for p in $(PYTHON) python3.11 python3.12 python3.13 python3 python; do \
+	    if "$$p" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then found=$$p; break; fi; \
+	  done; \
+	  if [ -z "$$found" ]; then \
+	    echo "The course needs Python 3.11 or newer. Found: $$(python3 --version 2>&1 || echo no python3)."; \
+	    echo "Install one (python.org, or your system's package manager), or name it: make env PYTHON=/path/to/python3.11"; \
+	    exit 1; \
+	  fi; \
+	  echo "Making $(VENV) with $$("$$found" --version)"; \
+	  "$$found" -m venv $(VENV) || { rm -rf $(VENV); \
+	    echo "Python's venv module is missing (on Debian and Ubuntu: apt-get install python3-venv)."; exit 1; }; \
+	fi
+	$(RUN) -m pip install --quiet --upgrade -c constraints.txt pip
+	$(RUN) -m pip install --quiet -c constraints.txt -e '.[course,dev]'
+	@touch $@
+
+lab: corpus ## start the course: JupyterLab, opened on chapter 00
+	$(RUN) -m jupyter lab $(if $(filter 0,$(shell id -u)),--allow-root) $(LAB_ARGS) $(NOTEBOOK)
+
+corpus: env ## build the text pairs from the installed packages (cached)
+	$(RUN) -c "from gclib.data import load_pairs; print(f'{len(load_pairs()):,} training pairs')"
+
+lint: env ## check style and formatting
+	$(RUN) -m ruff check .
+	$(RUN) -m ruff format --check .
+
+# In CI a missing Chromium is installed; elsewhere the browser tests are skipped in words.
+chromium:
+	@if [ "$$CI" = true ] && ! command -v chromium >/dev/null && [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+	  apt-get update -qq && apt-get install -y -qq --no-install-recommends chromium >/dev/null \
+	  || echo "Chromium could not be installed: the browser tests will be skipped."; \
+	fi
+
+test: chromium lint corpus ## check everything: style, unit tests, every notebook, the browser
+	$(RUN) -m pytest tests notebooks $(NBVAL) $(PARALLEL)
+
+check: lint ## the quick part of `make test`, under 2 minutes
+	$(RUN) -m pytest tests -m "not slow and not browser" --hypothesis-profile=quick $(PARALLEL)
+
+test-deep: env ## the property tests with ten times the cases
+	$(RUN) -m pytest tests -m "not browser" --hypothesis-profile=deep $(PARALLEL)
+
+test-gpu: env ## the tests that need a CUDA device
+	$(RUN) -m pytest tests/gpu
+
+notebooks: corpus ## run every notebook top to bottom, measure it, keep its outputs
+	$(RUN) notebooks/execute.py
+
+picture: env ## photograph the memory lab in a browser, for this README
+	GCLIB_PICTURE=notebooks/images/memory_lab.png $(RUN) -m pytest tests/browser -k memory_lab
+
+bench: env ## print the measured times
+	@for script in tests/benchmarks/bench_*.py; do echo "== $$script"; $(RUN) $$script || exit 1; done
+
+clean: ## remove everything that was made: environment, caches, corpus
+	rm -rf $(VENV) data/cache build *.egg-info .pytest_cache .ruff_cache .hypothesis
+	find . \( -name __pycache__ -o -name .ipynb_checkpoints \) -prune -exec rm -rf {} +

@@ -1,0 +1,68 @@
+"""What holds for every test: shapes are checked, one thread a worker, seeds, and how many random cases.
+
+Nothing here needs Jupyter or a browser, so tests/gpu also runs where neither is installed.
+"""
+
+import os
+
+os.environ["GCLIB_CHECK_SHAPES"] = "1"  # read by gclib.shapes when gclib is first imported
+os.environ["OMP_NUM_THREADS"] = "1"  # for the processes that a test starts
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["TOKENIZERS_PARALLELISM"] = "false"
+
+import random
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import HealthCheck, settings
+
+TESTS = Path(__file__).parent
+
+# `pytest --hypothesis-profile=NAME`. The default is a share of the cases; "deep" runs ten times as many.
+for name, cases in {"quick": 15, "default": 100, "deep": 1000}.items():
+    settings.register_profile(
+        name,
+        max_examples=cases,
+        deadline=None,
+        derandomize=bool(os.environ.get("CI")),
+        suppress_health_check=[HealthCheck.too_slow],
+        print_blob=True,
+    )
+settings.load_profile("default")
+
+
+def pytest_configure(config):
+    torch.set_num_threads(1)
+
+
+def pytest_collection_modifyitems(config, items):
+    """Mark by folder, skip in words what cannot run here, and put the browser last."""
+    deep = config.getoption("--hypothesis-profile", default=None) == "deep"
+    for item in items:
+        folder = item.path.relative_to(TESTS).parts[0] if item.path.is_relative_to(TESTS) else ""
+        if folder == "gpu":
+            item.add_marker("gpu")
+        if folder == "browser":
+            item.add_marker("browser")
+        if item.get_closest_marker("gpu") and not torch.cuda.is_available():
+            item.add_marker(pytest.mark.skip(reason="this machine has no CUDA device"))
+        if item.get_closest_marker("deep") and not deep:
+            item.add_marker(pytest.mark.skip(reason="runs only under `make test-deep`"))
+    items.sort(key=_stage)  # stable: the order inside a stage stays
+
+
+def _stage(item) -> int:
+    """0: unit and property tests, 1: notebooks, 2: the browser."""
+    if item.get_closest_marker("browser"):
+        return 2
+    return 1 if item.path.suffix == ".ipynb" else 0
+
+
+@pytest.fixture(autouse=True)
+def _seeds():
+    """Every test starts from the same random numbers, whatever ran before it."""
+    random.seed(0)
+    np.random.seed(0)
+    torch.manual_seed(0)
