@@ -1,0 +1,123 @@
+"""Two values side by side, in words: what differs first, or nothing.
+
+Works on what answers return: tensors, numbers, strings, booleans, None, and lists, tuples and dicts of those.
+"""
+
+from collections.abc import Mapping, Sequence
+from numbers import Real
+
+import torch
+from torch import Tensor, nn
+
+SHOWN_VALUES = 8
+
+
+def describe(value: object) -> str:
+    """`value` in a few words: a small tensor with its numbers, a large one by shape and dtype only."""
+    if isinstance(value, Tensor):
+        return _describe_tensor(value)
+    if isinstance(value, nn.Module):
+        return f"a {type(value).__name__}"
+    if isinstance(value, float):
+        return f"{value:.6g}"
+    if isinstance(value, list | tuple) and len(repr(value)) > 160:
+        return f"a {type(value).__name__} of {len(value)}, starting with {describe(value[0])}"
+    text = repr(value)
+    return text if len(text) <= 160 else f"{text[:157]}..."
+
+
+def _describe_tensor(value: Tensor) -> str:
+    dtype = str(value.dtype).removeprefix("torch.")
+    if value.ndim == 0:
+        number = value.item()
+        return f"the {dtype} scalar {f'{number:.6g}' if isinstance(number, float) else number}"
+    if value.numel() > SHOWN_VALUES:
+        return f"a {dtype} tensor of shape {tuple(value.shape)}"
+    shown = value.detach().tolist()
+    rounded = [round(x, 4) if isinstance(x, float) else x for x in shown] if value.ndim == 1 else shown
+    return f"the {dtype} tensor {rounded}"
+
+
+def difference(expected: object, got: object, *, rtol: float, atol: float) -> str | None:
+    """The first difference of `got` from `expected` in words, or None when they agree.
+
+    Tensors must agree in shape, dtype and values (a NaN equals a NaN). A real number is also accepted as a
+    scalar tensor, and a list as a tuple: how an answer packs a number is not what is asked.
+    """
+    if isinstance(expected, Tensor):
+        return _tensor_difference(expected, got, rtol, atol)
+    if isinstance(expected, bool) or expected is None or isinstance(expected, str):
+        if type(got) is type(expected) and got == expected:
+            return None
+        return f"expected {describe(expected)}, got {describe(got)}"
+    if isinstance(expected, Real):
+        return _number_difference(float(expected), got, rtol, atol)
+    if isinstance(expected, Mapping):
+        return _mapping_difference(expected, got, rtol, atol)
+    if isinstance(expected, Sequence):
+        return _sequence_difference(expected, got, rtol, atol)
+    raise TypeError(f"a {type(expected).__name__} cannot be compared")
+
+
+def _tensor_difference(expected: Tensor, got: object, rtol: float, atol: float) -> str | None:
+    if not isinstance(got, Tensor):
+        return f"expected {describe(expected)}, got a {type(got).__name__}, not a tensor"
+    if got.shape != expected.shape:
+        return f"expected shape {_shape(expected)}, got shape {_shape(got)}"
+    if got.dtype != expected.dtype:
+        return f"expected dtype {expected.dtype}, got {got.dtype}"
+    if got.device != expected.device:
+        return f"expected a tensor on {expected.device}, got one on {got.device}"
+    same = torch.isclose(got.detach(), expected.detach(), rtol=rtol, atol=atol, equal_nan=True)
+    if same.all():
+        return None
+    if expected.ndim == 0:
+        return f"expected {describe(expected)}, got {describe(got)}"
+    place = tuple((~same).nonzero()[0].tolist())
+    wrong = f"{int((~same).sum())} of {same.numel()} values differ"
+    return f"{wrong}; the first is at {list(place)}: expected {_at(expected, place)}, got {_at(got, place)}"
+
+
+def _shape(value: Tensor) -> str:
+    return f"{tuple(value.shape)}" if value.ndim else "() (a scalar)"
+
+
+def _at(value: Tensor, place: tuple[int, ...]) -> str:
+    return describe(value[place].item())
+
+
+def _number_difference(expected: float, got: object, rtol: float, atol: float) -> str | None:
+    if isinstance(got, Tensor) and got.ndim == 0:
+        got = got.item()
+    if isinstance(got, bool) or not isinstance(got, Real):
+        return f"expected the number {describe(expected)}, got {describe(got)}"
+    close = torch.isclose(
+        torch.tensor(float(got), dtype=torch.float64),
+        torch.tensor(expected, dtype=torch.float64),
+        rtol=rtol,
+        atol=atol,
+        equal_nan=True,
+    )
+    return None if close else f"expected {describe(expected)}, got {describe(float(got))}"
+
+
+def _mapping_difference(expected: Mapping, got: object, rtol: float, atol: float) -> str | None:
+    if not isinstance(got, Mapping):
+        return f"expected a dict, got a {type(got).__name__}"
+    if set(got) != set(expected):
+        return f"expected the keys {sorted(map(str, expected))}, got {sorted(map(str, got))}"
+    for key, value in expected.items():
+        if (found := difference(value, got[key], rtol=rtol, atol=atol)) is not None:
+            return f"at {key!r}: {found}"
+    return None
+
+
+def _sequence_difference(expected: Sequence, got: object, rtol: float, atol: float) -> str | None:
+    if isinstance(got, str) or not isinstance(got, Sequence):
+        return f"expected a {type(expected).__name__}, got a {type(got).__name__}"
+    if len(got) != len(expected):
+        return f"expected {len(expected)} items, got {len(got)}"
+    for place, (value, other) in enumerate(zip(expected, got, strict=True)):
+        if (found := difference(value, other, rtol=rtol, atol=atol)) is not None:
+            return f"at [{place}]: {found}"
+    return None

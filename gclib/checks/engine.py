@@ -1,0 +1,166 @@
+"""Exercises that name the misconception: an oracle, random inputs, and wrong answers known by what they do.
+
+An `Exercise` is declared in some twenty lines (see `ch01`), and called with the learner's function:
+
+    ch01.info_nce(info_nce)
+
+It runs the function on fresh random inputs, in a thread with a time limit, holds every outcome against
+the oracle's, and prints one verdict: correct; not attempted (the stub still runs, so the notebook does
+too); or wrong. A wrong answer is compared with each known misconception *on the same inputs*: a
+misconception is a wrong reference implementation, so it is recognised by behaviour however the learner
+wrote it. Each wrong try earns the next of three hints. Under GCLIB_STRICT=1 whatever is not correct raises
+AssertionError, and nothing is recorded.
+"""
+
+import ast
+import inspect
+import os
+import secrets
+import textwrap
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+
+import numpy as np
+
+from . import progress
+from .comparing import describe
+from .judging import Case, Maker, Misconception, Verdict, judge_cases, run_case
+from .running import generators_kept
+
+__all__ = ["Exercise", "Misconception", "Verdict", "count_lines"]
+
+
+@dataclass(frozen=True)
+class Exercise:
+    """One exercise. Calling it with an answer prints the verdict; `judge` returns it and prints nothing.
+
+    oracle          the right answer; it shares no code with the solution in the notebook
+    makers          functions of a numpy Generator that return inputs, from ordinary to extreme: the answer is
+                    judged on `repeats` draws of each in turn, and compared with the misconceptions, in their
+                    order, on the first that it fails
+    outcome         outcome(result, *inputs afterwards) -> the values to compare; by default the result itself
+    differentiable  the gradients of the float inputs must agree too
+    may_change      names of inputs that the answer is allowed to change
+    """
+
+    chapter: int
+    name: str
+    spec: str
+    line_budget: int
+    oracle: Callable
+    makers: Sequence[Maker]
+    misconceptions: Sequence[Misconception]
+    hints: tuple[str, str, str]
+    outcome: Callable | None = None
+    differentiable: bool = False
+    may_change: frozenset[str] = frozenset()
+    repeats: int = 5
+    rtol: float = 1e-4
+    atol: float = 1e-5
+    seconds: float = 10.0
+
+    @property
+    def key(self) -> str:
+        """The exercise's name in the record of progress: "ch01.info_nce"."""
+        return f"ch{self.chapter:02d}.{self.name}"
+
+    def __repr__(self) -> str:
+        return f"{self.key}: {self.spec} (at most {_lines(self.line_budget)})"
+
+    def __call__(self, answer: Callable) -> None:
+        """Judge `answer`, print the verdict and record it (strict mode: raise instead of recording)."""
+        verdict = self.judge(answer)
+        if os.environ.get("GCLIB_STRICT") == "1":
+            if verdict.status != "correct":
+                raise AssertionError(self._tell(verdict, wrong_tries=0))
+            print(self._tell(verdict, wrong_tries=0))
+            return
+        print(self._tell(verdict, wrong_tries=_record(self.key, verdict)))
+
+    def judge(self, answer: Callable, *, seed: int | None = None) -> Verdict:
+        """The verdict on `answer`, on fresh random inputs or those of `seed`; nothing is printed."""
+        if answer is None or answer is ...:
+            return Verdict("not attempted", "There is no function yet.")
+        if not callable(answer):
+            said = f"The check needs the function itself, not a call of it: got {describe(answer)}."
+            return Verdict("wrong", f"{said} Write {self.key}({self.name}).")
+        rng = np.random.default_rng(secrets.randbits(64) if seed is None else seed)
+        with generators_kept():
+            for maker in self.makers:
+                cases = [self._case(maker, rng) for _ in range(self.repeats)]
+                verdict = judge_cases(self, answer, cases)
+                if verdict is not None:
+                    return verdict
+        return Verdict("correct", self._praise(answer))
+
+    def _case(self, maker: Maker, rng: np.random.Generator) -> Case:
+        inputs, seed = maker(rng), int(rng.integers(2**31))
+        expected, gradients, _ = run_case(self, self.oracle, inputs, seed)
+        return Case(inputs, expected, gradients, seed)
+
+    def _praise(self, answer: Callable) -> str:
+        tried = len(self.makers) * self.repeats
+        said = f"It agrees with the reference on {tried} random inputs"
+        said += ", gradients included." if self.differentiable else "."
+        used = count_lines(answer)
+        if used is None:
+            return said
+        if used <= self.line_budget:
+            return f"{said} Lines: {used} of at most {self.line_budget}."
+        return f"{said} It takes {_lines(used)}; {self.line_budget} would do: can you shorten it?"
+
+    def _tell(self, verdict: Verdict, *, wrong_tries: int) -> str:
+        if verdict.status == "not attempted":
+            todo = f"To do, in at most {_lines(self.line_budget)}: {self.spec}"
+            return f"{self.name}: not attempted yet. {verdict.explanation}\n{todo}\nThen run this cell again."
+        if verdict.status == "correct":
+            return f"{self.name}: correct. {verdict.explanation}"
+        lines = [f"{self.name}: wrong. {verdict.explanation}"]
+        if wrong_tries:
+            tier = min(wrong_tries, len(self.hints))
+            lines.append(f"Hint {tier} of {len(self.hints)}: {self.hints[tier - 1]}")
+        if wrong_tries > len(self.hints):
+            lines.append(f"A worked answer is in notebooks/solutions/{self.chapter:02d}_*.ipynb.")
+        return "\n".join(lines)
+
+
+def _lines(count: int) -> str:
+    return f"{count} line" if count == 1 else f"{count} lines"
+
+
+def count_lines(answer: Callable) -> int | None:
+    """Lines of code in the body of `answer`; docstring, comments and blanks are free. None without source."""
+    try:
+        source = textwrap.dedent(inspect.getsource(answer))
+        function = ast.parse(source).body[0]
+    except (OSError, TypeError, SyntaxError, IndexError):
+        return None
+    if not isinstance(function, ast.FunctionDef):
+        return None
+    body = function.body[1:] if ast.get_docstring(function) is not None else function.body
+    text = source.splitlines()
+    numbers = {n for part in body for n in range(part.lineno, part.end_lineno + 1)}
+    return sum(1 for n in numbers if text[n - 1].strip() and not text[n - 1].strip().startswith("#"))
+
+
+def _record(key: str, verdict: Verdict) -> int:
+    """Note the verdict for the dashboard; returns the number of wrong tries since the last correct one."""
+    if verdict.status == "not attempted":
+        return 0
+    now = datetime.now(UTC).isoformat(timespec="seconds")
+
+    def change(record: dict) -> None:
+        entry = record.get(key)
+        if not isinstance(entry, dict):
+            entry = record[key] = {"tries": 0, "wrong_in_a_row": 0, "solved": None, "misconceptions": {}}
+        entry |= {"status": verdict.status, "last": now, "tries": entry["tries"] + 1}
+        if verdict.status == "correct":
+            entry |= {"solved": entry["solved"] or now, "wrong_in_a_row": 0}
+            return
+        entry["wrong_in_a_row"] += 1
+        if verdict.misconception is not None:
+            seen = entry["misconceptions"]
+            seen[verdict.misconception] = seen.get(verdict.misconception, 0) + 1
+
+    return progress.update("exercises", change)[key]["wrong_in_a_row"]
