@@ -1,0 +1,127 @@
+"""The contrastive loss (InfoNCE), dense: the whole B x N matrix of logits at once.
+
+Gao et al. 2021, equation (1), with the logits of query i against passage j
+
+    z_ij = q_i . p_j / temperature,       positive of query i: passage i * (1 + K),
+
+    L = -1/B  sum_i  log( exp(z_i,pos(i)) / sum_{j not masked} exp(z_ij) ).
+
+Letters: B queries, K hard negatives per query, N = B * (1 + K) passages, D dimensions.
+"""
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from gclib.validation import positive_number, refuse
+
+
+def contrastive_loss(
+    query_reps: Tensor,
+    passage_reps: Tensor,
+    *,
+    temperature: float | Tensor,
+    symmetric: bool = False,
+    mask: Tensor | None = None,
+) -> Tensor:
+    """InfoNCE over in-batch and hard negatives, in nats, averaged over the B queries.
+
+    query_reps (B, D); passage_reps (N, D) with N = B * (1 + K), the positive of query i in row
+    i * (1 + K); mask (B, N) bool, True = left out of the denominator (a false negative). A positive may not be
+    left out: the steps refuse such a mask before they start, and here the loss would be infinite.
+    `symmetric` averages in the second direction: each of the B positives against all B queries,
+    with the transposed mask. Allocates B * N logits and as many for their gradient.
+
+    Raises ValueError for shapes, dtypes or devices that do not fit, and for a temperature that is not above 0.
+    Source: Gao et al. 2021, equation (1); the symmetric form as in Cheng et al. 2024, section 3.1.
+    """
+    check_representations(query_reps, passage_reps)
+    check_temperature(temperature)
+    check_mask(mask, query_reps.shape[0], passage_reps.shape[0], query_reps.device)
+    logits = query_reps @ passage_reps.T / temperature
+    if mask is not None:
+        logits = logits.masked_fill(mask, -torch.inf)
+    group = passage_reps.shape[0] // query_reps.shape[0]
+    labels = torch.arange(query_reps.shape[0], device=logits.device)
+    loss = F.cross_entropy(logits, labels * group)
+    if symmetric:
+        loss = (loss + F.cross_entropy(logits[:, ::group].T, labels)) / 2
+    return loss
+
+
+class ContrastiveLoss(nn.Module):
+    """`contrastive_loss` with its settings, as a module that every step takes for its `loss_fn`.
+
+    temperature: a number above 0. learnable: then the module owns one parameter, `log_temperature`
+    (the logarithm keeps the temperature above 0), whose gradient a step gives exactly once.
+    tile_size: None computes the dense loss; an int computes it tile by tile (`gclib.tiled`).
+    """
+
+    def __init__(
+        self,
+        temperature: float = 0.05,
+        *,
+        learnable: bool = False,
+        symmetric: bool = False,
+        tile_size: int | None = None,
+    ):
+        super().__init__()
+        start = positive_number("temperature", temperature)
+        self.fixed_temperature = None if learnable else start
+        self.log_temperature = nn.Parameter(torch.tensor(start).log()) if learnable else None
+        self.symmetric = symmetric
+        self.tile_size = tile_size
+
+    @property
+    def temperature(self) -> float | Tensor:
+        """The number itself, or exp(log_temperature) where it is learnable."""
+        return self.fixed_temperature if self.log_temperature is None else self.log_temperature.exp()
+
+    def forward(self, query_reps: Tensor, passage_reps: Tensor, mask: Tensor | None = None) -> Tensor:
+        """query_reps (B, D), passage_reps (N, D), mask (B, N) or None -> scalar."""
+        options = {"temperature": self.temperature, "symmetric": self.symmetric, "mask": mask}
+        return contrastive_loss(query_reps, passage_reps, **options)
+
+
+def check_representations(query_reps: Tensor, passage_reps: Tensor) -> None:
+    """Both (rows, D), same D, dtype and device, and N a multiple of B; ValueError otherwise."""
+    for name, reps in (("query_reps", query_reps), ("passage_reps", passage_reps)):
+        if not isinstance(reps, Tensor):
+            raise refuse(name, "must be a Tensor", type(reps).__name__)
+        if reps.ndim != 2 or reps.shape[0] == 0 or not reps.is_floating_point():
+            raise refuse(name, "must be a floating point matrix (rows, D) with at least one row", describe(reps))
+    for what in ("dtype", "device"):
+        if getattr(query_reps, what) != getattr(passage_reps, what):
+            got = getattr(passage_reps, what)
+            raise refuse("passage_reps", f"must have query_reps' {what} {getattr(query_reps, what)}", got)
+    queries, passages = query_reps.shape[0], passage_reps.shape[0]
+    if query_reps.shape[1] != passage_reps.shape[1]:
+        raise refuse("passage_reps", f"must have query_reps' {query_reps.shape[1]} dimensions", describe(passage_reps))
+    if passages % queries:
+        raise refuse("passage_reps", f"must have B * (1 + K) rows, a multiple of B = {queries}", f"{passages} rows")
+
+
+def check_temperature(temperature: float | Tensor) -> None:
+    """A finite number above 0, or a floating point tensor of one element (its value is not read)."""
+    if not isinstance(temperature, Tensor):
+        positive_number("temperature", temperature)
+    elif temperature.numel() != 1 or not temperature.is_floating_point():
+        raise refuse("temperature", "must be a floating point tensor of one element", describe(temperature))
+
+
+def check_mask(mask: Tensor | None, queries: int, passages: int, device: torch.device) -> None:
+    """A bool tensor (B, N) on the representations' device, or None. Its values are not read."""
+    if mask is None:
+        return
+    rule = f"must be a bool tensor of shape ({queries}, {passages})"
+    if not isinstance(mask, Tensor):
+        raise refuse("mask", rule, type(mask).__name__)
+    if mask.dtype != torch.bool or tuple(mask.shape) != (queries, passages):
+        raise refuse("mask", rule, describe(mask))
+    if mask.device != device:
+        raise refuse("mask", f"must be on {device}", mask.device)
+
+
+def describe(tensor: Tensor) -> str:
+    """Shape and dtype in words, for an error message."""
+    return f"shape {tuple(tensor.shape)} of {tensor.dtype}"
