@@ -1,0 +1,85 @@
+"""Record and replay the random generators that a forward draws from.
+
+Dropout in the second forward must draw the masks of the first. Gao et al. 2021, section 3.3, and their code
+do this by putting the generators back; the state of *every* device that the inputs are on belongs to it.
+Python's and numpy's own generators are not recorded: a forward that draws from them cannot be replayed.
+"""
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
+
+
+class RandomState:
+    """The states of the CPU generator and of every other device given, as they were at `record`.
+
+    CPU and CUDA are tested; MPS follows torch's documentation and has not been run.
+    """
+
+    def __init__(self, states: dict[torch.device, Tensor], *, pretended: bool = False):
+        self._states = states
+        self.pretended = pretended
+
+    @classmethod
+    def record(cls, tensors: Iterable[Tensor]) -> "RandomState":
+        """The present states of the CPU's generator and of the devices that `tensors` are on.
+
+        Fake tensors draw nothing: then the generators are left alone, and a stand-in of the same bytes is
+        kept, so that a forecast counts what the real step will hold.
+        """
+        tensors = list(tensors)
+        pretended = any(isinstance(tensor, FakeTensor) for tensor in tensors)
+        devices = {torch.device("cpu")} | {tensor.device for tensor in tensors}
+        ordered = sorted((device for device in devices if device.type in _READERS), key=str)
+        states = {device: _stand_in(device) if pretended else _read(device) for device in ordered}
+        return cls(states, pretended=pretended)
+
+    @property
+    def tensors(self) -> tuple[Tensor, ...]:
+        """The recorded states: uint8 tensors, a few bytes on CUDA and some thousands for the CPU."""
+        return tuple(self._states.values())
+
+    def restore(self) -> None:
+        """Put every recorded generator back to its recorded state."""
+        if not self.pretended:
+            for device, state in self._states.items():
+                _write(device, state)
+
+    @contextmanager
+    def replay(self) -> Iterator[None]:
+        """Inside, the generators draw again what followed `record`; afterwards they are as before."""
+        before = RandomState({} if self.pretended else {device: _read(device) for device in self._states})
+        self.restore()
+        try:
+            yield
+        finally:
+            before.restore()
+
+
+_READERS = {
+    "cpu": 5056,
+    "cuda": 16,
+    "mps": 44,
+}  # bytes of one state, used only where a fake tensor stands for it
+
+
+def _read(device: torch.device) -> Tensor:
+    if device.type == "cpu":
+        return torch.get_rng_state()
+    return torch.cuda.get_rng_state(device) if device.type == "cuda" else torch.mps.get_rng_state()
+
+
+def _write(device: torch.device, state: Tensor) -> None:
+    if device.type == "cpu":
+        torch.set_rng_state(state)
+    elif device.type == "cuda":
+        torch.cuda.set_rng_state(state, device)
+    else:
+        torch.mps.set_rng_state(state)
+
+
+def _stand_in(device: torch.device) -> Tensor:
+    return torch.empty(_READERS[device.type], dtype=torch.uint8)
