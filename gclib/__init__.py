@@ -1,0 +1,23 @@
+"""gclib: contrastive training with batches far bigger than memory allows.
+
+Gradient caching (Gao et al. 2021) in `gclib.steps`, the loss in `gclib.losses`, and the bytes of both before and
+while they run in `gclib.forecast` and `gclib.ledger`. The training core loads neither plots nor widgets.
+"""
+
+from gclib.chunking import Chunk, plan_chunks
+from gclib.encoder import Encoder
+from gclib.losses import ContrastiveLoss, contrastive_loss
+from gclib.randomness import RandomState
+from gclib.steps import accumulation_step, grad_cache_step, naive_step
+
+__all__ = [
+    "Chunk",
+    "ContrastiveLoss",
+    "Encoder",
+    "RandomState",
+    "accumulation_step",
+    "contrastive_loss",
+    "grad_cache_step",
+    "naive_step",
+    "plan_chunks",
+]

@@ -1,0 +1,470 @@
+"""Three ways to a gradient, side by side: naive, accumulation, gradient cache.
+
+Gao et al. 2021 (arXiv 2101.06983). All three take the same arguments, add to `.grad` and return the detached loss; the
+caller zeroes, clips, unscales and steps.
+
+- `naive_step` encodes the whole batch with its graph: the gradient that the others are judged by.
+- `accumulation_step` gives each chunk a loss of its own: little memory, but in-batch negatives are lost, and the
+  gradient is another one.
+- `grad_cache_step` gives the gradient of the naive step in the memory of a chunk (section 3.3).
+
+Letters: B queries, K hard negatives per query, N = B * (1 + K) passages, D dimensions, C rows of a chunk,
+R retained chunks.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from gclib.chunking import Chunk, check_plan, choose_largest, plan_chunks
+from gclib.inputs import (
+    as_tower_list,
+    check_devices,
+    check_inputs,
+    encode,
+    named_tensors,
+    row_lengths,
+    take,
+    token_width,
+)
+from gclib.losses import check_mask, describe
+from gclib.randomness import RandomState
+from gclib.validation import int_at_least, positive_int, refuse
+
+OnPhase = Callable[..., None]
+BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
+
+
+@dataclass(frozen=True)
+class Tower:
+    """One encoder, the rows that it is given, and the plan to encode them by."""
+
+    number: int
+    encoder: Callable[..., Tensor]
+    inputs: Any
+    rows: int
+    width: int
+    plan: tuple[Chunk, ...] = ()
+
+
+@dataclass(frozen=True)
+class Job:
+    """One chunk of one tower, and whether its graph is kept after the first forward."""
+
+    tower: Tower
+    number: int
+    chunk: Chunk
+    retained: bool
+
+    def named(self) -> dict[str, int]:
+        """How on_phase names this piece of work."""
+        return {"tower": self.tower.number, "chunk": self.number, "chunks": len(self.tower.plan)}
+
+
+def naive_step(
+    encoders: Sequence[Callable[..., Tensor]],
+    inputs: Sequence[Any],
+    loss_fn: Callable[..., Tensor],
+    *,
+    mask: Tensor | None = None,
+    on_phase: OnPhase | None = None,
+    scaler: Any = None,
+) -> Tensor:
+    """Encode everything with its graph, take the loss, backpropagate. Memory grows with B.
+
+    encoders: one callable a tower (the same object twice: tied weights). inputs: one a tower, a Tensor, a tuple or a
+    mapping of Tensors with rows first. loss_fn(*reps) or loss_fn(*reps, mask=mask) -> scalar. mask: (B, N) bool,
+    True = left out of the denominator. on_phase(phase, *, tower, chunk, chunks, tensors) is called as each phase
+    begins; `tensors` are (kind, tensor) pairs for the ledger; raising from it stops the step. scaler: a GradScaler; it
+    scales once, at the loss.
+
+    Adds to .grad, returns the detached, unscaled loss. Raises ValueError before anything is computed or changed.
+    """
+    towers = _check_towers(encoders, inputs, loss_fn, mask, on_phase, scaler, batch_norm_allowed=True)
+    report = on_phase or _silent
+    with _generators_back_on_error(towers) as entry:
+        torch.clear_autocast_cache()
+        reps = []
+        for tower in towers:
+            report("first_forward", tower=tower.number, tensors=_batch(towers) + _states(entry) + _reps(reps))
+            reps.append(encode(tower.encoder, tower.inputs))
+        report("loss", tensors=_reps(reps))
+        loss = _loss(loss_fn, reps, mask)
+        report("backward")
+        _scaled(loss, scaler).backward()
+    return loss.detach()
+
+
+def accumulation_step(
+    encoders: Sequence[Callable[..., Tensor]],
+    inputs: Sequence[Any],
+    loss_fn: Callable[..., Tensor],
+    *,
+    chunk_size: int,
+    mask: Tensor | None = None,
+    on_phase: OnPhase | None = None,
+    scaler: Any = None,
+) -> Tensor:
+    """Backpropagate a loss for each chunk of queries, weighted by its share of the queries.
+
+    chunk_size: queries a chunk, each with its own 1 + K passages; the last may be short. The mask is cut to
+    each chunk's rows and columns. In-batch negatives from other chunks are lost, so this is *not* the gradient of
+    the naive step (Gao et al. 2021, section 3.2): it is the mean of the chunks' own gradients. Other arguments as in
+    `naive_step`.
+    """
+    towers = _check_towers(encoders, inputs, loss_fn, mask, on_phase, scaler)
+    size = positive_int("chunk_size", chunk_size)
+    queries = towers[0].rows
+    for tower in towers:
+        if tower.rows % queries:
+            raise refuse(f"inputs[{tower.number}]", f"must have a multiple of B = {queries} rows", f"{tower.rows} rows")
+    report = on_phase or _silent
+    chunks = plan_chunks([1] * queries, chunk_size=size, sort=False)
+    total = None
+    with _generators_back_on_error(towers) as entry:
+        torch.clear_autocast_cache()
+        report("first_forward", tensors=_batch(towers) + _states(entry))
+        for number, chunk in enumerate(chunks):
+            named = {"chunk": number, "chunks": len(chunks)}
+            part = _accumulate_chunk(towers, chunk, loss_fn, mask, report, scaler, named)
+            total = part if total is None else total + part
+    return total
+
+
+def grad_cache_step(
+    encoders: Sequence[Callable[..., Tensor]],
+    inputs: Sequence[Any],
+    loss_fn: Callable[..., Tensor],
+    *,
+    chunk_size: int | Sequence[int] | None = None,
+    chunk_tokens: int | Sequence[int] | None = None,
+    retain_chunks: int = 0,
+    sort_by_length: bool = True,
+    plan: Sequence[Any] | None = None,
+    mask: Tensor | None = None,
+    on_phase: OnPhase | None = None,
+    scaler: Any = None,
+) -> Tensor:
+    """The gradient of `naive_step` in the memory of one chunk (Gao et al. 2021, section 3.3).
+
+    Exactly one of: chunk_size, rows a chunk, one int or one a tower; chunk_tokens, padded tokens a chunk;
+    plan, ready chunks (a list of Chunk a tower). sort_by_length: rows of like length are encoded together and
+    trimmed (mappings with an attention mask; others are left as they are); loss and mask never see that order.
+    retain_chunks: R chunks, those with the most tokens, keep their graph and are encoded once; each row is encoded
+    2 - (retained rows / all rows) times. Their graphs live during the loss. Other arguments as in `naive_step`.
+
+    Holds, beside one chunk's graph: all representations, then their gradients (the cache), and each chunk's
+    generator states. An error or a raise from on_phase leaves the generators as at entry; `.grad` then holds what
+    had been added. BatchNorm in training mode is refused: its statistics would be a chunk's, and be updated twice.
+    """
+    towers = _check_towers(encoders, inputs, loss_fn, mask, on_phase, scaler)
+    retain = int_at_least("retain_chunks", retain_chunks, 0)
+    towers = _planned(towers, chunk_size, chunk_tokens, plan, sort_by_length)
+    jobs = schedule([tower.plan for tower in towers], retain)
+    jobs = [Job(towers[tower], number, towers[tower].plan[number], kept) for tower, number, kept in jobs]
+    report = on_phase or _silent
+    with _generators_back_on_error(towers) as entry:
+        states: list[RandomState] = []
+        graphs: list[Tensor] = []
+        report("first_forward", tensors=_batch(towers) + _states(entry))
+        reps = first_forward(towers, jobs, states, graphs, report)
+        loss = cache_gradients(reps, loss_fn, mask, scaler, report)
+        caches = [rep.grad for rep in reps]
+        del reps
+        backward_retained(jobs, graphs, caches, report)
+        replay(jobs, states, caches, report)
+    return loss
+
+
+def schedule(plans: Sequence[Sequence[Chunk]], retain: int) -> list[tuple[int, int, bool]]:
+    """(tower, chunk, retained) in the order of the first forward: those that are encoded twice, then the retained.
+
+    The retained come last so that no other chunk is encoded beside their graphs.
+    """
+    kept = choose_largest(plans, retain)
+    places = [(tower, chunk) for tower, plan in enumerate(plans) for chunk in range(len(plan))]
+    return sorted(((*place, place in kept) for place in places), key=lambda place: place[2])
+
+
+def first_forward(
+    towers: Sequence[Tower], jobs: Sequence[Job], states: list, graphs: list, report: OnPhase
+) -> list[Tensor]:
+    """Step 1: every representation, without a graph (retained chunks: with). Equation (8)'s f(s_i), g(t_j).
+
+    Fills `states`, one RandomState a job, and `graphs`, the retained chunks' outputs. Returns one leaf a tower.
+    """
+    reps: list[Tensor | None] = [None] * len(towers)
+    previous = None
+    for job in jobs:
+        if previous != (job.tower.number, job.retained):
+            torch.clear_autocast_cache()  # casts made without a graph must not serve a forward that needs one
+            previous = (job.tower.number, job.retained)
+        states.append(_generators([job.tower]))
+        report("first_forward", **job.named(), tensors=_reps(reps) + _states(states[-1]))
+        with torch.set_grad_enabled(job.retained):
+            output = encode(job.tower.encoder, take(job.tower.inputs, job.chunk))
+        reps[job.tower.number] = _put(reps[job.tower.number], output.detach(), job)
+        if job.retained:
+            graphs.append(output)
+        del output
+    return [rep.requires_grad_() for rep in reps]
+
+
+def cache_gradients(
+    reps: Sequence[Tensor], loss_fn: Callable[..., Tensor], mask: Tensor | None, scaler: Any, report: OnPhase
+) -> Tensor:
+    """Step 2: the loss, and its gradient at the representations: u_i = dL/df(s_i), v_j = dL/dg(t_j), equations (5)-(7).
+
+    The cache is left in each representation's .grad; the loss's own parameters get their gradient here, once.
+    """
+    report("loss", tensors=_reps(reps))
+    loss = _loss(loss_fn, reps, mask)
+    _scaled(loss, scaler).backward()
+    return loss.detach()
+
+
+def backward_retained(
+    jobs: Sequence[Job], graphs: list[Tensor], caches: Sequence[Tensor | None], report: OnPhase
+) -> None:
+    """Step 3 for the retained chunks: their graphs are there; backpropagate the cached gradients and let go."""
+    for job in (job for job in jobs if job.retained):
+        report("backward", **job.named(), tensors=_named("cache", caches))
+        _backpropagate(graphs.pop(0), caches[job.tower.number], job.chunk)
+
+
+def replay(
+    jobs: Sequence[Job], states: Sequence[RandomState], caches: Sequence[Tensor | None], report: OnPhase
+) -> None:
+    """Step 3: encode each chunk again, with its graph and the first forward's randomness; equations (8)-(9).
+
+    The surrogate r . u has the gradient (dr/dtheta)^T u; backpropagating u from r is that product, without
+    the multiplication.
+    """
+    drawn = _generators([job.tower for job in jobs])
+    previous = None
+    for job, state in zip(jobs, states, strict=True):
+        if job.retained or not _needs_gradient(job.tower, caches):
+            continue
+        if previous != job.tower.number:
+            torch.clear_autocast_cache()
+            previous = job.tower.number
+        report("replay", **job.named(), tensors=_named("cache", caches) + _states(drawn))
+        state.restore()
+        _replay_chunk(job, caches[job.tower.number])
+    drawn.restore()
+
+
+def _replay_chunk(job: Job, cache: Tensor) -> None:
+    output = encode(job.tower.encoder, take(job.tower.inputs, job.chunk))
+    _backpropagate(output, cache, job.chunk)
+
+
+def _backpropagate(output: Tensor, cache: Tensor | None, chunk: Chunk) -> None:
+    """Backpropagate the chunk's rows of the cache from its representations."""
+    if cache is None or not output.requires_grad:
+        return
+    rows = cache[chunk.index(cache.device)]
+    output.backward(rows[:, : output.shape[1]] if output.ndim == 3 else rows)
+
+
+def _put(reps: Tensor | None, output: Tensor, job: Job) -> Tensor:
+    """Write a chunk's representations into their own rows of the tower's; token representations are zero-padded."""
+    if reps is None:
+        shape = list(output.shape)
+        shape[0] = job.tower.rows
+        if output.ndim == 3 and output.shape[1] == job.chunk.width and job.tower.width:
+            shape[1] = job.tower.width
+        reps = output.new_zeros(shape)
+    place = (job.chunk.index(output.device),)
+    if output.ndim == 3:
+        place = (*place, slice(output.shape[1]))
+    reps[place] = output
+    return reps
+
+
+def _accumulate_chunk(
+    towers: Sequence[Tower],
+    chunk: Chunk,
+    loss_fn: Callable,
+    mask: Tensor | None,
+    report: OnPhase,
+    scaler: Any,
+    named: dict,
+) -> Tensor:
+    queries = towers[0].rows
+    first, last = chunk.rows[0], chunk.rows[-1] + 1
+    spans = [slice(first * tower.rows // queries, last * tower.rows // queries) for tower in towers]
+    part = mask[spans[0], spans[1]] if mask is not None else None
+    reps = []
+    for tower, span in zip(towers, spans, strict=True):
+        report("first_forward", tower=tower.number, **named, tensors=_reps(reps))
+        rows = Chunk(tuple(range(span.start, span.stop)), tower.width)
+        reps.append(encode(tower.encoder, take(tower.inputs, rows)))
+    report("loss", **named, tensors=_reps(reps))
+    loss = _loss(loss_fn, reps, part) * ((last - first) / queries)
+    report("backward", **named)
+    _scaled(loss, scaler).backward()
+    return loss.detach()
+
+
+def _loss(loss_fn: Callable[..., Tensor], reps: Sequence[Tensor], mask: Tensor | None) -> Tensor:
+    loss = loss_fn(*reps) if mask is None else loss_fn(*reps, mask=mask)
+    if not isinstance(loss, Tensor) or loss.numel() != 1 or not loss.is_floating_point():
+        got = describe(loss) if isinstance(loss, Tensor) else type(loss).__name__
+        raise refuse("loss_fn", "must return one floating point number as a tensor", got)
+    if not loss.requires_grad:
+        raise refuse("loss_fn", "must return a loss that depends on the representations", "a loss without a graph")
+    return loss
+
+
+def _scaled(loss: Tensor, scaler: Any) -> Tensor:
+    return loss if scaler is None else scaler.scale(loss)
+
+
+def _check_towers(
+    encoders: Any,
+    inputs: Any,
+    loss_fn: Any,
+    mask: Any,
+    on_phase: Any,
+    scaler: Any,
+    *,
+    batch_norm_allowed: bool = False,
+) -> list[Tower]:
+    """All that every step asks of its arguments, before anything is computed."""
+    for name, value in (("encoders", encoders), ("inputs", inputs)):
+        if not isinstance(value, (list, tuple)) or len(value) == 0:
+            raise refuse(name, "must be a list or tuple with one entry for each tower", type(value).__name__)
+    if len(encoders) != len(inputs):
+        raise refuse("inputs", f"must be one for each of the {len(encoders)} towers", f"{len(inputs)} inputs")
+    for name, value in (("loss_fn", loss_fn), ("on_phase", on_phase)):
+        if not callable(value) and not (name == "on_phase" and value is None):
+            raise refuse(name, "must be callable", type(value).__name__)
+    if scaler is not None and not callable(getattr(scaler, "scale", None)):
+        raise refuse("scaler", "must have a scale(loss) method, as torch.amp.GradScaler has", type(scaler).__name__)
+    towers = []
+    for number, (encoder, given) in enumerate(zip(encoders, inputs, strict=True)):
+        if not callable(encoder):
+            raise refuse(f"encoders[{number}]", "must be callable", type(encoder).__name__)
+        rows = check_inputs(given, number)
+        check_devices(encoder, given, number)
+        if not batch_norm_allowed:
+            _refuse_batch_norm(encoder, number)
+        towers.append(Tower(number, encoder, given, rows, token_width(given) or 0))
+    _check_step_mask(mask, towers)
+    return towers
+
+
+def _check_step_mask(mask: Tensor | None, towers: Sequence[Tower]) -> None:
+    if mask is None:
+        return
+    queries = towers[0].rows
+    passages = towers[1].rows if len(towers) > 1 else queries
+    device = next(iter(named_tensors(towers[0].inputs).values())).device
+    check_mask(mask, queries, passages, device)
+    if isinstance(mask, torch._subclasses.FakeTensor) or passages % queries:
+        return
+    excluded = mask[torch.arange(queries), torch.arange(queries) * (passages // queries)].any()
+    if bool(excluded):
+        raise refuse("mask", "must not leave out a positive (query i, passage i * (1 + K))", "a mask that does")
+
+
+def _refuse_batch_norm(encoder: Any, number: int) -> None:
+    modules = encoder.modules() if isinstance(encoder, nn.Module) else ()
+    if any(isinstance(module, BATCH_NORMS) and module.training for module in modules):
+        raise refuse(
+            f"encoders[{number}]",
+            "must not hold BatchNorm in training mode: its statistics would be those of a chunk, updated twice. "
+            "Put these layers into eval mode, or use LayerNorm or GroupNorm",
+            "BatchNorm in training mode",
+        )
+
+
+def _planned(
+    towers: Sequence[Tower], chunk_size: Any, chunk_tokens: Any, plan: Any, sort_by_length: bool
+) -> list[Tower]:
+    """Each tower with its chunks: settled here, in plain ints, so that the step itself reads no value."""
+    given = {"chunk_size": chunk_size, "chunk_tokens": chunk_tokens, "plan": plan}
+    chosen = [name for name, value in given.items() if value is not None]
+    if len(chosen) != 1:
+        raise refuse("chunk_size", "chunk_tokens or plan: exactly one must be given", ", ".join(chosen) or None)
+    if plan is not None:
+        return [_with_plan(tower, part) for tower, part in zip(towers, _split_plan(plan, towers), strict=True)]
+    values = as_tower_list(chosen[0], given[chosen[0]], len(towers))
+    values = [positive_int(chosen[0], value) for value in values]
+    planned = []
+    for tower, value in zip(towers, values, strict=True):
+        lengths = row_lengths(tower.inputs) if sort_by_length else None
+        sort = lengths is not None
+        lengths = lengths or [tower.width or 1] * tower.rows
+        planned.append(_with_plan(tower, plan_chunks(lengths, sort=sort, **{chosen[0]: value})))
+    return planned
+
+
+def _split_plan(plan: Any, towers: Sequence[Tower]) -> list[Sequence[Chunk]]:
+    if not isinstance(plan, (list, tuple)) or len(plan) == 0:
+        raise refuse("plan", "must be a list of Chunk for each tower", type(plan).__name__)
+    parts = [plan] if all(isinstance(entry, Chunk) for entry in plan) else list(plan)
+    if len(parts) != len(towers) or not all(isinstance(part, (list, tuple)) for part in parts):
+        raise refuse("plan", f"must be a list of Chunk for each of the {len(towers)} towers", f"{len(parts)} parts")
+    return parts
+
+
+def _with_plan(tower: Tower, plan: Sequence[Chunk]) -> Tower:
+    checked = check_plan(plan, tower.rows, tower.width or max((chunk.width for chunk in plan), default=1))
+    return Tower(tower.number, tower.encoder, tower.inputs, tower.rows, tower.width, tuple(checked))
+
+
+def _needs_gradient(tower: Tower, caches: Sequence[Tensor | None]) -> bool:
+    """False where a second forward would change nothing: no cached gradient, or a frozen tower."""
+    if caches[tower.number] is None:
+        return False
+    if not isinstance(tower.encoder, nn.Module):
+        return True
+    leaves = [*tower.encoder.parameters(), *named_tensors(tower.inputs).values()]
+    return any(leaf.requires_grad for leaf in leaves)
+
+
+def _placed(tower: Tower) -> list[Tensor]:
+    """Tensors whose devices' generators the tower's forward may draw from: its inputs and parameters."""
+    parameters = list(tower.encoder.parameters()) if isinstance(tower.encoder, nn.Module) else []
+    return [*named_tensors(tower.inputs).values(), *parameters]
+
+
+def _generators(towers: Sequence[Tower]) -> RandomState:
+    return RandomState.record([tensor for tower in towers for tensor in _placed(tower)])
+
+
+@contextmanager
+def _generators_back_on_error(towers: Sequence[Tower]) -> Iterator[RandomState]:
+    """After an error or an interrupt, the generators are as at entry. After success they have moved on."""
+    before = _generators(towers)
+    try:
+        yield before
+    except BaseException:
+        before.restore()
+        raise
+
+
+def _batch(towers: Sequence[Tower]) -> list[tuple[str, Tensor]]:
+    return [("inputs", tensor) for tower in towers for tensor in named_tensors(tower.inputs).values()]
+
+
+def _states(state: RandomState) -> list[tuple[str, Tensor]]:
+    return [("random states", tensor) for tensor in state.tensors]
+
+
+def _reps(reps: Sequence[Tensor | None]) -> list[tuple[str, Tensor]]:
+    return _named("representations", reps)
+
+
+def _named(kind: str, tensors: Sequence[Tensor | None]) -> list[tuple[str, Tensor]]:
+    return [(kind, tensor) for tensor in tensors if tensor is not None]
+
+
+def _silent(phase: str, **named: Any) -> None:
+    """The on_phase of a caller that asked for none."""
