@@ -46,8 +46,7 @@ chance_loss = Exercise(
         ),
         Misconception(
             "hard negatives of one query only",
-            "That is log(B + K): a query sees the hard negatives of every query in the batch, not only its "
-            "own.",
+            "That is log(B + K): a query sees the hard negatives of every query in the batch, not only its own.",
             lambda batch_size, hard_negatives: math.log(batch_size + hard_negatives),
         ),
         Misconception(
@@ -123,8 +122,7 @@ def _without_positive(query_reps: Tensor, passage_reps: Tensor, temperature: flo
 info_nce = Exercise(
     chapter=1,
     name="info_nce",
-    spec="the loss of equation (1), averaged over the B queries; passage i is the positive of query i (a "
-    "scalar).",
+    spec="the loss of equation (1), averaged over the B queries; passage i is the positive of query i (a scalar).",
     line_budget=3,
     oracle=_reference_info_nce,
     makers=(_ordinary_reps, _sharp_reps),
@@ -159,8 +157,7 @@ info_nce = Exercise(
         ),
         Misconception(
             "mean over all pairs",
-            "It looks as if the sum is divided by B * B: only B of the entries are positives, so divide by "
-            "B.",
+            "It looks as if the sum is divided by B * B: only B of the entries are positives, so divide by B.",
             lambda q, p, t: _cross_entropy(_logits(q, p, t)) / len(q),
         ),
         Misconception(
@@ -170,8 +167,7 @@ info_nce = Exercise(
         ),
         Misconception(
             "softmax twice",
-            "It looks as if a softmax is taken before the cross entropy: F.cross_entropy takes the logits "
-            "themselves.",
+            "It looks as if a softmax is taken before the cross entropy: F.cross_entropy takes the logits themselves.",
             lambda q, p, t: _cross_entropy(_logits(q, p, t).softmax(dim=1)),
         ),
         Misconception(
@@ -217,8 +213,7 @@ labels_with_hard_negatives = Exercise(
     misconceptions=(
         Misconception(
             "labels without hard negatives",
-            "Those are 0, 1, 2, ...: right without hard negatives, but with K > 0 column 1 is a hard "
-            "negative.",
+            "Those are 0, 1, 2, ...: right without hard negatives, but with K > 0 column 1 is a hard negative.",
             lambda batch_size, hard_negatives: torch.arange(batch_size),
         ),
         Misconception(
@@ -228,8 +223,7 @@ labels_with_hard_negatives = Exercise(
         ),
         Misconception(
             "positive last",
-            "Those are the last columns of each group: the positive comes first, its hard negatives after "
-            "it.",
+            "Those are the last columns of each group: the positive comes first, its hard negatives after it.",
             lambda batch_size, hard_negatives: torch.arange(1, batch_size + 1) * (1 + hard_negatives) - 1,
         ),
         Misconception(
@@ -239,8 +233,7 @@ labels_with_hard_negatives = Exercise(
         ),
         Misconception(
             "place within the group",
-            "All zero: that is the positive's place in its own group, but the softmax runs over all N "
-            "columns.",
+            "All zero: that is the positive's place in its own group, but the softmax runs over all N columns.",
             lambda batch_size, hard_negatives: torch.zeros(batch_size, dtype=torch.int64),
         ),
         Misconception(
@@ -283,9 +276,7 @@ def _texts_without_hard_negatives(rng: np.random.Generator) -> Inputs:
 def _mask(queries: list[str], passages: list[str], rule) -> Tensor:
     """The (B, N) mask of `rule(i, j, own, group)`: passage j for query i whose positive is passage `own`."""
     group = len(passages) // len(queries)
-    return torch.tensor(
-        [[rule(i, j, i * group, group) for j in range(len(passages))] for i in range(len(queries))]
-    )
+    return torch.tensor([[rule(i, j, i * group, group) for j in range(len(passages))] for i in range(len(queries))])
 
 
 def _reference_mask(queries: list[str], passages: list[str]) -> Tensor:
@@ -306,8 +297,7 @@ def _mask_with_whole_groups(queries: list[str], passages: list[str]) -> Tensor:
         queries,
         passages,
         lambda i, j, own, group: (
-            j != own
-            and (passages[j] == passages[own] or (j // group != i and queries[j // group] == queries[i]))
+            j != own and (passages[j] == passages[own] or (j // group != i and queries[j // group] == queries[i]))
         ),
     )
 
@@ -359,8 +349,7 @@ false_negative_mask = Exercise(
         ),
         Misconception(
             "hard negatives of a twin masked",
-            "For a query that is asked twice, the other's hard negatives are masked too: only its positive "
-            "is right.",
+            "For a query that is asked twice, the other's hard negatives are masked too: only its positive is right.",
             _mask_with_whole_groups,
         ),
         Misconception(
@@ -377,8 +366,7 @@ false_negative_mask = Exercise(
         ),
     ),
     hints=(
-        "N / B = 1 + K gives you the group, and i * (1 + K) the positive of query i. Start from an "
-        "all-False mask.",
+        "N / B = 1 + K gives you the group, and i * (1 + K) the positive of query i. Start from an all-False mask.",
         "Two reasons to mask: passages[j] == passages[i * (1 + K)], or j is the positive of a query that "
         "equals queries[i]. In both, j is not i * (1 + K).",
         "Loop over i and j: mask[i, j] = j != own and (passages[j] == passages[own] or (j % group == 0 and "

@@ -20,6 +20,7 @@ import textwrap
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from types import ModuleType
 
 import numpy as np
 
@@ -28,7 +29,7 @@ from .comparing import describe
 from .judging import Case, Maker, Misconception, Verdict, judge_cases, run_case
 from .running import generators_kept
 
-__all__ = ["Exercise", "Misconception", "Verdict", "count_lines"]
+__all__ = ["Exercise", "Misconception", "Verdict", "count_lines", "exercises_of"]
 
 
 @dataclass(frozen=True)
@@ -123,6 +124,11 @@ class Exercise:
         if wrong_tries > len(self.hints):
             lines.append(f"A worked answer is in notebooks/solutions/{self.chapter:02d}_*.ipynb.")
         return "\n".join(lines)
+
+
+def exercises_of(module: ModuleType) -> list[Exercise]:
+    """The exercises that a chapter's module declares, in its order."""
+    return [value for value in vars(module).values() if isinstance(value, Exercise)]
 
 
 def _lines(count: int) -> str:

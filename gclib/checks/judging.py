@@ -48,9 +48,7 @@ class Case:
     seed: int
 
 
-def run_case(
-    exercise: "Exercise", function: Callable, inputs: Inputs, seed: int
-) -> tuple[object, dict, str | None]:
+def run_case(exercise: "Exercise", function: Callable, inputs: Inputs, seed: int) -> tuple[object, dict, str | None]:
     """What `function` does with a copy of `inputs`: outcome, gradients, name of an input it changed."""
     leaves, given = {}, {}
     for name, value in inputs.items():
@@ -160,8 +158,7 @@ def _recognise(exercise: "Exercise", cases: list[Case], found: list[object]) -> 
     """The first misconception that gives what the answer gave, on every one of these inputs."""
     for misconception in exercise.misconceptions:
         same = (
-            _difference(exercise, run_case(exercise, misconception.wrong, case.inputs, case.seed)[0], value)
-            is None
+            _difference(exercise, run_case(exercise, misconception.wrong, case.inputs, case.seed)[0], value) is None
             for case, value in zip(cases, found, strict=True)
         )
         if all(same):

@@ -74,8 +74,8 @@ def predict(
 ) -> "ipywidgets.VBox":
     """A widget that asks `question` and keeps the answer: one of `options`, or a number in `unit`.
 
-    Its attributes `answer`, `keep` (a button) and `status` work from the keyboard alone. An earlier prediction
-    is shown and can be changed. Raises ValueError unless exactly one of `options` and `unit` is given.
+    Its attributes `answer`, `keep` (a button) and `status` work from the keyboard alone. An earlier
+    prediction is shown and can be changed. Raises ValueError unless exactly one of `options` and `unit` is given.
     """
     _check_question(chapter, key, question, options, unit)
     import ipywidgets as widgets
@@ -116,9 +116,7 @@ def _keep(chapter: int, key: str, answer: "ipywidgets.DOMWidget", status: "ipywi
     status.value = f"Kept: {escape(_told(kept))}. Go on, and see."
 
 
-def _check_question(
-    chapter: int, key: str, question: str, options: Sequence[str] | None, unit: str | None
-) -> None:
+def _check_question(chapter: int, key: str, question: str, options: Sequence[str] | None, unit: str | None) -> None:
     _chapter_name(chapter)
     _check_key(key)
     if not isinstance(question, str) or not question.strip():

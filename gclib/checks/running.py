@@ -57,9 +57,7 @@ def _stop(thread: threading.Thread, tries: int = 20) -> bool:
     for _ in range(tries):
         if not thread.is_alive():
             return True
-        ctypes.pythonapi.PyThreadState_SetAsyncExc(
-            ctypes.c_ulong(thread.ident), ctypes.py_object(StoppedAnswer)
-        )
+        ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread.ident), ctypes.py_object(StoppedAnswer))
         thread.join(0.05)
     return not thread.is_alive()
 

@@ -1,0 +1,123 @@
+"""Predictions: kept, recalled, shown back, and asked by a widget that refuses what cannot be kept."""
+
+import json
+import math
+
+import pytest
+
+from gclib.checks.predictions import predict, recall, record_prediction, show_back
+
+
+@pytest.fixture(autouse=True)
+def own_progress(monkeypatch, tmp_path):
+    monkeypatch.setenv("GCLIB_PROGRESS_FOLDER", str(tmp_path))
+    return tmp_path
+
+
+def test_predictions_are_kept_by_chapter_and_replaced():
+    assert recall(1) == {}
+    record_prediction(1, "loss", 4)
+    record_prediction(1, "loss", 4.5)
+    record_prediction(1, "direction", "falls")
+    record_prediction(2, "loss", 1.0)
+    assert recall(1) == {"loss": 4.5, "direction": "falls"}
+    assert recall(2) == {"loss": 1.0}
+
+
+def test_a_damaged_record_reads_as_none(own_progress):
+    for text in ("{", '{"ch01": 3}', '{"ch01": {"loss": 3}}'):
+        (own_progress / "predictions.json").write_text(text)
+        assert recall(1) == {}
+    record_prediction(1, "loss", 2.0)
+    assert recall(1) == {"loss": 2.0}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        ((-1, "loss", 1.0), "chapter"),
+        (("1", "loss", 1.0), "chapter"),
+        ((1, "", 1.0), "key"),
+        ((1, 3, 1.0), "key"),
+        ((1, "loss", math.nan), "value"),
+        ((1, "loss", True), "value"),
+        ((1, "loss", [1.0]), "value"),
+    ],
+)
+def test_what_cannot_be_kept_is_refused(own_progress, arguments, named):
+    with pytest.raises(ValueError, match=f"^{named} "):
+        record_prediction(*arguments)
+    assert list(own_progress.iterdir()) == []
+
+
+def test_predictions_are_shown_back(capsys):
+    show_back(1, "loss", 4.852, unit="nats")
+    record_prediction(1, "loss", 9.704)
+    record_prediction(1, "tokens", 24_000)
+    record_prediction(1, "direction", "it falls")
+    show_back(1, "loss", 4.852, unit="nats")
+    show_back(1, "tokens", 12_000)
+    show_back(1, "direction", "it rises")
+    assert capsys.readouterr().out.splitlines() == [
+        "You made no prediction here. Measured: 4.85 nats.",
+        "You predicted 9.7 nats. Measured: 4.85 nats.",
+        "That is within a factor of 2.",
+        "You predicted 24,000. Measured: 12,000.",
+        "That is within a factor of 2.",
+        "You predicted it falls. Measured: it rises.",
+    ]
+
+
+def test_the_widget_keeps_a_number():
+    box = predict(1, "loss", "How large is the loss?", unit="nats")
+    box.keep.click()
+    assert box.status.value == "Type a number first." and recall(1) == {}
+    box.answer.value = "about four"
+    box.keep.click()
+    assert box.status.value.startswith("That is not a number") and recall(1) == {}
+    box.answer.value = "nan"
+    box.keep.click()
+    assert box.status.value.startswith("That is not a number") and recall(1) == {}
+    box.answer.value = " 1,200.5 "
+    box.keep.click()
+    assert recall(1) == {"loss": 1200.5} and box.status.value.startswith("Kept: ")
+
+
+def test_the_widget_keeps_a_choice_and_shows_it_again():
+    options = ["it falls", "it rises"]
+    box = predict(1, "direction", "Which way?", options=options)
+    assert box.answer.value is None
+    box.keep.click()
+    assert box.status.value == "Choose an answer first."
+    box.answer.value = "it rises"
+    box.keep.click()
+    again = predict(1, "direction", "Which way?", options=options)
+    assert again.answer.value == "it rises" and "Kept earlier" in again.status.value
+    assert predict(1, "direction", "Which way?", options=["yes", "no"]).answer.value is None
+
+
+def test_the_question_is_shown_as_text():
+    assert "&lt;b&gt;" in predict(1, "k", "Is <b> bold?", unit="x").children[0].value
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({"question": " "}, "question"),
+        ({"options": ["a", "b"]}, "options"),
+        ({"unit": None}, "options"),
+        ({"unit": None, "options": ["a"]}, "options"),
+        ({"unit": None, "options": "ab"}, "options"),
+        ({"chapter": 1.5}, "chapter"),
+        ({"key": ""}, "key"),
+    ],
+)
+def test_a_bad_question_is_refused(change, named):
+    with pytest.raises(ValueError, match=f"^{named} "):
+        predict(**({"chapter": 1, "key": "k", "question": "Why?", "unit": "x"} | change))
+
+
+def test_the_record_is_readable_json(own_progress):
+    record_prediction(1, "loss", 4)
+    entry = json.loads((own_progress / "predictions.json").read_text())["ch01"]["loss"]
+    assert entry["value"] == 4.0 and entry["when"].endswith("+00:00")
