@@ -3,13 +3,8 @@
 Nothing here needs Jupyter or a browser, so tests/gpu also runs where neither is installed.
 """
 
+import importlib.util
 import os
-
-os.environ["GCLIB_CHECK_SHAPES"] = "1"  # read by gclib.shapes when gclib is first imported
-os.environ["OMP_NUM_THREADS"] = "1"  # for the processes that a test starts
-os.environ["HF_HUB_OFFLINE"] = "1"
-os.environ["TOKENIZERS_PARALLELISM"] = "false"
-
 import random
 from pathlib import Path
 
@@ -19,6 +14,12 @@ import torch
 from hypothesis import HealthCheck, settings
 
 TESTS = Path(__file__).parent
+HAVE_BEARTYPE = importlib.util.find_spec("beartype") is not None
+
+os.environ["GCLIB_CHECK_SHAPES"] = str(int(HAVE_BEARTYPE))  # read when gclib is first imported
+os.environ["OMP_NUM_THREADS"] = "1"  # for the processes that a test starts
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
 # `pytest --hypothesis-profile=NAME`. The default is a share of the cases; "deep" runs ten times as many.
 for name, cases in {"quick": 15, "default": 100, "deep": 1000}.items():
@@ -35,6 +36,10 @@ settings.load_profile("default")
 
 def pytest_configure(config):
     torch.set_num_threads(1)
+
+
+def pytest_report_header(config):
+    return "gclib: shapes are " + ("checked" if HAVE_BEARTYPE else "not checked (beartype is not installed)")
 
 
 def pytest_collection_modifyitems(config, items):
