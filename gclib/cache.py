@@ -1,0 +1,75 @@
+"""Files that survive a crash: written under a temporary name, renamed when whole, checked when read.
+
+A file is one JSON header line (its own checksum among it), then the body. Two processes that write the
+same file at once each write their own temporary one; the last rename wins, and readers see a whole file always.
+"""
+
+import contextlib
+import hashlib
+import json
+import os
+import tempfile
+import time
+from pathlib import Path
+
+STALE_SECONDS = 3_600
+
+
+class DamagedFile(Exception):
+    """A cached file that was cut, changed, or written by other rules."""
+
+
+def cache_folder() -> Path:
+    """Where built things are kept: `$GCLIB_CACHE`, else data/cache of the checkout, else the user's cache folder."""
+    chosen = os.environ.get("GCLIB_CACHE")
+    if chosen:
+        return Path(chosen)
+    checkout = Path(__file__).resolve().parent.parent
+    if (checkout / "data" / "README.md").is_file() and (checkout / "pyproject.toml").is_file():
+        return checkout / "data" / "cache"
+    home = os.environ.get("XDG_CACHE_HOME") or os.environ.get("LOCALAPPDATA") or Path.home() / ".cache"
+    return Path(home) / "gclib"
+
+
+def write_checked(path: Path, header: dict, body: bytes) -> None:
+    """Write the header (with the body's size and checksum added) and the body; all of it or nothing."""
+    stamped = {**header, "bytes": len(body), "sha256": hashlib.sha256(body).hexdigest()}
+    write_atomically(path, json.dumps(stamped).encode() + b"\n" + body)
+
+
+def read_checked(path: Path) -> tuple[dict, bytes]:
+    """The header and the body. Raises `FileNotFoundError`, or `DamagedFile` saying what is wrong."""
+    first, newline, body = path.read_bytes().partition(b"\n")
+    try:
+        header = json.loads(first)
+        expected = header["bytes"], header["sha256"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise DamagedFile(f"{path.name}: the header can't be read") from error
+    if (len(body), hashlib.sha256(body).hexdigest()) != expected:
+        raise DamagedFile(f"{path.name}: {len(body)} bytes that don't match the checksum in the header")
+    return header, body
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Write `content` under a temporary name beside `path`, then rename it over `path`."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    _remove_stale_parts(path.parent)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            os.unlink(temporary)
+        raise
+
+
+def _remove_stale_parts(folder: Path) -> None:
+    """Remove what a process left that was ended in the middle of writing, an hour ago or more."""
+    for part in folder.glob(".*.part"):
+        with contextlib.suppress(OSError):
+            if time.time() - part.stat().st_mtime > STALE_SECONDS:
+                part.unlink()
