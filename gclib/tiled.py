@@ -135,8 +135,8 @@ class _Logits:
                 yield _Tile(rows, columns, slot, slice(start, stop, self.group))
 
     def queries(self, rows: slice) -> Tensor:
-        """(R, D): queries over temperature, so that a tile of logits is one matrix product."""
-        return self.query_reps[rows].to(self.dtype) / self.temperature
+        """(R, D): one block of queries, as they are."""
+        return self.query_reps[rows].to(self.dtype)
 
     def passages(self, tile: _Tile) -> Tensor:
         """(C, D): the tile's passages, as they are."""
@@ -145,7 +145,7 @@ class _Logits:
     def compute(self, tile: _Tile, queries: Tensor, passages: Tensor) -> Tensor:
         """(R, C): the tile's logits in the buffer (the next tile overwrites it), masked ones at minus infinity."""
         shape = queries.shape[0], passages.shape[0]
-        logits = torch.mm(queries, passages.T, out=_shaped(self.buffer, shape))
+        logits = torch.mm(queries, passages.T, out=_shaped(self.buffer, shape)).div_(self.temperature)
         if self.mask is not None:
             logits.masked_fill_(self.mask[tile.rows, tile.passages], -torch.inf)
         return logits
@@ -225,7 +225,7 @@ class _Gradients:
         )
 
     def take_rows(self, rows: slice, of_rows: Tensor, queries: Tensor) -> None:
-        """Take a finished block of dLoss/dq; dLoss/dt is -sum(dLoss/dz z) / t = -sum(dLoss/dq q) / t."""
+        """A finished block of dLoss/dq holds its share of dLoss/dt = -sum(dLoss/dz z) / t = -sum(dLoss/dq q) / t."""
         if self.queries is not None:
             self.queries[rows] = of_rows
         if self.temperature is not None:
@@ -237,7 +237,7 @@ class _Gradients:
         if passages is not None:
             passages = passages.to(logits.passage_reps.dtype)
         if temperature is not None:
-            temperature = temperature.to(logits.temperature).reshape(logits.temperature.shape)
+            temperature = (temperature / logits.temperature).to(logits.temperature)
         return self.queries, passages, temperature
 
 
@@ -245,7 +245,7 @@ def _backward(
     logits: _Logits, directions: list[_LogSumExp], gradient_of_loss: Tensor, wanted: Sequence[bool]
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
     """The gradients of queries, passages and temperature: equations (6)-(8), every tile computed a second time."""
-    weight = gradient_of_loss / (len(directions) * logits.batch_size)
+    weight = gradient_of_loss / (len(directions) * logits.batch_size) / logits.temperature
     scales = [weight / direction.total for direction in directions]
     scratch = torch.empty_like(logits.buffer) if len(directions) > 1 else logits.buffer
     gradients = _Gradients.zeros(logits, wanted)
@@ -260,7 +260,7 @@ def _backward(
                 _add_product(gradients.passages[tile.passages], of_logits.T, queries)
             if gradients.queries is not None or gradients.temperature is not None:
                 _add_product(of_rows, of_logits, passages)
-        gradients.take_rows(rows, of_rows / logits.temperature, queries)
+        gradients.take_rows(rows, of_rows, queries)
     return gradients.like_inputs(logits)
 
 
@@ -274,8 +274,9 @@ def _gradient_of_logits(
 ) -> Float[Tensor, "R C"]:
     """dLoss/dlogits of one tile, in place of the logits or in `scratch`.
 
-    The sum over directions of weight * (p - 1[positive]), with p = numerator / total and scale = weight / total.
-    A total holds exp(0) = 1 for its largest logit, so saturated logits divide nothing by 0.
+    Over the temperature already: the sum over directions of weight * (p - 1[positive]), where p = numerator / total,
+    weight = 1 / (temperature * directions * B) and scale = weight / total. A total holds exp(0) = 1 for its
+    largest logit, so saturated logits divide nothing by 0.
     """
     of_columns = None
     if len(directions) > 1 and tile.slot == 0:
