@@ -1,0 +1,390 @@
+"""The memory of a step that is never run: will it fit, before anything is allocated.
+
+`forecast_step` lays the laws of `gclib.laws` end to end in the order in which the step works. What it says of a padded
+batch is, byte for byte, what the ledger says of the same step really run on the CPU.
+
+On a GPU expect more: attention kernels keep other tensors, cuBLAS takes a workspace, the allocator rounds up to 512
+bytes. That difference has not been calibrated here.
+
+Letters: B queries, K hard negatives, N = B * (1 + K) passages, Tq and Tp tokens, C rows of a chunk, R retained chunks.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache, partial
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from gclib.chunking import plan_chunks
+from gclib.encoder import Encoder
+from gclib.laws import FakeStep, LawBroken, fake_copy, relative
+from gclib.ledger import KINDS, Segment
+from gclib.losses import ContrastiveLoss
+from gclib.steps import accumulation_step, grad_cache_step, naive_step
+from gclib.validation import int_at_least, one_of, positive_int, refuse
+
+STEPS = {"naive": naive_step, "accumulation": accumulation_step, "grad_cache": grad_cache_step}
+OPTIMIZERS = (None, "sgd", "adamw")
+GIB = 2**30
+
+# Nominal memory as the makers state it; a driver and a CUDA context keep some hundreds of MiB of it.
+GPU_MEMORY_BYTES = {
+    "RTX 2080 Ti (11 GB)": 11 * GIB,
+    "T4 (16 GB)": 16 * GIB,
+    "RTX 4090 (24 GB)": 24 * GIB,
+    "A100 (40 GB)": 40 * GIB,
+    "A100 or H100 (80 GB)": 80 * GIB,
+    "H200 (141 GB)": 141 * 10**9,
+}
+
+
+@dataclass(frozen=True)
+class MemoryForecast:
+    """The bytes of a step over its operations, without the step.
+
+    timeline: Segments in order; a run of like chunks is one Segment with `repeats`. exact_law: True where the laws gave
+    it, False where they did not hold or rows differ in length, and the whole step was run with fake tensors.
+    """
+
+    step: str
+    timeline: list[Segment] = field(repr=False)
+    exact_law: bool = True
+
+    @property
+    def peak_bytes(self) -> int:
+        """The most bytes of live tensors at any moment of the step."""
+        return max(segment.peak_bytes for segment in self.timeline)
+
+    def at_peak(self) -> dict[str, int]:
+        """The bytes of each kind at the peak; they add up to `peak_bytes`."""
+        peak = max(self.timeline, key=lambda segment: segment.peak_bytes)
+        return dict(zip(KINDS, (int(bytes_) for bytes_ in peak.at_peak()), strict=True))
+
+
+def forecast_step(
+    step: str,
+    *,
+    config: Any = None,
+    encoders: Sequence[nn.Module] | None = None,
+    loss: Any = None,
+    batch_size: int,
+    negatives: int = 0,
+    chunk_size: int | Sequence[int] | None = None,
+    query_length: int | Sequence[int],
+    passage_length: int | Sequence[int],
+    tied: bool = True,
+    dtype: torch.dtype = torch.float32,
+    autocast: torch.dtype | None = None,
+    retain_chunks: int = 0,
+    optimizer: str | None = None,
+) -> MemoryForecast:
+    """Forecast the memory of `step`: "naive", "accumulation" or "grad_cache".
+
+    config: a size of `gclib.encoder.SIZES` or a transformers config; or encoders: two modules in training or eval
+    mode (the same one twice: tied). loss: any loss_fn(query_reps, passage_reps), by default
+    `ContrastiveLoss()`. batch_size: B. negatives: K. chunk_size: C, for gradient caching one int or one a tower.
+    query_length, passage_length: tokens, one int for a padded batch or one int a row (then rows are sorted and
+    trimmed as the step does). tied: one encoder for both towers. dtype: of the parameters. autocast: the dtype of
+    an ambient autocast. optimizer: None, "sgd" (no momentum) or "adamw": its states, as from the second step on;
+    temporaries of its own update are not forecast. Gradients are zeroed to None before the step.
+
+    The first forecast of a configuration takes about a second for a small model; the next ones, milliseconds.
+    Raises ValueError for arguments that do not fit.
+    """
+    one_of("step", step, tuple(STEPS))
+    one_of("optimizer", optimizer, OPTIMIZERS)
+    positive_int("batch_size", batch_size)
+    int_at_least("negatives", negatives, 0)
+    int_at_least("retain_chunks", retain_chunks, 0)
+    sizes = _chunk_sizes(step, chunk_size)
+    if retain_chunks and step != "grad_cache":
+        raise refuse("retain_chunks", "must be 0 unless step is 'grad_cache'", retain_chunks)
+    rows = (batch_size, batch_size * (1 + negatives))
+    lengths = _checked_lengths(rows, query_length, passage_length)
+    fake = fake_step(config, encoders, loss, tied, dtype, autocast)
+    start = fake.start_bytes(optimizer)
+    if all(isinstance(length, int) for length in lengths):
+        assemble = partial(_Assembly, fake, start, rows, lengths)
+        try:
+            if step == "grad_cache":
+                return MemoryForecast(step, assemble().grad_cache(sizes, retain_chunks))
+            return MemoryForecast(step, assemble().whole(step, negatives, sizes[0] if sizes else None))
+        except LawBroken:
+            pass
+    return MemoryForecast(step, _fake_run(fake, start, step, rows, lengths, sizes, retain_chunks), exact_law=False)
+
+
+def largest_batch(step: str, *, budget_bytes: int, largest: int = 2**20, **same: Any) -> int:
+    """The largest batch_size, up to `largest`, whose forecast stays within budget_bytes; 0 where none does.
+
+    `same`: the other arguments of `forecast_step`, without batch_size.
+    """
+    positive_int("budget_bytes", budget_bytes)
+
+    def fits(batch_size: int) -> bool:
+        return forecast_step(step, batch_size=batch_size, **same).peak_bytes <= budget_bytes
+
+    return _last_true(fits, positive_int("largest", largest))
+
+
+def choose_retained(budget_bytes: int, **same: Any) -> int:
+    """The largest `retain_chunks` whose forecast stays within budget_bytes; ValueError where not even 0 does.
+
+    `same`: the other arguments of `forecast_step` for "grad_cache", without retain_chunks.
+    """
+    positive_int("budget_bytes", budget_bytes)
+    peak = forecast_step("grad_cache", **same).peak_bytes
+    if peak > budget_bytes:
+        raise refuse("budget_bytes", f"must be at least the {peak} bytes of a step that retains nothing", budget_bytes)
+    sizes = _chunk_sizes("grad_cache", same["chunk_size"])
+    rows = (same["batch_size"], same["batch_size"] * (1 + same.get("negatives", 0)))
+    chunks = sum(-(-count // size) for count, size in zip(rows, sizes, strict=True))
+
+    def fits(retained: int) -> bool:
+        return forecast_step("grad_cache", **same, retain_chunks=retained).peak_bytes <= budget_bytes
+
+    return _last_true(fits, chunks)
+
+
+def fake_step(config: Any, encoders: Any, loss: Any, tied: bool, dtype: torch.dtype, autocast: Any) -> FakeStep:
+    """The fake encoders and loss of a configuration, with the laws that were found for it so far."""
+    if (config is None) == (encoders is None):
+        raise refuse("config", "or encoders: exactly one of them must be given", f"config={config!r}")
+    for name, value in (("dtype", dtype), ("autocast", autocast)):
+        if not (name == "autocast" and value is None) and not (
+            isinstance(value, torch.dtype) and value.is_floating_point
+        ):
+            raise refuse(name, "must be a floating point torch.dtype", value)
+    loss = ContrastiveLoss() if loss is None else loss
+    if not callable(loss):
+        raise refuse("loss", "must be callable", type(loss).__name__)
+    if encoders is None:
+        key = config if isinstance(config, str) else _Keyed(config.to_json_string(), config)
+        return _from_config(key, bool(tied), dtype, _Keyed(_signature(loss), loss), autocast)
+    if len(encoders) != 2 or not all(isinstance(encoder, nn.Module) for encoder in encoders):
+        raise refuse("encoders", "must be two modules, the same one twice where tied", encoders)
+    signature = tuple(_signature(encoder) for encoder in encoders), encoders[0] is encoders[1]
+    return _from_modules(_Keyed(str(signature), tuple(encoders)), _Keyed(_signature(loss), loss), autocast)
+
+
+class _Keyed:
+    """A value that is cached by a text of what matters in it, and that the cache lets go of once it was used."""
+
+    def __init__(self, text: str, value: Any):
+        self.text, self.value = text, value
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Keyed) and self.text == other.text
+
+    def __hash__(self) -> int:
+        return hash(self.text)
+
+    def take(self) -> Any:
+        """The value, once."""
+        value, self.value = self.value, None
+        return value
+
+
+def _signature(module: Any) -> str:
+    """What a law depends on: structure, shapes, dtypes, what is trained, training mode."""
+    if not isinstance(module, nn.Module):
+        return f"{id(module)}"
+    tensors = [*module.named_parameters(), *module.named_buffers()]
+    described = [(name, tuple(t.shape), str(t.dtype), str(t.device), t.requires_grad) for name, t in tensors]
+    configs = [getattr(part, "config", None) for part in module.modules()]
+    written = {config.to_json_string() for config in configs if hasattr(config, "to_json_string")}
+    modes = [part.training for part in module.modules()]
+    return f"{module!r} {sorted(written)} {described} {modes} {sorted(map(str, vars(module).items()))}"
+
+
+@lru_cache(maxsize=16)
+def _from_config(config: Any, tied: bool, dtype: torch.dtype, loss: _Keyed, autocast: Any) -> FakeStep:
+    from transformers.initialization import no_init_weights
+
+    given, loss_fn = config if isinstance(config, str) else config.take(), loss.take()
+
+    def make(mode: Any) -> tuple[list[nn.Module], Any]:
+        with torch.device("meta"), no_init_weights():
+            built = [Encoder.from_config(given).to(dtype) for _ in range(1 if tied else 2)]
+        fakes = [fake_copy(encoder, mode) for encoder in built]
+        return [fakes[0], fakes[-1]], fake_copy(loss_fn, mode)
+
+    return FakeStep(make, autocast)
+
+
+@lru_cache(maxsize=16)
+def _from_modules(encoders: _Keyed, loss: _Keyed, autocast: Any) -> FakeStep:
+    given, loss_fn = encoders.take(), loss.take()
+
+    def make(mode: Any) -> tuple[list[nn.Module], Any]:
+        copies = {id(encoder): fake_copy(encoder, mode) for encoder in given}
+        return [copies[id(encoder)] for encoder in given], fake_copy(loss_fn, mode)
+
+    return FakeStep(make, autocast)
+
+
+class _Assembly:
+    """Lays pieces end to end: each begins where the one before ended."""
+
+    def __init__(self, fake: FakeStep, start: np.ndarray, rows: tuple[int, int], widths: tuple[int, int]):
+        self.fake, self.rows, self.widths = fake, rows, widths
+        self.now = start
+        self.timeline = [Segment("start", None, None, None, 1, start[None], start)]
+
+    def add(self, phase: str, events: np.ndarray, *, tower=None, chunk=None, rows=None, repeats: int = 1) -> None:
+        """A piece with events relative to its start, `repeats` times."""
+        net = events[-1]
+        self.timeline.append(Segment(phase, tower, chunk, rows, repeats, self.now + events, net))
+        self.now = self.now + repeats * net
+
+    def entry(self) -> None:
+        """The batch, and the generators as they are at entry."""
+        tokens = sum(count * width for count, width in zip(self.rows, self.widths, strict=True))
+        self.add("first_forward", _only(inputs=tokens * 2 * torch.long.itemsize, states=self.fake.state_bytes()))
+
+    def whole(self, step: str, negatives: int, chunk_size: int | None) -> list[Segment]:
+        """The naive step, or accumulation: first chunk, like later chunks, a short last one."""
+        queries = self.rows[0]
+        if step == "naive":
+            for segment, events in self.fake.whole(step, queries, negatives, self.widths):
+                self.add(segment.phase, events, tower=segment.tower, rows=queries)
+            return self.timeline
+        self.entry()
+        size = min(chunk_size, queries)
+        full, short = divmod(queries, size)
+        for which, count, repeats in ((0, size, 1), (1, size, full - 1), (1, short, 1)):
+            if count and repeats:
+                pieces = self.fake.whole(step, count, negatives, self.widths)
+                self.add_chunks([piece for piece in pieces if piece[0].chunk == which], count, repeats)
+        return self.timeline
+
+    def add_chunks(self, pieces: list, rows: int, repeats: int) -> None:
+        """Accumulation's chunk, piece after piece; later chunks leave nothing behind, so one stands for all."""
+        for segment, events in pieces:
+            single = Segment(
+                segment.phase, segment.tower, segment.chunk, rows, repeats, self.now + events, 0 * events[-1]
+            )
+            self.timeline.append(single)
+            self.now = self.now + events[-1]
+
+    def grad_cache(self, sizes: Sequence[int], retain: int) -> list[Segment]:
+        """First forward, loss, the retained chunks' backward, replay."""
+        self.entry()
+        groups = chunk_groups(self.rows, self.widths, sizes, retain)
+        ordered = [group for kept in (False, True) for group in groups if group[3] == kept]
+        seen: set[int] = set()
+        for tower, rows, repeats, kept in ordered:
+            room = 0 if tower in seen else self.rows[tower] * self.fake.row_bytes(tower, self.widths[tower])
+            self.add_group("first_forward", tower, rows, repeats, kept, tower not in seen, room)
+            seen.add(tower)
+        self.add("loss", self.fake.cached_loss(self.rows, self.widths))
+        seen = set()
+        for kept, phase in ((True, "backward"), (False, "replay")):
+            if phase == "replay":
+                self.add("replay", _only(states=self.fake.state_bytes()))
+            for tower, rows, repeats, _ in (group for group in ordered if group[3] == kept):
+                encoder = self.fake.encoder_index(tower)
+                self.add_group(phase, tower, rows, repeats, kept, encoder not in seen)
+                seen.add(encoder)
+        return self.timeline
+
+    def add_group(
+        self, phase: str, tower: int, rows: int, repeats: int, kept: bool, first: bool, room: int = 0
+    ) -> None:
+        """`repeats` chunks of one size: the first may make room or create gradients, the others are alike."""
+        pieces = self.fake.chunk(tower, self.widths[tower], rows, kept)
+        if (phase, first) not in pieces:
+            return  # a frozen tower: nothing is replayed
+        if first:
+            self.add(phase, pieces[phase, True].with_room(room), tower=tower, rows=rows)
+            repeats -= 1
+        if repeats:
+            self.add(phase, pieces[phase, False].kind_bytes, tower=tower, rows=rows, repeats=repeats)
+
+
+def chunk_groups(
+    rows: Sequence[int], widths: Sequence[int], sizes: Sequence[int], retain: int
+) -> list[tuple[int, int, int, bool]]:
+    """(tower, rows, how many, retained?): `gclib.steps.schedule` for equal lengths, counted and not listed."""
+    groups = []
+    for tower, (count, size) in enumerate(zip(rows, sizes, strict=True)):
+        full, short = divmod(count, size)
+        groups += [(tower, size, full)] * bool(full) + [(tower, short, 1)] * bool(short)
+    kept = dict.fromkeys(range(len(groups)), 0)
+    for number in sorted(kept, key=lambda n: -groups[n][1] * widths[groups[n][0]]):
+        kept[number] = min(retain, groups[number][2])
+        retain -= kept[number]
+    split = []
+    for number, (tower, size, count) in enumerate(groups):
+        split += [(tower, size, kept[number], True), (tower, size, count - kept[number], False)]
+    return [group for group in split if group[2]]
+
+
+def _fake_run(
+    fake: FakeStep, start: np.ndarray, step: str, rows: Sequence[int], lengths: Any, sizes: Any, retain: int
+) -> list[Segment]:
+    """The whole step with fake tensors: for rows of unlike lengths, and where no law holds."""
+    widths = [length if isinstance(length, int) else max(length) for length in lengths]
+    options: dict[str, Any] = {}
+    if step == "accumulation":
+        options["chunk_size"] = sizes[0]
+    elif step == "grad_cache":
+        per_row = [
+            [length] * count if isinstance(length, int) else length for length, count in zip(lengths, rows, strict=True)
+        ]
+        options["plan"] = [plan_chunks(length, chunk_size=size) for length, size in zip(per_row, sizes, strict=True)]
+        options["retain_chunks"] = retain
+    ledger = fake.run(STEPS[step], rows, widths, **options)
+    now, timeline = start, [Segment("start", None, None, None, 1, start[None], start)]
+    for segment, events in relative(ledger):
+        timeline.append(Segment(segment.phase, segment.tower, segment.chunk, None, 1, now + events, events[-1]))
+        now = now + events[-1]
+    return timeline
+
+
+def _only(*, inputs: int = 0, states: int = 0) -> np.ndarray:
+    events = np.zeros((1, len(KINDS)), dtype=np.int64)
+    events[0, KINDS.index("inputs")] = inputs
+    events[0, KINDS.index("random states")] = states
+    return events
+
+
+def _chunk_sizes(step: str, chunk_size: Any) -> tuple[int, ...]:
+    if step == "naive":
+        if chunk_size is not None:
+            raise refuse("chunk_size", "must be None for the naive step, which has no chunks", chunk_size)
+        return ()
+    several = isinstance(chunk_size, (list, tuple))
+    if several and (step == "accumulation" or len(chunk_size) != 2):
+        raise refuse("chunk_size", "must be one int, or for gradient caching one a tower", chunk_size)
+    sizes = tuple(chunk_size) if several else (chunk_size, chunk_size)
+    return tuple(positive_int("chunk_size", size) for size in sizes)
+
+
+def _checked_lengths(rows: Sequence[int], query_length: Any, passage_length: Any) -> tuple[Any, Any]:
+    checked = []
+    for name, count, length in zip(
+        ("query_length", "passage_length"), rows, (query_length, passage_length), strict=True
+    ):
+        if isinstance(length, Sequence) and not isinstance(length, str):
+            if len(length) != count:
+                raise refuse(name, f"must be one int or one for each of the {count} rows", f"{len(length)} values")
+            checked.append([positive_int(name, value) for value in length])
+        else:
+            checked.append(positive_int(name, length))
+    return checked[0], checked[1]
+
+
+def _last_true(fits: Any, largest: int) -> int:
+    """The largest n up to `largest` with fits(n), for a fits that turns from True to False once; 0 where none."""
+    low, high = 0, 1
+    while high <= largest and fits(high):
+        low, high = high, high * 2
+    high = min(high, largest + 1)
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if fits(middle) else (low, middle)
+    return low
