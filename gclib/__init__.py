@@ -6,11 +6,20 @@ while they run in `gclib.forecast` and `gclib.ledger`. The training core loads n
 
 from gclib.chunking import Chunk, plan_chunks
 from gclib.encoder import Encoder
+from gclib.forecast import GPU_MEMORY_BYTES, MemoryForecast, choose_retained, forecast_step, largest_batch
+from gclib.ledger import MemoryLedger, record_memory
 from gclib.losses import ContrastiveLoss, contrastive_loss
 from gclib.randomness import RandomState
 from gclib.steps import accumulation_step, grad_cache_step, naive_step
 
 __all__ = [
+    "GPU_MEMORY_BYTES",
+    "MemoryForecast",
+    "MemoryLedger",
+    "choose_retained",
+    "forecast_step",
+    "largest_batch",
+    "record_memory",
     "Chunk",
     "ContrastiveLoss",
     "Encoder",

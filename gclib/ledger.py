@@ -77,8 +77,9 @@ class Segment:
 
     def at_peak(self) -> np.ndarray:
         """The bytes of each kind at this segment's peak, (kinds,)."""
-        last = max(0, int(self.net_bytes.sum())) and (self.repeats - 1) * self.net_bytes
-        return self.kind_bytes[self.kind_bytes.sum(axis=1).argmax()] + last
+        highest = self.kind_bytes[self.kind_bytes.sum(axis=1).argmax()]
+        grows = self.net_bytes.sum() > 0
+        return highest + (self.repeats - 1) * self.net_bytes if grows else highest
 
 
 @dataclass
@@ -114,15 +115,14 @@ class MemoryLedger:
 
     @property
     def timeline(self) -> list[Segment]:
-        """The events cut where on_phase was called: one Segment a piece."""
+        """The events cut into pieces, one Segment each: a new one where on_phase names another place."""
         starts = [start for start, _ in self.pieces]
-        segments = []
-        for (start, place), stop in zip(self.pieces, [*starts[1:], len(self.events)], strict=True):
-            if stop > start:
-                bytes_ = np.array([event.kind_bytes for event in self.events[start:stop]], dtype=np.int64)
-                segments.append(
-                    Segment(**place, rows=None, repeats=1, kind_bytes=bytes_, net_bytes=bytes_[-1] - bytes_[0])
-                )
+        segments: list[Segment] = []
+        held = np.array([event.kind_bytes for event in self.events], dtype=np.int64).reshape(-1, len(KINDS))
+        for (start, place), stop in zip(self.pieces, [*starts[1:], len(held)], strict=True):
+            before = held[start - 1] if start else np.zeros(len(KINDS), dtype=np.int64)
+            net = held[stop - 1] - before
+            segments.append(Segment(**place, rows=None, repeats=1, kind_bytes=held[start:stop], net_bytes=net))
         return segments
 
     def on_phase(
@@ -136,9 +136,11 @@ class MemoryLedger:
     ) -> None:
         """Hand this to a step as its on_phase. Begins a piece, and gives the named tensors their kind."""
         self._settle()
-        self._place = {"phase": phase, "tower": tower, "chunk": chunk}
+        place = {"phase": phase, "tower": tower, "chunk": chunk}
         self._default = _NUMBER["loss" if phase == "loss" else "activations"]
-        self.pieces.append((len(self.events), self._place))
+        if place != self._place:
+            self._place = place
+            self.pieces.append((len(self.events), place))
         for kind, tensor in tensors:
             self._assign(tensor, kind)
         self._log()

@@ -16,7 +16,7 @@ from torch._subclasses.fake_tensor import FakeTensor
 class RandomState:
     """The states of the CPU generator and of every other device given, as they were at `record`.
 
-    CPU and CUDA are tested; MPS follows torch's documentation and has not been run.
+    The CPU is tested, CUDA where there is one (tests/gpu); MPS follows torch's documentation and was never run.
     """
 
     def __init__(self, states: dict[torch.device, Tensor], *, pretended: bool = False):
@@ -27,15 +27,14 @@ class RandomState:
     def record(cls, tensors: Iterable[Tensor]) -> "RandomState":
         """The present states of the CPU's generator and of the devices that `tensors` are on.
 
-        Fake tensors draw nothing: then the generators are left alone, and a stand-in of the same bytes is
-        kept, so that a forecast counts what the real step will hold.
+        Fake tensors draw nothing: their states are recorded, so that a forecast counts their bytes, and never put
+        back, so that it disturbs no step that runs in another thread.
         """
         tensors = list(tensors)
         pretended = any(isinstance(tensor, FakeTensor) for tensor in tensors)
         devices = {torch.device("cpu")} | {tensor.device for tensor in tensors}
-        ordered = sorted((device for device in devices if device.type in _READERS), key=str)
-        states = {device: _stand_in(device) if pretended else _read(device) for device in ordered}
-        return cls(states, pretended=pretended)
+        ordered = sorted((device for device in devices if device.type in ("cpu", "cuda", "mps")), key=str)
+        return cls({device: _read(device) for device in ordered}, pretended=pretended)
 
     @property
     def tensors(self) -> tuple[Tensor, ...]:
@@ -59,13 +58,6 @@ class RandomState:
             before.restore()
 
 
-_READERS = {
-    "cpu": 5056,
-    "cuda": 16,
-    "mps": 44,
-}  # bytes of one state, used only where a fake tensor stands for it
-
-
 def _read(device: torch.device) -> Tensor:
     if device.type == "cpu":
         return torch.get_rng_state()
@@ -79,7 +71,3 @@ def _write(device: torch.device, state: Tensor) -> None:
         torch.cuda.set_rng_state(state, device)
     else:
         torch.mps.set_rng_state(state)
-
-
-def _stand_in(device: torch.device) -> Tensor:
-    return torch.empty(_READERS[device.type], dtype=torch.uint8)

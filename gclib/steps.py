@@ -78,9 +78,11 @@ def naive_step(
 
     encoders: one callable a tower (the same object twice: tied weights). inputs: one a tower, a Tensor, a tuple or a
     mapping of Tensors with rows first. loss_fn(*reps) or loss_fn(*reps, mask=mask) -> scalar. mask: (B, N) bool,
-    True = left out of the denominator. on_phase(phase, *, tower, chunk, chunks, tensors) is called as each phase
-    begins; `tensors` are (kind, tensor) pairs for the ledger; raising from it stops the step. scaler: a GradScaler; it
-    scales once, at the loss.
+    True = left out of the denominator. scaler: a GradScaler; it scales once, at the loss.
+
+    on_phase(phase, *, tower, chunk, chunks, tensors) is called as each piece begins, and once more, without tower and
+    chunk, around a chunked step's pieces (what is taken before the first, let go of after the last). `tensors` are
+    (kind, tensor) pairs for the ledger. Raising from it stops the step.
 
     Adds to .grad, returns the detached, unscaled loss. Raises ValueError before anything is computed or changed.
     """
@@ -94,6 +96,7 @@ def naive_step(
             reps.append(encode(tower.encoder, tower.inputs))
         report("loss", tensors=_reps(reps))
         loss = _loss(loss_fn, reps, mask)
+        del reps
         report("backward")
         _scaled(loss, scaler).backward()
     return loss.detach()
@@ -131,7 +134,9 @@ def accumulation_step(
         for number, chunk in enumerate(chunks):
             named = {"chunk": number, "chunks": len(chunks)}
             part = _accumulate_chunk(towers, chunk, loss_fn, mask, report, scaler, named)
-            total = part if total is None else total + part
+            total = part if total is None else total.add_(part)
+            del part
+        report("backward")
     return total
 
 
@@ -198,16 +203,16 @@ def first_forward(
     Fills `states`, one RandomState a job, and `graphs`, the retained chunks' outputs. Returns one leaf a tower.
     """
     reps: list[Tensor | None] = [None] * len(towers)
-    previous = None
     for job in jobs:
-        if previous != (job.tower.number, job.retained):
-            torch.clear_autocast_cache()  # casts made without a graph must not serve a forward that needs one
-            previous = (job.tower.number, job.retained)
         states.append(_generators([job.tower]))
         report("first_forward", **job.named(), tensors=_reps(reps) + _states(states[-1]))
         with torch.set_grad_enabled(job.retained):
-            output = encode(job.tower.encoder, take(job.tower.inputs, job.chunk))
-        reps[job.tower.number] = _put(reps[job.tower.number], output.detach(), job)
+            output = _encode_chunk(job)
+        tower = job.tower.number
+        if reps[tower] is None:
+            reps[tower] = _room(output, job)
+            report("first_forward", **job.named(), tensors=_named("representations", [reps[tower]]))
+        _put(reps[tower], output.detach(), job.chunk)
         if job.retained:
             graphs.append(output)
         del output
@@ -224,6 +229,7 @@ def cache_gradients(
     report("loss", tensors=_reps(reps))
     loss = _loss(loss_fn, reps, mask)
     _scaled(loss, scaler).backward()
+    report("loss", tensors=_named("cache", [rep.grad for rep in reps]))
     return loss.detach()
 
 
@@ -232,7 +238,7 @@ def backward_retained(
 ) -> None:
     """Step 3 for the retained chunks: their graphs are there; backpropagate the cached gradients and let go."""
     for job in (job for job in jobs if job.retained):
-        report("backward", **job.named(), tensors=_named("cache", caches))
+        report("backward", **job.named())
         _backpropagate(graphs.pop(0), caches[job.tower.number], job.chunk)
 
 
@@ -245,22 +251,22 @@ def replay(
     the multiplication.
     """
     drawn = _generators([job.tower for job in jobs])
-    previous = None
+    report("replay", tensors=_states(drawn))
     for job, state in zip(jobs, states, strict=True):
-        if job.retained or not _needs_gradient(job.tower, caches):
-            continue
-        if previous != job.tower.number:
-            torch.clear_autocast_cache()
-            previous = job.tower.number
-        report("replay", **job.named(), tensors=_named("cache", caches) + _states(drawn))
-        state.restore()
-        _replay_chunk(job, caches[job.tower.number])
+        if not job.retained and _needs_gradient(job.tower, caches):
+            report("replay", **job.named())
+            state.restore()
+            _backpropagate(_encode_chunk(job), caches[job.tower.number], job.chunk)
+    report("replay")
     drawn.restore()
 
 
-def _replay_chunk(job: Job, cache: Tensor) -> None:
+def _encode_chunk(job: Job) -> Tensor:
+    """One chunk through its encoder. Autocast's copies of the weights do not outlive it: those made without a graph
+    must not serve a forward that needs one, and memory stays that of a chunk."""
     output = encode(job.tower.encoder, take(job.tower.inputs, job.chunk))
-    _backpropagate(output, cache, job.chunk)
+    torch.clear_autocast_cache()
+    return output
 
 
 def _backpropagate(output: Tensor, cache: Tensor | None, chunk: Chunk) -> None:
@@ -271,19 +277,21 @@ def _backpropagate(output: Tensor, cache: Tensor | None, chunk: Chunk) -> None:
     output.backward(rows[:, : output.shape[1]] if output.ndim == 3 else rows)
 
 
-def _put(reps: Tensor | None, output: Tensor, job: Job) -> Tensor:
-    """Write a chunk's representations into their own rows of the tower's; token representations are zero-padded."""
-    if reps is None:
-        shape = list(output.shape)
-        shape[0] = job.tower.rows
-        if output.ndim == 3 and output.shape[1] == job.chunk.width and job.tower.width:
-            shape[1] = job.tower.width
-        reps = output.new_zeros(shape)
-    place = (job.chunk.index(output.device),)
+def _room(output: Tensor, job: Job) -> Tensor:
+    """Zeros for all representations of the tower; token representations get the full width."""
+    shape = [job.tower.rows, *output.shape[1:]]
+    if output.ndim == 3 and output.shape[1] == job.chunk.width and job.tower.width:
+        shape[1] = job.tower.width
+    return output.new_zeros(shape)
+
+
+def _put(reps: Tensor, output: Tensor, chunk: Chunk) -> None:
+    """Write a chunk's representations into their own rows; trimmed token representations stay zero at the end."""
+    rows = chunk.index(output.device)
     if output.ndim == 3:
-        place = (*place, slice(output.shape[1]))
-    reps[place] = output
-    return reps
+        reps[rows, : output.shape[1]] = output
+    else:
+        reps[rows] = output
 
 
 def _accumulate_chunk(
@@ -306,8 +314,10 @@ def _accumulate_chunk(
         reps.append(encode(tower.encoder, take(tower.inputs, rows)))
     report("loss", **named, tensors=_reps(reps))
     loss = _loss(loss_fn, reps, part) * ((last - first) / queries)
+    del reps
     report("backward", **named)
     _scaled(loss, scaler).backward()
+    torch.clear_autocast_cache()
     return loss.detach()
 
 
