@@ -4,6 +4,7 @@ A file is one JSON header line (its own checksum among it), then the body. Two p
 same file at once each write their own temporary one; the last rename wins, and readers see a whole file always.
 """
 
+import ast
 import contextlib
 import hashlib
 import json
@@ -29,6 +30,18 @@ def cache_folder() -> Path:
         return checkout / "data" / "cache"
     home = os.environ.get("XDG_CACHE_HOME") or os.environ.get("LOCALAPPDATA") or Path.home() / ".cache"
     return Path(home) / "gclib"
+
+
+def code_digest(*files: str) -> str:
+    """A checksum of what Python files do: layout, comments and docstrings don't count."""
+    digest = hashlib.sha256()
+    for file in files:
+        tree = ast.parse(Path(file).read_bytes())
+        for node in ast.walk(tree):
+            if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef)) and ast.get_docstring(node, clean=False):
+                node.body = node.body[1:]
+        digest.update(ast.dump(tree).encode())
+    return digest.hexdigest()
 
 
 def write_checked(path: Path, header: dict, body: bytes) -> None:

@@ -19,7 +19,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from gclib import mining
-from gclib.cache import DamagedFile, cache_folder, read_checked, write_checked
+from gclib.cache import DamagedFile, cache_folder, code_digest, read_checked, write_checked
 from gclib.mining import Row, mine_files, size_of
 
 SPLITS = ("train", "test")
@@ -75,8 +75,8 @@ PACKAGES = (
 )
 # Parts that some builds of Python leave out, copies of other packages, and tests.
 SKIPPED_FOLDERS = frozenset(
-    """__pycache__ test tests _vendor vendor site-packages dist-packages idlelib lib2to3 ensurepip
-    turtledemo pydoc_data node_modules""".split()
+    ("__pycache__", "test", "tests", "_vendor", "vendor", "site-packages", "dist-packages", "node_modules")
+    + ("idlelib", "lib2to3", "ensurepip", "turtledemo", "pydoc_data")
 )
 
 
@@ -196,7 +196,7 @@ def split_of(module: str) -> str:
 
 def fingerprint(sources: Sequence[Source]) -> str:
     """16 hexadecimal digits of the package versions, the Python and the rules (this code and the miner's)."""
-    rules = [Path(file).read_bytes().hex() for file in (__file__, mining.__file__)]
+    rules = code_digest(__file__, mining.__file__)
     versions = [[source.name, source.version] for source in sources]
     described = json.dumps([versions, sys.implementation.name, platform.system(), rules])
     return hashlib.sha256(described.encode()).hexdigest()[:16]
