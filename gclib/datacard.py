@@ -5,7 +5,7 @@ import math
 import re
 import statistics
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from gclib.corpus import PACKAGES, SPLITS, Corpus, fingerprint, installed_sources
@@ -23,7 +23,8 @@ def figures(corpus: Corpus) -> str:
     twins = near_twins([row.passage for row in test], [row.passage for row in train])
     lines = [
         f"Corpus `{fingerprint(installed_sources())}`: {len(corpus.packages)} of {len(PACKAGES) + 1} packages, "
-        f"{corpus.files:,} files, {corpus.mined:,} functions with a usable docstring, {len(corpus.rows):,} distinct pairs.",
+        f"{corpus.files:,} files, {corpus.mined:,} functions with a usable docstring, "
+        f"{len(corpus.rows):,} distinct pairs.",
         "",
         "| split | pairs | files | query characters, median (95 %) | passage characters, median (95 %) |",
         "|---|---|---|---|---|",
@@ -87,10 +88,11 @@ def _alike(first: frozenset, second: frozenset) -> float:
 
 def _split_line(name: str, rows: Sequence) -> str:
     files = len({row.module for row in rows})
-    return f"| {name} | {len(rows):,} | {files:,} | {_lengths(r.query for r in rows)} | {_lengths(r.passage for r in rows)} |"
+    lengths = [_lengths(row.query for row in rows), _lengths(row.passage for row in rows)]
+    return "| " + " | ".join([name, f"{len(rows):,}", f"{files:,}", *lengths]) + " |"
 
 
-def _lengths(texts: Sequence[str]) -> str:
+def _lengths(texts: Iterable[str]) -> str:
     lengths = sorted(map(len, texts))
     return f"{statistics.median(lengths):,.0f} ({lengths[int(0.95 * (len(lengths) - 1))]:,})" if lengths else "-"
 

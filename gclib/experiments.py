@@ -1,7 +1,7 @@
 """Does a bigger batch help? The published table's three rows, on mined pairs, in minutes.
 
-Gao et al. 2021, table 1 (Natural Questions; top-20: sequential 71.9, accumulated 77.2, gradient cache 79.3), repeated with
-a small BERT from scratch: every row sees the same number of examples, in the same epochs, from the same first weights.
+Gao et al. 2021, table 1 (Natural Questions; top-20: sequential 71.9, accumulated 77.2, gradient cache 79.3), repeated
+with a small BERT from scratch: every row sees as many examples, in as many epochs, from the same first weights.
 """
 
 import dataclasses
