@@ -11,16 +11,22 @@ thread, and nothing piles up.
 
 import base64
 import io
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from html import escape
 from typing import Any
 
 import matplotlib
+import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.patches import Patch
+from matplotlib.transforms import blended_transform_factory
 
-from gclib.ledger import KINDS
+from gclib.ledger import KINDS, Segment
+from gclib.timeline import Span, TimelinePicture, picture_of
+from gclib.units import format_bytes, unit_for
 from gclib.validation import refuse
 
 # Okabe and Ito, "Color Universal Design" (2008), and two greys
@@ -120,3 +126,120 @@ def show(figure: Figure, alt: str) -> None:
     tag = f'<img alt="{escape(alt)}" width="{width}" src="data:image/png;base64,{encoded}">'
     display({"text/html": tag, "text/plain": f"Figure: {alt}"}, raw=True)
     pyplot.close(figure)
+
+
+def plot_timeline(
+    axes: Axes,
+    timeline: Sequence[Segment] | TimelinePicture,
+    *,
+    card_bytes: int | None = None,
+    card_name: str = "the card",
+    live: tuple[np.ndarray, np.ndarray] | None = None,
+) -> TimelinePicture:
+    """Stack a step's bytes by kind over its operations, phases named below, equal pieces summarised as "× n".
+
+    timeline: a ledger's or a forecast's. card_bytes: a line at what a card holds, or words where it is far above.
+    live: (x from 0 to 1, bytes) of a run, drawn over it. Returns the picture that was drawn, as data.
+    """
+    picture = timeline if isinstance(timeline, TimelinePicture) else picture_of(timeline)
+    highest = max([picture.peak_bytes, *(live[1] if live is not None else ())])
+    unit, size = unit_for(highest)
+    top = highest * 1.18
+    _draw_stack(axes, picture, size)
+    _draw_betweens(axes, picture, size)
+    if card_bytes is not None:
+        if card_bytes <= 2 * highest:
+            top = max(top, card_bytes * 1.12)
+        _draw_card(axes, card_bytes, card_name, top, highest, size)
+    if live is not None and len(live[0]):
+        axes.plot(live[0], np.asarray(live[1]) / size, color=LIVE_COLOR, linewidth=1.3, linestyle="-", zorder=5)
+    _draw_peak(axes, picture, size)
+    _draw_spans(axes, picture.spans)
+    axes.set(xlim=(0, 1), ylim=(0, top / size), ylabel=f"live bytes ({unit})", xticks=[])
+    return picture
+
+
+def describe_timeline(picture: TimelinePicture, *, card_bytes: int | None = None, card_name: str = "the card") -> str:
+    """The picture in words, for its alt text: phases in order, the peak, its largest parts, and the card."""
+    order = "; ".join(span.label.replace("\n", " ") for span in picture.spans)
+    parts = [f"{kind} {format_bytes(count)}" for kind, count in largest_kinds(picture.at_peak())]
+    words = f"Bytes over one step: {order}. Peak {format_bytes(picture.peak_bytes)}, of which {', '.join(parts)}."
+    if card_bytes is None:
+        return words
+    fits = "fits on" if picture.peak_bytes <= card_bytes else "does not fit on"
+    return f"{words} It {fits} {card_name} with {format_bytes(card_bytes)}."
+
+
+def largest_kinds(kind_bytes: Mapping[str, int], *, smallest_share: float = 0.05) -> list[tuple[str, int]]:
+    """(kind, bytes), largest first, of the kinds that hold at least this share of the sum."""
+    total = sum(kind_bytes.values())
+    held = [(kind, count) for kind, count in kind_bytes.items() if count and count >= smallest_share * total]
+    return sorted(held, key=lambda entry: -entry[1])
+
+
+def _draw_stack(axes: Axes, picture: TimelinePicture, size: int) -> None:
+    edges, values = picture.edges, picture.kind_bytes[[*range(len(picture.kind_bytes)), -1]] / size
+    seen = [n for n in range(len(KINDS)) if values[:, n].max() > 0.004 * picture.peak_bytes / size]
+    base = np.zeros(len(edges))
+    for number in seen:
+        kind = KINDS[number]
+        top = base + values[:, number]
+        look = {"facecolor": COLORS[kind], "hatch": HATCHES[kind], "edgecolor": INK}
+        axes.fill_between(edges, base, top, step="post", linewidth=0.0, **look)
+        base = top
+    handles = [Patch(facecolor=COLORS[KINDS[n]], hatch=HATCHES[KINDS[n]], edgecolor=INK, lw=0.3) for n in seen]
+    axes.legend(
+        handles[::-1],
+        [KINDS[n] for n in seen][::-1],
+        loc="center left",
+        bbox_to_anchor=(1.0, 0.5),
+        fontsize=9,
+        handlelength=1.4,
+        borderaxespad=0.6,
+    )
+
+
+def _draw_betweens(axes: Axes, picture: TimelinePicture, size: int) -> None:
+    """Fade the panels that stand for several pieces by their peaks, and put dots on them."""
+    for panel in picture.panels:
+        if panel.between:
+            middle, width, height = (panel.start + panel.stop) / 2, panel.stop - panel.start, panel.peak_bytes / size
+            axes.bar(middle, height, width, color=PAPER, alpha=0.5, zorder=3)
+            axes.text(middle, height / 2, "…", ha="center", va="center", fontsize=12, zorder=4)
+
+
+def _draw_card(axes: Axes, card_bytes: int, name: str, top: float, highest: float, size: int) -> None:
+    said = f"{name}: {format_bytes(card_bytes)}"
+    if card_bytes <= top:
+        axes.axhline(card_bytes / size, color=CARD_COLOR, linestyle="--", linewidth=1.5, zorder=4)
+        where = (0.005, card_bytes / size)
+        axes.annotate(said, where, (0, 3), textcoords="offset points", color=CARD_COLOR, fontsize=9, zorder=6)
+    else:
+        said = f"{said} ({card_bytes / highest:,.0f} times the peak: far above this picture)"
+        axes.text(0.005, 0.985, said, transform=axes.transAxes, va="top", color=CARD_COLOR, fontsize=9)
+
+
+def _draw_peak(axes: Axes, picture: TimelinePicture, size: int) -> None:
+    x, peak = picture.peak_x, picture.peak_bytes
+    axes.plot([x], [peak / size], marker="v", color=INK, markersize=5, zorder=6)
+    side = "right" if x > 0.8 else "left" if x < 0.2 else "center"
+    said = f"peak {format_bytes(peak)}"
+    look = {"fontsize": 9, "weight": "bold", "zorder": 6}
+    look["bbox"] = {"facecolor": PAPER, "edgecolor": "none", "alpha": 0.8, "pad": 0.5}
+    axes.annotate(said, (x, peak / size), (0, 7), textcoords="offset points", ha=side, **look)
+
+
+def _draw_spans(axes: Axes, spans: Sequence[Span]) -> None:
+    """Names below the axis; a narrow span's name moves a line down where it would touch its neighbour's."""
+    below = blended_transform_factory(axes.transData, axes.transAxes)
+    width = axes.get_position().width * axes.figure.get_figwidth()
+    taken = [-1.0, -1.0, -1.0]  # how far each row of names reaches
+    for span in spans:
+        axes.plot([span.stop, span.stop], [-0.02, 0], transform=below, color=INK, linewidth=0.8, clip_on=False)
+        half = 0.033 * max(map(len, span.label.split("\n"))) / width
+        middle = min(max((span.start + span.stop) / 2, half), 1 - half)
+        row = next((n for n, reach in enumerate(taken) if middle - half > reach), None)
+        if row is None:
+            continue
+        taken[row] = middle + half
+        axes.text(middle, -0.03 - 0.13 * row, span.label, transform=below, ha="center", va="top", fontsize=8)
