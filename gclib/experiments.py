@@ -40,8 +40,8 @@ class Setting:
     epochs: int = 2
     size: str = "mini"
     vocab_size: int = 8_000
-    query_length: int = 48
-    passage_length: int = 128
+    query_length: int = 32
+    passage_length: int = 96
     temperature: float = 0.05
     warmup_share: float = 0.1
 

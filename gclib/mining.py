@@ -100,8 +100,8 @@ def _start_worker(shard: list[tuple[str, Path]], answers: SimpleQueue, stack: Ex
         command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, encoding="utf-8", errors="strict"
     )
     stack.callback(_stop, process)
-    json.dump([(module, str(path)) for module, path in shard], process.stdin)
-    process.stdin.close()
+    with suppress(BrokenPipeError), process.stdin as requests:  # one that died already is noticed by its exit code
+        json.dump([(module, str(path)) for module, path in shard], requests)
 
     def forward() -> None:
         for line in process.stdout:
