@@ -51,6 +51,17 @@ class Law:
             row = [later - earlier for earlier, later in zip(row, row[1:], strict=False)]
         return cls(tuple(differences))
 
+    def beside(self, value: np.ndarray, extra: int | None) -> "Law":
+        """The law with this value at n = 2 and the same growth. With `extra`, two events more stand at that place."""
+        rows = [] if extra is None else [extra, extra]
+        widened = []
+        for difference in self.differences:
+            repeated = difference[extra - 1] if extra else difference[:1]
+            widened.append(np.insert(difference, rows, repeated, axis=0) if rows else difference)
+        if widened[0].shape != value.shape:
+            raise LawBroken
+        return Law((value, *widened[1:]))
+
     def at(self, n: int) -> np.ndarray:
         """The value at n rows."""
         total, binomial = np.zeros_like(self.differences[0]), 1
@@ -115,15 +126,21 @@ class FakeStep:
 
         AdamW keeps two numbers for each parameter's number and a float32 count; SGD without momentum keeps nothing.
         """
-        with self._faked(), record_memory(*self.modules) as ledger:
-            start = np.array(ledger.events[0].kind_bytes, dtype=np.int64)
+        start = self._once("start", self._parameter_bytes).copy()
         if optimizer == "adamw":
             parameters = {id(p): p for module in self.modules for p in module.parameters() if p.requires_grad}
             start[KINDS.index("optimizer")] = sum(2 * p.nbytes + 4 for p in parameters.values())
         return start
 
+    def _parameter_bytes(self) -> np.ndarray:
+        with self._faked(), record_memory(*self.modules) as ledger:
+            return np.array(ledger.events[0].kind_bytes, dtype=np.int64)
+
     def state_bytes(self) -> int:
         """Bytes of the generator states that a step records at once."""
+        return self._once("states", self._state_bytes)
+
+    def _state_bytes(self) -> int:
         with self._faked():
             parameters = [parameter for encoder in self.encoders for parameter in encoder.parameters()]
             return sum(tensor.nbytes for tensor in RandomState.record(parameters).tensors)
@@ -175,9 +192,8 @@ class FakeStep:
         key = ("chunk", encoder, width, retained, single)
         with self.lock:
             if key not in self._laws:
-                plans = ((1, 1),) if single else ((2, 2, 3), (3, 2))
-                runs = [self._chunk_run(encoder, width, plan, retained) for plan in plans]
-                self._laws[key] = _chunk_laws({name: piece for run in runs for name, piece in run.items()})
+                pieces = self._chunk_run(encoder, width, (1, 1) if single else (2, 2, 3), retained)
+                self._laws[key] = _chunk_laws(pieces)
         n = 2 if single else rows
         return {name: Piece(law.at(n), room_at) for name, (law, room_at) in self._laws[key].items()}
 
@@ -219,6 +235,12 @@ class FakeStep:
             events = ledger.timeline[-1].kind_bytes - before
             del held
         return events
+
+    def _once(self, key: str, compute: Callable[[], Any]) -> Any:
+        with self.lock:
+            if key not in self._laws:
+                self._laws[key] = compute()
+            return self._laws[key]
 
     @contextmanager
     def _faked(self) -> Iterator[None]:
@@ -287,11 +309,16 @@ def _joined(runs: Sequence[list[tuple[Segment, np.ndarray]]]) -> list[tuple[Segm
 
 
 def _chunk_laws(pieces: dict[Any, Piece]) -> dict[tuple[str, bool], tuple[Law, int | None]]:
-    """One law for each (phase, first?), through its sizes in order."""
-    laws = {}
-    for phase, first in {(phase, first) for phase, first, _ in pieces}:
-        same = [pieces[key] for key in sorted(pieces) if key[:2] == (phase, first)]
-        if len({piece.room_at for piece in same}) != 1:
-            raise LawBroken
-        laws[phase, first] = (Law.through([piece.kind_bytes for piece in same]), same[0].room_at)
+    """For each phase, a law of later chunks through their sizes, and a law of the first beside it.
+
+    The first chunk makes room for representations, or creates gradients where later ones add to them: that
+    difference does not depend on its rows.
+    """
+    laws: dict[tuple[str, bool], tuple[Law, int | None]] = {}
+    for phase in {phase for phase, _, _ in pieces}:
+        first = next(piece for key, piece in pieces.items() if key[:2] == (phase, True))
+        later = [pieces[key] for key in sorted(pieces) if key[:2] == (phase, False)]
+        law = Law.through([piece.kind_bytes for piece in later])
+        laws[phase, False] = (law, None)
+        laws[phase, True] = (law.beside(first.kind_bytes, first.room_at), first.room_at)
     return laws
