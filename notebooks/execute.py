@@ -142,6 +142,8 @@ def tidy(notebook: nbformat.NotebookNode) -> None:
     notebook.metadata = nbformat.from_dict(copy.deepcopy(METADATA))
     for cell in notebook.cells:
         cell.metadata.pop("execution", None)
+        if cell.cell_type == "code":
+            cell.outputs = merge_streams(cell.outputs)
         for output in cell.get("outputs", []):
             data = output.get("data", {})
             if WIDGET in data:
@@ -149,6 +151,17 @@ def tidy(notebook: nbformat.NotebookNode) -> None:
             for part, key in [(output, "text"), *((data, key) for key in data if key.startswith("text/"))]:
                 if isinstance(part.get(key), str):
                     part[key] = part[key].replace(f"{ROOT}{os.sep}", "").replace(str(ROOT), ".")
+
+
+def merge_streams(outputs: list[nbformat.NotebookNode]) -> list[nbformat.NotebookNode]:
+    """Neighbouring pieces of stdout (or of stderr) as one, as JupyterLab keeps them."""
+    merged: list[nbformat.NotebookNode] = []
+    for output in outputs:
+        if merged and output.output_type == "stream" and output.get("name") == merged[-1].get("name"):
+            merged[-1].text += output.text
+        else:
+            merged.append(output)
+    return merged
 
 
 def find_problems(notebook: nbformat.NotebookNode) -> list[str]:
@@ -175,7 +188,7 @@ def output_problems(output: nbformat.NotebookNode) -> list[str]:
     if output.output_type == "error":
         problems.append(f"raised {output.ename}: {output.evalue}")
     if output.get("name") == "stderr":
-        problems.append(f"wrote to stderr: {output.text[:300]}")
+        problems.append(f"wrote to stderr: {output.text[:200]!r}")
     if found := re.search(r"(/(home|root|work|tmp|Users|opt)/|[A-Z]:\\)\S*", text):
         problems.append(f"shows a machine path: {found[0]}")
     user = getpass.getuser()
