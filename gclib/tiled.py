@@ -63,17 +63,17 @@ def tiled_contrastive_loss(
 
 
 class _TiledLoss(torch.autograd.Function):
-    """Autograd's view of the two passes, which share the log-sum-exps and nothing else."""
+    """Autograd's view of the two passes, which share the log-sum-exps and the positives' logits."""
 
     @staticmethod
     def forward(ctx, query_reps, passage_reps, temperature, mask, symmetric, side):
         with torch.autocast(query_reps.device.type, enabled=False):
             logits = _Logits(query_reps, passage_reps, temperature, mask, side)
-            loss, directions = _forward(logits, symmetric)
+            loss, positives, directions = _forward(logits, symmetric)
         is_tensor = isinstance(temperature, Tensor)
         ctx.number, ctx.side = (None if is_tensor else temperature), side
-        sums = [part for direction in directions for part in (direction.maximum, direction.total)]
-        ctx.save_for_backward(query_reps, passage_reps, temperature if is_tensor else None, mask, *sums)
+        sums = [part for others in directions for part in (others.maximum, others.total)]
+        ctx.save_for_backward(query_reps, passage_reps, temperature if is_tensor else None, mask, positives, *sums)
         return loss
 
     @staticmethod
@@ -83,12 +83,14 @@ class _TiledLoss(torch.autograd.Function):
                 "tiled_contrastive_loss has no second derivative, and create_graph=True asks for one: use "
                 "contrastive_loss (or tile_size=None) where a gradient is differentiated again"
             )
-        query_reps, passage_reps, temperature, mask, *sums = ctx.saved_tensors
+        query_reps, passage_reps, temperature, mask, positives, *sums = ctx.saved_tensors
         directions = [_LogSumExp(*pair) for pair in zip(sums[::2], sums[1::2], strict=True)]
         with torch.autocast(query_reps.device.type, enabled=False):
             temperature = ctx.number if temperature is None else temperature
             logits = _Logits(query_reps, passage_reps, temperature, mask, ctx.side)
-            gradients = _backward(logits, directions, gradient_of_loss, ctx.needs_input_grad)
+            weight = gradient_of_loss / (len(directions) * logits.batch_size * temperature)
+            softmax = _Softmax.of(positives, directions, weight)
+            gradients = _backward(logits, softmax, ctx.needs_input_grad)
         return *gradients, None, None, None
 
 
@@ -153,8 +155,10 @@ class _Logits:
 
 @dataclass
 class _LogSumExp:
-    """One direction's log-sum-exps, as maximum + log(total): apart, they keep the digits that their sum would lose.
+    """One direction's log-sum-exps over all but the positives: maximum + log(total), (B,) each.
 
+    Apart, the two keep digits that their sum would lose; without the positive, the loss of an easy query and the
+    gradient p - 1 of its positive come from what is left, not from a difference of numbers near 1.
     `maximum` starts at the lowest number there is and `total` at 0: minus infinity together. (Cheng et al.'s
     equation (4) is written from 0, which would count a logit of 0 that nobody has.)
     """
@@ -164,27 +168,27 @@ class _LogSumExp:
 
     @classmethod
     def empty(cls, like: Tensor) -> "_LogSumExp":
+        """Of nothing yet."""
         return cls(torch.full_like(like, torch.finfo(like.dtype).min), torch.zeros_like(like))
 
     def merge(self, at: slice, logits: Tensor, dim: int, out: Tensor) -> None:
-        """Equations (3)-(5): take in a tile along `dim`; `out` (as big as the tile) is overwritten."""
+        """Equations (3)-(5): take in a tile along `dim`; `out` (as big as the tile, or itself) is overwritten."""
         maximum = torch.maximum(self.maximum[at], logits.amax(dim))
         self.total[at] *= torch.exp(self.maximum[at] - maximum)
         self.maximum[at] = maximum
-        self.total[at] += self.numerators(at, logits, dim, out).sum(dim)
+        self.total[at] += _exponentials(logits, maximum.unsqueeze(dim), out).sum(dim)
 
-    def numerators(self, at: slice, logits: Tensor, dim: int, out: Tensor) -> Tensor:
-        """exp(logit - maximum), which `total` makes a softmax; `out` may be the logits themselves."""
-        torch.sub(logits, self.maximum[at].unsqueeze(dim), out=out)
-        return out.clamp_min_(NEGLIGIBLE_EXPONENT[out.dtype]).exp_()
-
-    def mean_loss(self, positives: Tensor) -> Tensor:
-        """Equations (1)-(2): the mean of log-sum-exp minus the positive's logit."""
-        return ((self.maximum - positives) + self.total.log()).mean()
+    def over(self, positives: Tensor) -> Tensor:
+        """log-sum-exp minus the positive's logit, in the order that rounds least."""
+        return (self.maximum - positives) + self.total.log()
 
 
-def _forward(logits: _Logits, symmetric: bool) -> tuple[Tensor, list[_LogSumExp]]:
-    """The loss, and the log-sum-exps of the rows and, if symmetric, of the positives' columns."""
+def _forward(logits: _Logits, symmetric: bool) -> tuple[Tensor, Tensor, list[_LogSumExp]]:
+    """The loss, the positives' logits, and the log-sum-exps of rows and, if symmetric, of the positives' columns.
+
+    Equations (1)-(2): with l the log-sum-exp over the others and z the positive's logit, a query's loss is
+    log(exp(z) + exp(l)) - z = -log sigmoid(z - l).
+    """
     positives = logits.new_empty(logits.batch_size)
     directions = [_LogSumExp.empty(positives) for _ in range(2 if symmetric else 1)]
     scratch = torch.empty_like(logits.buffer) if symmetric else logits.buffer
@@ -194,23 +198,47 @@ def _forward(logits: _Logits, symmetric: bool) -> tuple[Tensor, list[_LogSumExp]
             values = logits.compute(tile, queries, logits.passages(tile))
             if tile.holds_positives:
                 positives[rows] = values.diagonal()
-            _merge(tile, values, directions, scratch)
-    losses = [direction.mean_loss(positives) for direction in directions]
-    return sum(losses[1:], losses[0]) / len(losses), directions
+                values.diagonal().fill_(-torch.inf)
+            if symmetric and tile.slot == 0:
+                directions[1].merge(tile.columns, values, 0, out=_shaped(scratch, values.shape))
+            directions[0].merge(rows, values, 1, out=values)
+    losses = [-F.logsigmoid(-others.over(positives)).mean() for others in directions]
+    return torch.stack(losses).mean(), positives, directions
 
 
-@shape_checked
-def _merge(tile: _Tile, logits: Float[Tensor, "R C"], directions: list[_LogSumExp], scratch: Tensor) -> None:
-    """Count one tile in: its columns if it has a second direction, then its rows, over the logits themselves."""
-    rows, *columns = directions
-    if columns and tile.slot == 0:
-        columns[0].merge(tile.columns, logits, 0, out=_shaped(scratch, logits.shape))
-    rows.merge(tile.rows, logits, 1, out=logits)
+@dataclass
+class _Softmax:
+    """What turns a tile of logits into its gradient: exp(z - maxima[d]) * scales[d] summed over directions d, and
+    `of_positives` on the diagonal; (B,) each."""
+
+    maxima: list[Tensor]
+    scales: list[Tensor]
+    of_positives: Tensor
+
+    @classmethod
+    def of(cls, positives: Tensor, directions: list[_LogSumExp], weight: Tensor) -> "_Softmax":
+        """With p the softmax: weight * p, and at positives weight * (p - 1) = -weight * sigmoid(l - z).
+
+        A total holds exp(0) = 1 for its largest logit, so saturated logits divide nothing by 0.
+        """
+        maxima = [torch.maximum(others.maximum, positives) for others in directions]
+        scales = []
+        for others, maximum in zip(directions, maxima, strict=True):
+            total = others.total * torch.exp(others.maximum - maximum) + torch.exp(positives - maximum)
+            scales.append(weight / total)
+        missing = [torch.sigmoid(others.over(positives)) for others in directions]
+        return cls(maxima, scales, -weight * sum(missing[1:], missing[0]))
+
+    @property
+    def symmetric(self) -> bool:
+        """Whether there is a second direction."""
+        return len(self.maxima) > 1
 
 
 @dataclass
 class _Gradients:
-    """What the backward pass fills: of the queries, the passages and the temperature, None where not wanted."""
+    """What the backward pass fills, None where not wanted: of the queries, the passages, and each query's share of
+    the temperature's, dLoss/dt = -sum(dLoss/dz z) / t."""
 
     queries: Tensor | None
     passages: Tensor | None
@@ -221,15 +249,8 @@ class _Gradients:
         return cls(
             torch.empty_like(logits.query_reps, memory_format=torch.contiguous_format) if wanted[0] else None,
             logits.new_empty(*logits.passage_reps.shape).zero_() if wanted[1] else None,
-            logits.new_empty().zero_() if wanted[2] else None,
+            logits.new_empty(logits.batch_size).zero_() if wanted[2] else None,
         )
-
-    def take_rows(self, rows: slice, of_rows: Tensor, queries: Tensor) -> None:
-        """A finished block of dLoss/dq holds its share of dLoss/dt = -sum(dLoss/dz z) / t = -sum(dLoss/dq q) / t."""
-        if self.queries is not None:
-            self.queries[rows] = of_rows
-        if self.temperature is not None:
-            self.temperature -= (of_rows * queries).sum()
 
     def like_inputs(self, logits: _Logits) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
         """In the dtypes, shapes and devices of the three inputs."""
@@ -237,66 +258,64 @@ class _Gradients:
         if passages is not None:
             passages = passages.to(logits.passage_reps.dtype)
         if temperature is not None:
-            temperature = (temperature / logits.temperature).to(logits.temperature)
+            temperature = temperature.sum().to(logits.temperature).reshape(logits.temperature.shape)
         return self.queries, passages, temperature
 
 
 def _backward(
-    logits: _Logits, directions: list[_LogSumExp], gradient_of_loss: Tensor, wanted: Sequence[bool]
+    logits: _Logits, softmax: _Softmax, wanted: Sequence[bool]
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
     """The gradients of queries, passages and temperature: equations (6)-(8), every tile computed a second time."""
-    weight = gradient_of_loss / (len(directions) * logits.batch_size) / logits.temperature
-    scales = [weight / direction.total for direction in directions]
-    scratch = torch.empty_like(logits.buffer) if len(directions) > 1 else logits.buffer
     gradients = _Gradients.zeros(logits, wanted)
+    scratch = torch.empty_like(logits.buffer) if softmax.symmetric else logits.buffer
+    kept = torch.empty_like(logits.buffer) if gradients.temperature is not None else None
     for rows in logits.row_blocks():
         queries = logits.queries(rows)
         of_rows = torch.zeros_like(queries)
         for tile in logits.tiles(rows):
             passages = logits.passages(tile)
             values = logits.compute(tile, queries, passages)
-            of_logits = _gradient_of_logits(tile, values, directions, scales, scratch)
+            if kept is not None:
+                finite = torch.clamp_min(values, torch.finfo(values.dtype).min, out=_shaped(kept, values.shape))
+            of_logits = _gradient_of_logits(tile, values, softmax, scratch)
+            if kept is not None:
+                gradients.temperature[rows] -= finite.mul_(of_logits).sum(1)
             if gradients.passages is not None:
                 _add_product(gradients.passages[tile.passages], of_logits.T, queries)
-            if gradients.queries is not None or gradients.temperature is not None:
+            if gradients.queries is not None:
                 _add_product(of_rows, of_logits, passages)
-        gradients.take_rows(rows, of_rows, queries)
+        if gradients.queries is not None:
+            gradients.queries[rows] = of_rows
     return gradients.like_inputs(logits)
 
 
 @shape_checked
 def _gradient_of_logits(
-    tile: _Tile,
-    logits: Float[Tensor, "R C"],
-    directions: list[_LogSumExp],
-    scales: list[Tensor],
-    scratch: Tensor,
+    tile: _Tile, logits: Float[Tensor, "R C"], softmax: _Softmax, scratch: Tensor
 ) -> Float[Tensor, "R C"]:
-    """dLoss/dlogits of one tile, in place of the logits or in `scratch`.
-
-    Over the temperature already: the sum over directions of weight * (p - 1[positive]), where p = numerator / total,
-    weight = 1 / (temperature * directions * B) and scale = weight / total. A total holds exp(0) = 1 for its
-    largest logit, so saturated logits divide nothing by 0.
-    """
+    """dLoss/dlogits of one tile over the temperature, in place of the logits or, with two directions, in `scratch`."""
     of_columns = None
-    if len(directions) > 1 and tile.slot == 0:
-        of_columns = _numerators_less_positives(tile, tile.columns, directions[1], logits, 0, scratch)
-        of_columns *= scales[1][tile.columns]
-    of_rows = _numerators_less_positives(tile, tile.rows, directions[0], logits, 1, logits)
-    scale = scales[0][tile.rows].unsqueeze(1)
-    return of_rows.mul_(scale) if of_columns is None else of_columns.addcmul_(of_rows, scale)
-
-
-def _numerators_less_positives(
-    tile: _Tile, at: slice, direction: _LogSumExp, logits: Tensor, dim: int, scratch: Tensor
-) -> Tensor:
-    """total * (p - 1[positive]) in one direction, negligible numerators exactly 0."""
-    numerators = direction.numerators(at, logits, dim, out=_shaped(scratch, logits.shape))
-    smallest = math.exp(NEGLIGIBLE_EXPONENT[logits.dtype] + 1)
-    F.threshold_(numerators, smallest, 0.0)
+    if softmax.symmetric and tile.slot == 0:
+        maximum, scale = softmax.maxima[1][tile.columns], softmax.scales[1][tile.columns]
+        of_columns = _kept_exponentials(logits, maximum.unsqueeze(0), _shaped(scratch, logits.shape)).mul_(scale)
+    maximum, scale = softmax.maxima[0][tile.rows], softmax.scales[0][tile.rows].unsqueeze(1)
+    of_rows = _kept_exponentials(logits, maximum.unsqueeze(1), logits)
+    gradient = of_rows.mul_(scale) if of_columns is None else of_columns.addcmul_(of_rows, scale)
     if tile.holds_positives:
-        numerators.diagonal().sub_(direction.total[at])
-    return numerators
+        gradient.diagonal().copy_(softmax.of_positives[tile.rows])
+    return gradient
+
+
+def _kept_exponentials(logits: Tensor, maximum: Tensor, out: Tensor) -> Tensor:
+    """`_exponentials`, where what is negligible (or masked) is exactly 0."""
+    smallest = math.exp(NEGLIGIBLE_EXPONENT[logits.dtype] + 1)
+    return F.threshold_(_exponentials(logits, maximum, out), smallest, 0.0)
+
+
+def _exponentials(logits: Tensor, maximum: Tensor, out: Tensor) -> Tensor:
+    """exp(logits - maximum) into `out`, which may be the logits themselves; never below exp(NEGLIGIBLE_EXPONENT)."""
+    torch.sub(logits, maximum, out=out)
+    return out.clamp_min_(NEGLIGIBLE_EXPONENT[out.dtype]).exp_()
 
 
 def _add_product(into: Tensor, left: Tensor, right: Tensor) -> None:
