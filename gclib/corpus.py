@@ -143,8 +143,8 @@ def load_corpus(
     path = (cache_folder() if folder is None else folder) / f"corpus-{key}.jsonl"
     try:
         return _read(path)
-    except FileNotFoundError:
-        pass
+    except OSError:
+        pass  # nothing there, or nothing that may be read
     except DamagedFile as damage:
         warnings.warn(f"the cached corpus is mined again: {damage}", stacklevel=2)
     corpus = build_corpus(sources, progress=progress)
