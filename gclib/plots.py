@@ -21,11 +21,13 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from matplotlib.patches import Patch
+from matplotlib.patches import Patch, Rectangle
+from matplotlib.patheffects import withStroke
+from matplotlib.ticker import MaxNLocator
 from matplotlib.transforms import blended_transform_factory
 
 from gclib.ledger import KINDS, Segment
-from gclib.timeline import Span, TimelinePicture, picture_of
+from gclib.timeline import Span, TimelinePicture, largest_kinds, picture_of
 from gclib.units import format_bytes, unit_for
 from gclib.validation import refuse
 
@@ -110,20 +112,25 @@ def to_png(figure: Figure, *, dpi: int = 100) -> bytes:
     return buffer.getvalue()
 
 
-def show(figure: Figure, alt: str) -> None:
-    """Display the figure in a notebook as a PNG whose alt text is `alt`, then close it.
+def to_html(figure: Figure, alt: str) -> str:
+    """The figure as an HTML image whose alt text is `alt`: what `show` displays, for a widget to hold.
 
     alt: what the picture says, in words and with its numbers, for a reader who cannot see it. JupyterLab passes alt
-    texts on for HTML images only, so that is what is displayed.
+    texts on for HTML images only.
     """
     if not isinstance(alt, str) or len(alt.strip()) < 10:
         raise refuse("alt", "must say in words what the picture shows", alt)
+    width = round(figure.get_figwidth() * 100)
+    encoded = base64.b64encode(to_png(figure, dpi=150)).decode("ascii")
+    return f'<img alt="{escape(alt)}" width="{width}" src="data:image/png;base64,{encoded}">'
+
+
+def show(figure: Figure, alt: str) -> None:
+    """Display the figure in a notebook as a PNG whose alt text is `alt` (see `to_html`), then close it."""
+    tag = to_html(figure, alt)
     from IPython.display import display
     from matplotlib import pyplot
 
-    width = round(figure.get_figwidth() * 100)
-    encoded = base64.b64encode(to_png(figure, dpi=150)).decode("ascii")
-    tag = f'<img alt="{escape(alt)}" width="{width}" src="data:image/png;base64,{encoded}">'
     display({"text/html": tag, "text/plain": f"Figure: {alt}"}, raw=True)
     pyplot.close(figure)
 
@@ -168,13 +175,6 @@ def describe_timeline(picture: TimelinePicture, *, card_bytes: int | None = None
         return words
     fits = "fits on" if picture.peak_bytes <= card_bytes else "does not fit on"
     return f"{words} It {fits} {card_name} with {format_bytes(card_bytes)}."
-
-
-def largest_kinds(kind_bytes: Mapping[str, int], *, smallest_share: float = 0.05) -> list[tuple[str, int]]:
-    """(kind, bytes), largest first, of the kinds that hold at least this share of the sum."""
-    total = sum(kind_bytes.values())
-    held = [(kind, count) for kind, count in kind_bytes.items() if count and count >= smallest_share * total]
-    return sorted(held, key=lambda entry: -entry[1])
 
 
 def _draw_stack(axes: Axes, picture: TimelinePicture, size: int) -> None:
@@ -243,3 +243,61 @@ def _draw_spans(axes: Axes, spans: Sequence[Span]) -> None:
             continue
         taken[row] = middle + half
         axes.text(middle, -0.03 - 0.13 * row, span.label, transform=below, ha="center", va="top", fontsize=8)
+
+
+def plot_logits(
+    axes: Axes,
+    values: np.ndarray,
+    *,
+    title: str = "",
+    label: str = "logit",
+    limits: tuple[float, float] | None = None,
+    mask: np.ndarray | None = None,
+    colorbar: bool = True,
+) -> None:
+    """A heat map of the (B, N) matrix of logits (or similarities, or probabilities): queries down, passages across.
+
+    The positive of query i, passage i * (1 + K), is outlined; cells where `mask` (B, N) is True are crossed out.
+    limits: the values at the two ends of the colour scale. Tensors are taken as arrays are.
+    Raises ValueError where `values` isn't (B, B * (1 + K)), or the mask has another shape.
+    """
+    table = np.asarray(values, dtype=float)
+    if table.ndim != 2 or 0 in table.shape or table.shape[1] % table.shape[0]:
+        raise refuse("values", "must be a matrix (B, N) with N a multiple of B", f"shape {table.shape}")
+    if mask is not None and np.shape(mask) != table.shape:
+        raise refuse("mask", f"must have the shape of values, {table.shape}", f"shape {np.shape(mask)}")
+    low, high = limits if limits is not None else (table.min(), table.max())
+    image = axes.imshow(table, vmin=low, vmax=high, aspect="equal" if len(table) == table.shape[1] else "auto")
+    group = table.shape[1] // len(table)
+    halo = [withStroke(linewidth=2.6, foreground=PAPER)]
+    for row in range(len(table)):
+        corner = (row * group - 0.5, row - 0.5)
+        axes.add_patch(Rectangle(corner, 1, 1, fill=False, edgecolor=INK, linewidth=1.1, path_effects=halo))
+    for row, column in np.argwhere(np.zeros_like(table) if mask is None else np.asarray(mask)):
+        axes.text(column, row, "×", ha="center", va="center", path_effects=halo)
+    axes.set(title=title, xlabel="passage", ylabel="query")
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_locator(MaxNLocator(8, integer=True))
+    if colorbar:
+        axes.figure.colorbar(image, ax=axes, label=label, shrink=0.85)
+
+
+def plot_by_batch_size(axes: Axes, sizes: Sequence[int], series: Mapping[str, Sequence[float]], *, label: str) -> None:
+    """Lines over the batch size (a logarithmic axis, a tick for each size), each named at its right end.
+
+    series: name -> one value for each size. label: the quantity with its unit, for the other axis.
+    """
+    ends = []
+    for (name, values), marker in zip(series.items(), "osD^v*", strict=False):
+        (line,) = axes.plot(sizes, values, marker=marker, markersize=4)
+        ends.append((values[-1], name, line.get_color()))
+    low, high = axes.get_ylim()
+    height = float("-inf")
+    for value, name, color in sorted(ends):
+        height = max(value, height + 0.07 * (high - low))
+        look = {"textcoords": "offset points", "color": color, "va": "center", "annotation_clip": False}
+        axes.annotate(name, (sizes[-1], height), (7, 0), **look)
+    axes.set_xscale("log", base=2)
+    axes.set_xticks(sizes, [f"{size:,}" for size in sizes], fontsize=9)
+    axes.minorticks_off()
+    axes.set(xlabel="batch size B", ylabel=label)

@@ -6,8 +6,8 @@ with the batch, and its highest point is the step's peak, to the byte. Nothing h
 """
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from itertools import groupby
 
 import numpy as np
@@ -31,17 +31,19 @@ TOWER_WORDS = ("queries", "passages")
 class Panel:
     """A stretch of the horizontal axis, from `start` to `stop` (0 to 1 over the whole step).
 
-    pieces: which of its phase's and tower's pieces it stands for, counted from 0. between: this is the summary of
-    several pieces (one peak each), not one piece operation by operation. kind_bytes: (columns, kinds).
+    pieces: which of its phase's and tower's pieces it stands for, counted from 0. operations: events of one piece.
+    between: this is the summary of several pieces (one peak each), not one piece operation by operation.
+    kind_bytes: (columns, kinds).
     """
 
     phase: str
     tower: int | None
     pieces: range
+    operations: int
     between: bool
     kind_bytes: np.ndarray
-    start: float
-    stop: float
+    start: float = 0.0
+    stop: float = 0.0
 
     def edges(self) -> np.ndarray:
         """Where each column begins, (columns,); the last ends at `stop`."""
@@ -111,7 +113,7 @@ class TimelinePicture:
 
 def picture_of(timeline: Sequence[Segment]) -> TimelinePicture:
     """Panels and labels for a timeline, a ledger's or a forecast's. ValueError where there is nothing to draw."""
-    segments = [s for s in timeline if len(s.kind_bytes) and not _is_heading(s)]
+    segments = [s for s in timeline if len(s.kind_bytes) and not is_heading(s)]
     if not segments:
         raise refuse("timeline", "must hold at least one piece of a step", "an empty timeline")
     counted: Counter = Counter()
@@ -123,13 +125,20 @@ def picture_of(timeline: Sequence[Segment]) -> TimelinePicture:
     weights = np.where(within, np.maximum(weights, smallest), max(smallest, 0.06 * operations))
     edges = np.concatenate([[0.0], np.cumsum(weights) / weights.sum()])
     panels = tuple(
-        Panel(p.phase, p.tower, p.pieces, p.between, _thinned(p.kind_bytes, stop - start), start, stop)
+        replace(p, kind_bytes=_thinned(p.kind_bytes, stop - start), start=start, stop=stop)
         for p, start, stop in zip(pieces, edges[:-1].tolist(), edges[1:].tolist(), strict=True)
     )
     return TimelinePicture(panels, tuple(_spans(panels)))
 
 
-def _is_heading(segment: Segment) -> bool:
+def largest_kinds(kind_bytes: Mapping[str, int], *, smallest_share: float = 0.05) -> list[tuple[str, int]]:
+    """(kind, bytes), largest first, of the kinds that hold at least this share of the sum."""
+    total = sum(kind_bytes.values())
+    held = [(kind, count) for kind, count in kind_bytes.items() if count and count >= smallest_share * total]
+    return sorted(held, key=lambda entry: -entry[1])
+
+
+def is_heading(segment: Segment) -> bool:
     """Where a step only names the tensors that it begins with; the next piece starts at the same bytes."""
     return segment.phase not in ("loss", "backward") and segment.tower is None and segment.chunk is None
 
@@ -156,7 +165,8 @@ def _pieces(group: list[Segment], counted: Counter) -> Iterator[Panel]:
         numbers = np.linspace(1, repeats - 2, min(repeats - 2, BETWEEN_COLUMNS)).round().astype(np.int64)
         at_first_peak = highest.kind_bytes[highest.kind_bytes.sum(axis=1).argmax()]
         peaks = at_first_peak + numbers[:, None] * highest.net_bytes
-        yield Panel(highest.phase, highest.tower, range(start + 1, start + repeats - 1), True, peaks, 0, 0)
+        others = range(start + 1, start + repeats - 1)
+        yield Panel(highest.phase, highest.tower, others, len(highest.kind_bytes), True, peaks)
     if repeats > 1:
         for segment, start in zip(group, starts, strict=True):
             yield _piece(segment, start, repeats - 1)
@@ -164,7 +174,8 @@ def _pieces(group: list[Segment], counted: Counter) -> Iterator[Panel]:
 
 def _piece(segment: Segment, start: int, repeat: int) -> Panel:
     bytes_ = segment.kind_bytes + repeat * segment.net_bytes
-    return Panel(segment.phase, segment.tower, range(start + repeat, start + repeat + 1), False, bytes_, 0, 0)
+    number = start + repeat
+    return Panel(segment.phase, segment.tower, range(number, number + 1), len(bytes_), False, bytes_)
 
 
 def _thinned(kind_bytes: np.ndarray, share: float) -> np.ndarray:

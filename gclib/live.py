@@ -1,0 +1,263 @@
+"""One step of the memory lab, run for real in a thread of its own: live bytes, progress, Stop.
+
+The thread builds a model, a batch and the optimizer's states, runs the step under the ledger and lets go of everything
+again. Afterwards the random generators are as they were, and no gradient is left.
+"""
+
+import threading
+import time
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from gclib.cache import cache_folder
+from gclib.chunking import Chunk
+from gclib.corpus import fingerprint, installed_sources
+from gclib.data import load_pairs, tokenize_pairs, train_tokenizer
+from gclib.encoder import Encoder
+from gclib.lab import LabSettings, building, forecast_of, loss_of
+from gclib.ledger import MemoryLedger, record_memory
+from gclib.randomness import RandomState
+from gclib.steps import accumulation_step, grad_cache_step, naive_step
+from gclib.timeline import TimelinePicture, is_heading
+
+PAIRS = 2_000  # real texts to draw a batch from; a larger batch repeats them
+POINTS = 48  # of the live line, in each piece of the step
+
+
+class Stopped(Exception):
+    """Raised inside the step, from on_phase, when Stop was asked for."""
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """How a run ended. `ending`: "finished", "stopped" or "failed"; `error` in words where it failed."""
+
+    ending: str
+    peak_bytes: int
+    seconds: float
+    loss: float | None = None
+    error: str = ""
+
+
+class LiveRun:
+    """One step of these settings. `start` runs it in a thread, `run` in this one; `stop` ends it between chunks.
+
+    encoder: what is trained, built on the way. ledger: grows while it runs. result: None until it has ended.
+    texts: what the batch was made of, in words.
+    """
+
+    def __init__(self, settings: LabSettings):
+        self.settings = settings
+        self.pieces = count_pieces(settings)
+        self.begun = 0
+        self.stage = "starting"
+        self.texts = ""
+        self.encoder: Encoder | None = None
+        self.ledger: MemoryLedger | None = None
+        self.result: RunResult | None = None
+        self._stop = threading.Event()
+        self._trace = _Trace()
+        self._thread = threading.Thread(target=self.run, name="memory-lab-run", daemon=True)
+
+    @property
+    def done(self) -> int:
+        """Pieces of the step that are finished, of `pieces`."""
+        ended = self.result is not None and self.result.ending == "finished"
+        return self.pieces if ended else max(0, self.begun - 1)
+
+    def start(self) -> None:
+        """Run in a thread of its own."""
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Ask the step to end before its next chunk; the naive step, before its next phase."""
+        self._stop.set()
+
+    def join(self, seconds: float | None = None) -> None:
+        """Wait for the thread to end."""
+        self._thread.join(seconds)
+
+    def run(self) -> RunResult:
+        """Run the step here and now. Whatever goes wrong is in the result's words, and is not raised."""
+        start = time.perf_counter()
+        ending, loss, error = "finished", None, ""
+        with RandomState.record([]).replay():
+            try:
+                loss = self._step()
+            except Stopped:
+                ending = "stopped"
+            except Exception as problem:  # a thread has nobody to raise to: it is told in words
+                ending, error = "failed", f"{type(problem).__name__}: {problem}"
+            finally:
+                if self.encoder is not None:
+                    self.encoder.zero_grad(set_to_none=True)
+        peak = self.ledger.peak_bytes if self.ledger else 0
+        self.result = RunResult(ending, peak, time.perf_counter() - start, loss, error)
+        return self.result
+
+    def trace(self, picture: TimelinePicture) -> tuple[np.ndarray, np.ndarray]:
+        """The run so far as a line over the forecast's picture: x from 0 to 1, bytes."""
+        return self._trace.line(self.ledger, picture) if self.ledger else (np.zeros(0), np.zeros(0))
+
+    def _step(self) -> float:
+        self.stage = "building the model"
+        self._check_stop()
+        with building():
+            self.encoder = Encoder.from_config(self.settings.model)
+        self.stage = "reading texts"
+        inputs, self.texts = make_batch(self.settings)
+        self._check_stop()
+        optimizer = warm_optimizer(self.encoder)
+        loss_fn = loss_of(self.settings.tile_size)
+        with record_memory(self.encoder, optimizer=optimizer) as self.ledger:
+            step, options = step_of(self.settings)
+            loss = step([self.encoder] * 2, inputs, loss_fn, on_phase=self._on_phase, **options)
+        return loss.item()
+
+    def _on_phase(self, phase: str, **place: Any) -> None:
+        self._check_stop()
+        before = len(self.ledger.pieces)
+        self.ledger.on_phase(phase, **place)
+        if len(self.ledger.pieces) > before and not _heads(self.ledger.pieces[-1][1]):
+            self.begun += 1
+            self.stage = phase.replace("_", " ")
+
+    def _check_stop(self) -> None:
+        if self._stop.is_set():
+            raise Stopped
+
+
+def count_pieces(settings: LabSettings) -> int:
+    """Pieces of the step, each between two reports: what progress counts."""
+    timeline = forecast_of(settings).timeline
+    return sum(segment.repeats for segment in timeline if not is_heading(segment))
+
+
+def step_of(settings: LabSettings) -> tuple[Any, dict[str, Any]]:
+    """The step and its own arguments. Chunks keep their full width, as the forecast assumes."""
+    if settings.step == "naive":
+        return naive_step, {}
+    if settings.step == "accumulation":
+        return accumulation_step, {"chunk_size": settings.chunk_size}
+    starts = range(0, settings.batch_size, settings.chunk_size)
+    rows = [tuple(range(at, min(at + settings.chunk_size, settings.batch_size))) for at in starts]
+    plan = [Chunk(chunk, settings.length) for chunk in rows]
+    return grad_cache_step, {"plan": [plan, plan]}
+
+
+def make_batch(settings: LabSettings) -> tuple[list[dict[str, Tensor]], str]:
+    """Queries and passages of (B, length) tokens each, and in words what they are.
+
+    Real pairs where the corpus has been built, random tokens elsewhere. The last column is padding in every row: the
+    forecast is of a padded batch.
+    """
+    rows, length = settings.batch_size, settings.length
+    texts = _real_texts()
+    if texts is None or length < 4:
+        ids = [torch.randint(5, 8_000, (rows, length)) for _ in range(2)]
+        masks = [torch.ones(rows, length, dtype=torch.long) for _ in range(2)]
+        for mask in masks[: length > 1 and 2]:
+            mask[:, -1] = 0
+        return [_tokens(one, mask) for one, mask in zip(ids, masks, strict=True)], "random tokens"
+    pairs, tokenizer = texts
+    chosen = [pairs[row % len(pairs)] for row in range(rows)]
+    towers = tokenize_pairs(chosen, tokenizer, query_length=length - 1, passage_length=length - 1)
+    padded = [_widened(tower, length, tokenizer.pad_token_id) for tower in towers]
+    return padded, "real pairs of your own packages"
+
+
+def _tokens(ids: Tensor, mask: Tensor) -> dict[str, Tensor]:
+    return {"input_ids": ids, "attention_mask": mask}
+
+
+def _widened(tower: dict[str, Tensor], length: int, padding: int) -> dict[str, Tensor]:
+    missing = length - tower["input_ids"].shape[1]
+    ids = F.pad(tower["input_ids"], (0, missing), value=padding)
+    return _tokens(ids, F.pad(tower["attention_mask"], (0, missing)))
+
+
+def _real_texts() -> tuple[list, Any] | None:
+    """Some pairs and a tokenizer trained on them; None where the corpus has not been built (that takes a minute)."""
+    built = cache_folder() / f"corpus-{fingerprint(installed_sources())}.jsonl"
+    return _texts_in(built) if built.is_file() else None
+
+
+@lru_cache(maxsize=1)
+def _texts_in(corpus: Path) -> tuple[list, Any]:
+    pairs = load_pairs(limit=PAIRS, progress=False)
+    return pairs, train_tokenizer(pairs)
+
+
+def warm_optimizer(encoder: Encoder) -> torch.optim.Optimizer:
+    """AdamW with the states that it has from its second step on; the weights are as before (rate 0)."""
+    optimizer = torch.optim.AdamW(encoder.parameters(), lr=0.0, weight_decay=0.0)
+    for parameter in encoder.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+    return optimizer
+
+
+class _Trace:
+    """A ledger's events as points over a picture. Finished pieces are converted once."""
+
+    def __init__(self) -> None:
+        self._finished: list[tuple[str, int | None, np.ndarray, int]] = []
+        self._next = 0
+        self._counts: dict[tuple, int] = {}
+
+    def line(self, ledger: MemoryLedger, picture: TimelinePicture) -> tuple[np.ndarray, np.ndarray]:
+        """x and bytes of everything recorded so far."""
+        pieces, known = list(ledger.pieces), len(ledger.events)
+        while self._next < len(pieces) - 1:
+            self._finish(ledger, pieces[self._next], pieces[self._next + 1][0])
+            self._next += 1
+        running = self._piece(ledger, pieces[-1], known) if pieces else None
+        points = [_points(*piece, picture) for piece in (*self._finished, running) if piece is not None]
+        points = [one for one in points if len(one[0])]
+        if not points:
+            return np.zeros(0), np.zeros(0)
+        x, y = (np.concatenate(part) for part in zip(*points, strict=True))
+        return x, y
+
+    def _finish(self, ledger: MemoryLedger, piece: tuple, stop: int) -> None:
+        found = self._piece(ledger, piece, stop)
+        if found is not None:
+            self._finished.append(found)
+            self._counts[found[0], found[1]] = found[3] + 1
+
+    def _piece(self, ledger: MemoryLedger, piece: tuple, stop: int) -> tuple | None:
+        start, place = piece
+        if _heads(place) or stop <= start:
+            return None
+        totals = np.array([event.total_bytes for event in ledger.events[start:stop]])
+        return place["phase"], place["tower"], totals, self._counts.get((place["phase"], place["tower"]), 0)
+
+
+def _points(
+    phase: str, tower: int | None, totals: np.ndarray, number: int, picture: TimelinePicture
+) -> tuple[np.ndarray, np.ndarray]:
+    """One piece's points over its panel: its operations, or one point where the panel sums pieces up."""
+    panel = picture.place(phase, tower, number)
+    if panel is None:
+        return np.zeros(0), np.zeros(0)
+    width = panel.stop - panel.start
+    if panel.between:
+        share = (number - panel.pieces.start + 0.5) / len(panel.pieces)
+        return np.array([panel.start + share * width]), np.array([totals.max()])
+    reach = np.arange(len(totals)) / max(panel.operations, len(totals))
+    edges = np.unique(np.linspace(0, len(totals), min(POINTS, len(totals)) + 1).astype(int))
+    highest = [at + int(totals[at:end].argmax()) for at, end in zip(edges, edges[1:], strict=False)]
+    return panel.start + reach[highest] * width, totals[highest]
+
+
+def _heads(place: dict[str, Any]) -> bool:
+    """A place where a step only names what it begins with, as `timeline.is_heading`."""
+    return place["phase"] not in ("loss", "backward") and place["tower"] is None and place["chunk"] is None
