@@ -137,9 +137,9 @@ def advice(settings: LabSettings, forecast: MemoryForecast, budget_bytes: int, b
     said = f"Peak {format_bytes(forecast.peak_bytes)}: {made_of}."
     if share <= 1:
         room = "under 1 %" if share < 0.01 else f"{100 * share:.0f} %"
-        return f"{said} It fits on {budget_name} and takes {room} of it. {_room(settings, share)}"
+        return f"{said} It fits within {budget_name} and takes {room} of it. {_room(settings, share)}"
     way_out = _way_out(settings, at_peak, budget_bytes)
-    return f"{said} It does not fit on {budget_name}: {share:,.1f} times too big. {way_out}"
+    return f"{said} It does not fit within {budget_name}: {share:,.1f} times too big. {way_out}"
 
 
 def _room(settings: LabSettings, share: float) -> str:

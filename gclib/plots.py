@@ -155,8 +155,7 @@ def plot_timeline(
     _draw_stack(axes, picture, size)
     _draw_betweens(axes, picture, size)
     if card_bytes is not None:
-        if card_bytes <= 2 * highest:
-            top = max(top, card_bytes * 1.12)
+        top = max(top, card_bytes * 1.12) if card_bytes <= 2 * highest else highest * 1.32
         _draw_card(axes, card_bytes, card_name, top, highest, size)
     if live is not None and len(live[0]):
         axes.plot(live[0], np.asarray(live[1]) / size, color=LIVE_COLOR, linewidth=1.3, linestyle="-", zorder=5)
@@ -173,8 +172,8 @@ def describe_timeline(picture: TimelinePicture, *, card_bytes: int | None = None
     words = f"Bytes over one step: {order}. Peak {format_bytes(picture.peak_bytes)}, of which {', '.join(parts)}."
     if card_bytes is None:
         return words
-    fits = "fits on" if picture.peak_bytes <= card_bytes else "does not fit on"
-    return f"{words} It {fits} {card_name} with {format_bytes(card_bytes)}."
+    fits = "fits within" if picture.peak_bytes <= card_bytes else "does not fit within"
+    return f"{words} It {fits} {card_name} ({format_bytes(card_bytes)})."
 
 
 def _draw_stack(axes: Axes, picture: TimelinePicture, size: int) -> None:

@@ -98,6 +98,14 @@ class TimelinePicture:
         highest = self.kind_bytes[self.kind_bytes.sum(axis=1).argmax()]
         return dict(zip(KINDS, map(int, highest), strict=True))
 
+    def span_peaks(self) -> list[tuple["Span", int]]:
+        """Each span with the most bytes in it, in order."""
+        found = []
+        for span in self.spans:
+            inside = [panel.peak_bytes for panel in self.panels if span.start <= panel.start < span.stop]
+            found.append((span, max(inside)))
+        return found
+
     def place(self, phase: str, tower: int | None, piece: int) -> Panel | None:
         """The panel that stands for the `piece`-th piece (from 0) of a phase and tower; None where there is none."""
         candidates = [panel for panel in self.panels if piece in panel.pieces]

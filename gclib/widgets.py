@@ -1,0 +1,356 @@
+"""The live memory lab: sliders over exact forecasts, and the same step run for real on a button.
+
+A view and nothing more: what a position of the controls means is `gclib.lab`, the run is `gclib.live`, the picture
+`gclib.plots`. Moving a control never computes on real tensors and never raises. Every control has a label and works
+from the keyboard; the picture carries its numbers as alt text, and `table` says all of it in text.
+"""
+
+import base64
+import html
+import io
+import threading
+import time
+from typing import Any
+
+import ipywidgets as widgets
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from gclib import lab, plots
+from gclib.encoder import SIZES
+from gclib.forecast import GPU_MEMORY_BYTES, MemoryForecast
+from gclib.lab import LabSettings
+from gclib.live import LiveRun
+from gclib.machine import ram_bytes
+from gclib.timeline import TimelinePicture, picture_of
+from gclib.units import format_bytes
+from gclib.validation import one_of
+
+BATCHES = [2**n for n in range(1, 18)]
+CHUNKS = [1, 2, 4, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 512]
+LENGTHS = [16, 32, 64, 128, 256, 512]
+TILES = [("dense", 0), *((f"{size:,}", size) for size in (256, 512, 1024, 2048, 4096, 8192, 16384))]
+REDRAW_SECONDS = 0.4  # between two pictures of a run
+PICTURE_INCHES = (7.6, 3.1)
+
+
+class MemoryLab(widgets.VBox):
+    """Sliders for step, model, batch, chunk, tokens, tiles and budget over the exact forecast; Run and Stop.
+
+    Attributes, each an ipywidget: step, model, batch_size, chunk_size, length, tile_size, budget (its value: bytes),
+    run, stop, status and forecast (text), picture. `table()` is the lab as text. `wait()` returns when all that
+    was started has ended. The keywords set where the controls start; each must be one of the control's values.
+    """
+
+    def __init__(
+        self,
+        *,
+        step: str = "grad_cache",
+        model: str = "mini",
+        batch_size: int = 64,
+        chunk_size: int = 8,
+        length: int = 64,
+        tile_size: int | None = None,
+        budget: str = "256 MiB",
+    ):
+        self._make_controls(LabSettings(step, model, batch_size, chunk_size, length, tile_size), budget)
+        self._make_outputs()
+        rows = [
+            widgets.HBox([self.step, self.model], layout=_ROW),
+            widgets.HBox([self.batch_size, self.chunk_size], layout=_ROW),
+            widgets.HBox([self.length, self.tile_size], layout=_ROW),
+            widgets.HBox([self.budget], layout=_ROW),
+        ]
+        buttons = widgets.HBox([self.run, self.stop, self.progress], layout=_ROW)
+        super().__init__([*rows, self.forecast, self.picture, buttons, self.status])
+        self.add_class("gclib-memory-lab")
+        self._drawing = threading.RLock()
+        self._figure = _Canvas()
+        self._wanted: LabSettings | None = None
+        self._fitter: threading.Thread | None = None
+        self._watcher: threading.Thread | None = None
+        self._live: LiveRun | None = None
+        self._confirmed: LabSettings | None = None
+        for control in self.controls:
+            control.observe(self._on_move, names="value")
+        self.run.on_click(lambda _: self._on_run())
+        self.stop.on_click(lambda _: self._on_stop())
+        self.refresh()
+
+    @property
+    def controls(self) -> tuple[widgets.Widget, ...]:
+        """Every control that changes the forecast."""
+        return (
+            self.step,
+            self.model,
+            self.batch_size,
+            self.chunk_size,
+            self.length,
+            self.tile_size,
+            self.budget,
+        )
+
+    @property
+    def live(self) -> LiveRun | None:
+        """The last run, going on or ended."""
+        return self._live
+
+    def settings(self) -> LabSettings:
+        """What the controls say now. Raises ValueError where tiles and batch do not go together."""
+        return LabSettings(
+            self.step.value,
+            self.model.value,
+            self.batch_size.value,
+            self.chunk_size.value,
+            self.length.value,
+            self.tile_size.value or None,
+        )
+
+    def refresh(self) -> None:
+        """Bring text and picture up to the controls; a law not known yet is read off in a thread, in words."""
+        self.chunk_size.disabled = self.step.value == "naive"
+        try:
+            settings = self.settings()
+        except ValueError as error:
+            self._say_forecast(f"No forecast: {error}.")
+            return
+        if lab.is_ready(settings):
+            self._draw(settings)
+            return
+        self._say_forecast(
+            f"Reading off the memory law of the {settings.model} model at {settings.length} tokens. This takes some "
+            "seconds, once; then every batch and chunk answers at once."
+        )
+        self._wanted = settings
+        if self._fitter is None or not self._fitter.is_alive():
+            self._fitter = threading.Thread(target=self._fit, name="memory-lab-fit", daemon=True)
+            self._fitter.start()
+
+    def wait(self, seconds: float = 120.0) -> None:
+        """Return when forecast and run have ended, or after so many seconds: for cells that go on with the result."""
+        end = time.monotonic() + seconds
+        for thread in (self._fitter, self._watcher):
+            if thread is not None:
+                thread.join(max(0.0, end - time.monotonic()))
+
+    def table(self) -> str:
+        """The lab as text: the settings, the advice, the peak of each phase and kind, and the last run of them."""
+        settings = self.settings()
+        forecast, budget = lab.forecast_of(settings), self.budget.value
+        picture = picture_of(forecast.timeline)
+        phases = [[span.label.replace("\n", " "), format_bytes(peak)] for span, peak in picture.span_peaks()]
+        kinds = [[kind, format_bytes(count)] for kind, count in forecast.at_peak().items() if count]
+        parts = [
+            f"{settings.described()}.",
+            lab.advice(settings, forecast, budget, self.budget.label),
+            lab.format_table(["phase, in order", "highest"], phases),
+            lab.format_table(["at the peak", "bytes"], [*kinds, ["sum", format_bytes(forecast.peak_bytes)]]),
+        ]
+        if self._live is not None and self._live.settings == settings and self._live.result is not None:
+            parts.append(_told(self._live, forecast))
+        return "\n\n".join(parts)
+
+    def _make_controls(self, start: LabSettings, budget: str) -> None:
+        steps = [(words, step) for step, words in lab.STEP_WORDS.items()]
+        self.step = _dropdown("Step", steps, start.step, "How the gradient is computed")
+        self.model = _slider("Model", list(SIZES), start.model, "Size of the encoder, from 2 x 32 to 12 x 768")
+        self.batch_size = _slider("Batch", _numbers(BATCHES), start.batch_size, "Queries whose passages are contrasted")
+        self.chunk_size = _slider("Chunk", _numbers(CHUNKS), start.chunk_size, "Rows that are encoded at once")
+        self.length = _slider("Tokens", _numbers(LENGTHS), start.length, "Tokens that every text is padded to")
+        self.tile_size = _slider("Tiles", TILES, start.tile_size or 0, "Side of a tile of logits; dense: all at once")
+        budgets = list(lab.BUDGETS.items())
+        one_of("budget", budget, tuple(lab.BUDGETS))
+        self.budget = _slider("Budget", budgets, lab.BUDGETS[budget], "Memory of the card, whether you own it or not")
+
+    def _make_outputs(self) -> None:
+        self.forecast = widgets.HTML()
+        self.forecast.add_class("gclib-forecast")
+        self.picture = widgets.HTML()
+        self.picture.add_class("gclib-picture")
+        self.run = _button("Run", "Run this step for real on this machine", "play")
+        self.stop = _button("Stop", "End the run before its next chunk", "stop")
+        self.stop.disabled = True
+        self.progress = widgets.IntProgress(0, 0, 1, tooltip="Pieces of the step that are done")
+        self.status = widgets.HTML()
+        self.status.add_class("gclib-status")
+        self._say("Run does this step for real on this machine. Memory is checked first.")
+
+    def _on_move(self, _: Any) -> None:
+        self._confirmed = None
+        self.refresh()
+
+    def _fit(self) -> None:
+        """Read off laws until the controls rest on one that is known. Runs in its own thread."""
+        while (settings := self._wanted) is not None:
+            try:
+                lab.forecast_of(settings)
+            except Exception as error:  # told in words: a thread has nobody to raise to
+                self._say_forecast(f"No forecast: {type(error).__name__}: {error}")
+            if self._wanted == settings:
+                self._wanted = None
+                if lab.is_ready(settings):
+                    self.refresh()
+
+    def _draw(self, settings: LabSettings) -> None:
+        """Forecast, text and picture of these settings, with the live line where they are those of the run."""
+        forecast = lab.forecast_of(settings)
+        budget, name = self.budget.value, self.budget.label
+        with self._drawing:
+            picture = picture_of(forecast.timeline)
+            run = self._live if self._live is not None and self._live.settings == settings else None
+            live = run.trace(picture) if run is not None else None
+            card = name if name in GPU_MEMORY_BYTES else "budget"
+            png = self._figure.render(picture, budget, card, live)
+            alt = plots.describe_timeline(picture, card_bytes=budget, card_name=card)
+            if run is not None:
+                alt += f" {_told(run, forecast)}"
+            self.picture.value = _image(png, alt)
+        self._say_forecast(lab.advice(settings, forecast, budget, name))
+
+    def _on_run(self) -> None:
+        if self._watcher is not None and self._watcher.is_alive():
+            self._say("A run is going on. Stop it first.")
+            return
+        try:
+            settings = self.settings()
+        except ValueError as error:
+            self._say(f"Not run: {error}.")
+            return
+        if not lab.is_ready(settings):
+            self._say("The forecast is not there yet. Press Run again when it is.")
+            return
+        forecast = lab.forecast_of(settings)
+        if (refusal := lab.obstacle(forecast, ram_bytes()[1])) is not None:
+            self._say(refusal)
+            return
+        seconds = lab.seconds_here(settings, forecast)
+        if seconds > lab.SLOW_SECONDS and self._confirmed != settings:
+            self._confirmed = settings
+            self._say(f"This would take about {_minutes(seconds)} here. Press Run again to start it all the same.")
+            return
+        self._begin(settings, forecast, seconds)
+
+    def _begin(self, settings: LabSettings, forecast: MemoryForecast, seconds: float) -> None:
+        self._live = LiveRun(settings)
+        self.progress.max, self.progress.value = self._live.pieces, 0
+        self.run.disabled, self.stop.disabled = True, False
+        self._say(f"Starting: {settings.described()}. About {_minutes(seconds)}.")
+        self._watcher = threading.Thread(target=self._watch, args=(self._live, forecast), daemon=True)
+        self._watcher.start()
+
+    def _on_stop(self) -> None:
+        if self._live is not None and self._live.result is None:
+            self._live.stop()
+            self.stop.disabled = True
+            self._say("Stopping before the next chunk…")
+
+    def _watch(self, run: LiveRun, forecast: MemoryForecast) -> None:
+        """Start the run and follow it: progress, words, the live line. Runs in its own thread."""
+        run.start()
+        try:
+            while run.result is None:
+                time.sleep(REDRAW_SECONDS)
+                self._follow(run)
+            run.join()
+        finally:
+            self.run.disabled, self.stop.disabled = False, True
+        self._follow(run)
+        self._say(_told(run, forecast))
+
+    def _follow(self, run: LiveRun) -> None:
+        self.progress.value = run.done
+        if run.result is None and not self.stop.disabled:
+            live = run.ledger.events[-1].total_bytes if run.ledger and run.ledger.events else 0
+            self._say(f"Piece {run.begun:,} of {run.pieces:,}: {run.stage}. Live now: {format_bytes(live)}.")
+        try:
+            shown = self.settings()
+        except ValueError:
+            return
+        if shown == run.settings:
+            self._draw(shown)
+
+    def _say(self, text: str) -> None:
+        self.status.value = f'<div role="status" aria-live="polite">{html.escape(text)}</div>'
+
+    def _say_forecast(self, text: str) -> None:
+        self.forecast.value = f'<div aria-live="polite" style="line-height:1.4">{html.escape(text)}</div>'
+
+
+class _Canvas:
+    """One figure, cleared and drawn again: cheap enough for a slider."""
+
+    def __init__(self) -> None:
+        with plots.style():
+            self.figure = Figure(figsize=PICTURE_INCHES, layout="none")
+            self.canvas = FigureCanvasAgg(self.figure)
+            self.axes = self.figure.add_axes((0.085, 0.2, 0.73, 0.76))
+
+    def render(self, picture: TimelinePicture, budget: int, name: str, live: Any) -> bytes:
+        """The picture as a PNG."""
+        png = io.BytesIO()
+        with plots.style():
+            self.axes.clear()
+            plots.plot_timeline(self.axes, picture, card_bytes=budget, card_name=name, live=live)
+            self.canvas.print_png(png, pil_kwargs={"compress_level": 1})
+        return png.getvalue()
+
+
+_ROW = widgets.Layout(flex_flow="row wrap", align_items="center")
+_WIDE = widgets.Layout(width="370px")
+_STYLE = {"description_width": "60px"}
+
+
+def _slider(label: str, options: list, value: Any, tooltip: str) -> widgets.SelectionSlider:
+    one_of(label.lower(), value, [option[1] if isinstance(option, tuple) else option for option in options])
+    slider = widgets.SelectionSlider(
+        options=options, value=value, description=label, tooltip=tooltip, style=_STYLE, layout=_WIDE
+    )
+    slider.add_class(f"gclib-{label.lower()}")
+    return slider
+
+
+def _dropdown(label: str, options: list, value: Any, tooltip: str) -> widgets.Dropdown:
+    return widgets.Dropdown(
+        options=options, value=value, description=label, tooltip=tooltip, style=_STYLE, layout=_WIDE
+    )
+
+
+def _button(label: str, tooltip: str, icon: str) -> widgets.Button:
+    button = widgets.Button(description=label, tooltip=tooltip, icon=icon)
+    button.add_class(f"gclib-{label.lower()}")
+    return button
+
+
+def _numbers(values: list[int]) -> list[tuple[str, int]]:
+    return [(f"{value:,}", value) for value in values]
+
+
+def _image(png: bytes, alt: str) -> str:
+    width, height = (round(100 * inches) for inches in PICTURE_INCHES)
+    encoded = base64.b64encode(png).decode("ascii")
+    source = f"data:image/png;base64,{encoded}"
+    return f'<img alt="{html.escape(alt)}" width="{width}" height="{height}" src="{source}">'
+
+
+def _minutes(seconds: float) -> str:
+    if seconds < 90:
+        return f"{max(1, round(seconds))} seconds"
+    return f"{seconds / 60:,.0f} minutes" if seconds < 5400 else f"{seconds / 3600:,.0f} hours"
+
+
+def _told(run: LiveRun, forecast: MemoryForecast) -> str:
+    """How the run stands against its forecast, in words."""
+    result = run.result
+    if result is None:
+        return f"A run is going on: {run.done:,} of {run.pieces:,} pieces done."
+    if result.ending == "failed":
+        return f"The run failed, and the lab goes on. {result.error}"
+    measured = f"{format_bytes(result.peak_bytes)} ({result.peak_bytes:,} bytes)"
+    if result.ending == "stopped":
+        return (
+            f"Stopped after {run.done:,} of {run.pieces:,} pieces; the peak until then was {measured}. Gradients are "
+            "cleared, random generators as before."
+        )
+    off = result.peak_bytes - forecast.peak_bytes
+    verdict = "exactly as forecast" if off == 0 else f"{off:+,} bytes against the forecast"
+    return f"Finished in {result.seconds:.1f} s on {run.texts}: measured peak {measured}, {verdict}."
