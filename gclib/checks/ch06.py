@@ -1,0 +1,255 @@
+"""Chapter 06's exercises: which batch is which, the peak of a step, the largest chunk for a card.
+
+Letters: B queries, C rows of a chunk, K hard negatives per query.
+"""
+
+import numpy as np
+
+from .engine import Exercise, Misconception
+from .judging import Inputs
+
+
+def _several_chunks(rng: np.random.Generator) -> Inputs:
+    return {
+        "batch_size": int(rng.integers(100, 900)),
+        "chunk_size": int(rng.integers(8, 64)),
+        "hard_negatives": int(rng.integers(1, 5)),
+    }
+
+
+def _one_short_chunk(rng: np.random.Generator) -> Inputs:
+    """A chunk that is larger than all passages together."""
+    few = {"batch_size": int(rng.integers(3, 9)), "hard_negatives": int(rng.integers(1, 4))}
+    return {
+        "batch_size": few["batch_size"],
+        "chunk_size": int(rng.integers(64, 128)),
+        "hard_negatives": few["hard_negatives"],
+    }
+
+
+two_batch_sizes = Exercise(
+    chapter=6,
+    name="two_batch_sizes",
+    spec="(most passages that are encoded at once, wrong passages that each query is held against), two ints.",
+    line_budget=2,
+    oracle=lambda b, c, k: (c if c < b + b * k else b + b * k, b - 1 + b * k),
+    makers=(_several_chunks, _one_short_chunk),
+    misconceptions=(
+        Misconception(
+            "negatives of one chunk only",
+            "It looks as if a query saw only its own chunk's passages. That is gradient accumulation; the gradient "
+            "cache takes one loss over the whole batch, and the chunk has no part in it.",
+            lambda b, c, k: (min(c, b * (1 + k)), min(c, b) * (1 + k) - 1),
+        ),
+        Misconception(
+            "the two are swapped",
+            "It looks as if batch and chunk changed places: the chunk says what is encoded at once, the batch what is "
+            "compared.",
+            lambda b, c, k: (b * (1 + k) - 1, min(c, b * (1 + k))),
+        ),
+        Misconception(
+            "whole batch encoded at once",
+            "It looks as if all passages went through the encoder at once: that is the naive step. The chunk is "
+            "the limit.",
+            lambda b, c, k: (b * (1 + k), b * (1 + k) - 1),
+        ),
+        Misconception(
+            "hard negatives forgotten",
+            "It looks as if only the other queries' positives count: all queries' hard negatives are in the row too.",
+            lambda b, c, k: (min(c, b * (1 + k)), b - 1),
+        ),
+        Misconception(
+            "positive counted as wrong",
+            "One too many: the query's own passage is among the B * (1 + K), and it is not a wrong one.",
+            lambda b, c, k: (min(c, b * (1 + k)), b * (1 + k)),
+        ),
+        Misconception(
+            "chunk larger than the tower",
+            "A chunk can't hold more rows than there are: here all passages fit in one short chunk.",
+            lambda b, c, k: (c, b * (1 + k) - 1),
+        ),
+    ),
+    hints=(
+        "Two questions, two numbers: what goes through the encoder together, and what stands in one row of the logits?",
+        "There are B * (1 + K) passages in all. The chunk limits the first number; the second does not know the chunk.",
+        "return min(chunk_size, passages), passages - 1",
+    ),
+)
+
+
+def _phases(rng: np.random.Generator) -> Inputs:
+    """Three phases whose lines cross: which is the highest depends on the rows."""
+    fixed = np.array([900, 500, 100]) + rng.integers(0, 60, 3)
+    per_row = np.array([2, 7, 15]) + rng.integers(0, 3, 3)
+    order = rng.permutation(3)
+    return {
+        "fixed": fixed[order].tolist(),
+        "per_row": per_row[order].tolist(),
+        "rows": int(rng.choice([10, 35, 60, 65, 90, 300])),
+    }
+
+
+def _one_phase_on_top(rng: np.random.Generator) -> Inputs:
+    return {"fixed": rng.integers(50, 100, 4).tolist(), "per_row": [3, 1, 4, 9], "rows": int(rng.integers(40, 80))}
+
+
+def _highest_phase(fixed: list[int], per_row: list[int], rows: int) -> int:
+    highest = None
+    for start, slope in zip(fixed, per_row, strict=True):
+        level = start
+        level += slope * rows
+        highest = level if highest is None or level > highest else highest
+    return highest
+
+
+peak_of_step = Exercise(
+    chapter=6,
+    name="peak_of_step",
+    spec="the step's peak in bytes: phase i holds fixed[i] + per_row[i] * rows bytes while it runs (an int).",
+    line_budget=1,
+    oracle=_highest_phase,
+    makers=(_phases, _one_phase_on_top),
+    misconceptions=(
+        Misconception(
+            "phases added up",
+            "It looks as if the phases' bytes were added. Phases come one after another, and what is freed is there for "
+            "the next: take the highest.",
+            lambda fixed, per_row, rows: sum(f + p * rows for f, p in zip(fixed, per_row, strict=True)),
+        ),
+        Misconception(
+            "maxima of the two parts",
+            "It looks as if the largest fixed part met the largest slope. They belong to different phases: add first, "
+            "then take the highest.",
+            lambda fixed, per_row, rows: max(fixed) + max(per_row) * rows,
+        ),
+        Misconception(
+            "steepest phase only",
+            "It looks as if the phase that grows fastest always wins. With few rows another one is higher: the peak is "
+            "a maximum of lines, not a line.",
+            lambda fixed, per_row, rows: max(zip(per_row, fixed, strict=True))[1] + max(per_row) * rows,
+        ),
+        Misconception(
+            "highest at no rows",
+            "It looks as if the phase with the largest fixed part always wins. With many rows a steeper one "
+            "overtakes it.",
+            lambda fixed, per_row, rows: max(fixed) + per_row[fixed.index(max(fixed))] * rows,
+        ),
+        Misconception(
+            "last phase only",
+            "That is what the last phase holds: a peak can be anywhere in the step.",
+            lambda fixed, per_row, rows: fixed[-1] + per_row[-1] * rows,
+        ),
+    ),
+    hints=(
+        "The phases run one after another. When is most held at once?",
+        "Work out each phase's bytes at this number of rows, then take the largest.",
+        "return max(f + p * rows for f, p in zip(fixed, per_row))",
+    ),
+)
+
+
+class _Forecast:
+    """A peak of the kind that forecasts have: the largest of two lines in the chunk size. Called with a chunk."""
+
+    def __init__(self, fixed: tuple[int, int], per_row: tuple[int, int]):
+        self.fixed, self.per_row = fixed, per_row
+
+    def __call__(self, chunk_size: int) -> int:
+        return max(f + p * chunk_size for f, p in zip(self.fixed, self.per_row, strict=True))
+
+    def __repr__(self) -> str:
+        (a, b), (c, d) = zip(self.fixed, self.per_row, strict=True)
+        return f"<max({a} + {b} C, {c} + {d} C) bytes>"
+
+    def __deepcopy__(self, memo: dict) -> "_Forecast":
+        return self
+
+
+def _card(rng: np.random.Generator, chunk: float, *, exactly: bool) -> Inputs:
+    """A budget that a chunk of about `chunk` rows just fits, or with some bytes to spare."""
+    flat, steep = int(rng.integers(3, 6)), int(rng.integers(15, 30))
+    forecast = _Forecast((int(rng.integers(400, 600)), int(rng.integers(40, 80))), (flat, steep))
+    spare = 0 if exactly else int(rng.integers(1, steep - 1))
+    return {"forecast_peak": forecast, "budget": forecast(round(chunk)) + spare, "batch_size": 500}
+
+
+def _roomy_card(rng: np.random.Generator) -> Inputs:
+    return _card(rng, rng.choice([37, 41, 53, 77, 101]), exactly=False)
+
+
+def _exact_card(rng: np.random.Generator) -> Inputs:
+    return _card(rng, rng.choice([43, 59, 85]), exactly=True)
+
+
+def _tiny_card(rng: np.random.Generator) -> Inputs:
+    inputs = _card(rng, 50, exactly=False)
+    return inputs | {"budget": inputs["forecast_peak"](1) - int(rng.integers(1, 50))}
+
+
+def _huge_card(rng: np.random.Generator) -> Inputs:
+    return _card(rng, 900, exactly=False)
+
+
+def _search(forecast_peak: _Forecast, budget: int, batch_size: int) -> int:
+    low, high = 0, batch_size
+    while low < high:
+        middle = (low + high + 1) // 2
+        low, high = (middle, high) if forecast_peak(middle) <= budget else (low, middle - 1)
+    return low
+
+
+def _powers_of_two(forecast_peak: _Forecast, budget: int, batch_size: int) -> int:
+    return max((c for c in (2**n for n in range(10)) if c <= batch_size and forecast_peak(c) <= budget), default=0)
+
+
+def _one_line(forecast_peak: _Forecast, budget: int, batch_size: int) -> int:
+    slope = forecast_peak(2) - forecast_peak(1)
+    return max(0, min(batch_size, 1 + (budget - forecast_peak(1)) // slope))
+
+
+largest_chunk = Exercise(
+    chapter=6,
+    name="largest_chunk",
+    spec="the largest chunk from 1 to batch_size with forecast_peak(chunk) <= budget; 0 where not even one row fits.",
+    line_budget=4,
+    oracle=_search,
+    makers=(_roomy_card, _exact_card, _tiny_card, _huge_card),
+    misconceptions=(
+        Misconception(
+            "one line through two chunks",
+            "It looks as if a line was laid through the peaks of chunks 1 and 2. The peak is the largest of several "
+            "lines: another phase takes over at a bigger chunk.",
+            _one_line,
+        ),
+        Misconception(
+            "powers of two only",
+            "It looks as if only 1, 2, 4, 8, ... were tried. Any chunk will do, the last one may be short.",
+            _powers_of_two,
+        ),
+        Misconception(
+            "exact fit refused",
+            "A peak that equals the budget fits: it must be <=, not <.",
+            lambda peak, budget, batch: _search(peak, budget - 1, batch),
+        ),
+        Misconception(
+            "a row where none fits",
+            "Where not even one row fits, the answer is 0: no chunk helps.",
+            lambda peak, budget, batch: max(1, _search(peak, budget, batch)),
+        ),
+        Misconception(
+            "one too many",
+            "That is the first chunk that does not fit: the answer is the one before it.",
+            lambda peak, budget, batch: min(batch, _search(peak, budget, batch) + 1),
+        ),
+        Misconception(
+            "larger than the batch",
+            "A chunk larger than the batch is the whole batch: stop at batch_size.",
+            lambda peak, budget, batch: _search(peak, budget, 100 * batch),
+        ),
+    ),
+    hints=(
+        "forecast_peak costs milliseconds: you can simply ask it about every chunk.",
+        "Of all chunks from 1 to batch_size keep those that fit; the largest of them, or 0 where there is none.",
+        "return max((c for c in range(1, batch_size + 1) if forecast_peak(c) <= budget), default=0)",
+    ),
+)
