@@ -11,7 +11,7 @@ PARALLEL := -n $(WORKERS) --dist loadscope --no-loadscope-reorder
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help env chromium corpus lab lint test test-deep test-gpu check notebooks picture bench clean
+.PHONY: help env chromium corpus lab lint test test-deep test-gpu check notebooks picture readme bench clean
 
 help: ## show this list
 	@echo "make lab     start the course        make test    check everything"
@@ -71,8 +71,11 @@ test-gpu: env ## the tests that need a CUDA device
 notebooks: corpus ## run every notebook top to bottom, measure it, keep its outputs
 	$(RUN) notebooks/execute.py
 
-picture: env ## photograph the memory lab in a browser, for this README
+picture: env ## photograph the memory lab in a browser, for the README
 	GCLIB_PICTURE=notebooks/images/memory_lab.png $(RUN) -m pytest tests/browser -k memory_lab
+
+readme: env ## fill in what the README says of chapters, files and the sample
+	$(RUN) tests/readme.py
 
 bench: env ## print the measured times
 	@for script in tests/benchmarks/bench_*.py; do echo "== $$script"; $(RUN) $$script || exit 1; done

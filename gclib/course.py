@@ -135,8 +135,8 @@ CHAPTERS = (
     ),
 )
 
-_COLUMN, _ROW = 2.7, 0.9  # inches between the centres of two boxes
-_BOX_WIDTH, _BOX_HEIGHT = 2.4, 0.58
+_COLUMN, _ROW = 3.0, 0.9  # inches between the centres of two boxes
+_BOX_WIDTH, _BOX_HEIGHT = 2.8, 0.58
 
 
 def written_chapters(folder: Path = NOTEBOOKS) -> set[int]:
@@ -203,4 +203,4 @@ def _draw_box(axes: "Axes", chapter: Chapter, is_written: bool) -> None:
     weight = "bold" if is_written else "normal"
     below = chapter.able_to if is_written else f"planned: {chapter.able_to}"
     axes.text(x, y - 0.12, f"{chapter.number:02d}  {chapter.title}", ha="center", va="center", weight=weight, size=9)
-    axes.text(x, y + 0.13, below, ha="center", va="center", size=7.5)
+    axes.text(x, y + 0.13, below, ha="center", va="center", size=7.2)

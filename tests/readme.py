@@ -1,0 +1,87 @@
+"""The parts of README.md that the project itself knows: chapters, files, the sample's output. `make readme`.
+
+A part stands between `<!-- name -->` and `<!-- /name -->`; test_project.py holds that it is up to date.
+"""
+
+import ast
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+from gclib.course import CHAPTERS, written_chapters
+
+ROOT = Path(__file__).resolve().parents[1]
+README = ROOT / "README.md"
+OTHER_FILES = {
+    "notebooks/": "the course, one chapter a notebook",
+    "notebooks/solutions/": "the worked answers",
+    "notebooks/execute.py": "runs every notebook, measures it, keeps its outputs",
+    "data/README.md": "the data card: where the text pairs come from",
+    "tests/": "one test_<module>.py a module, and what holds the project together",
+    "tests/browser/": "JupyterLab in a real browser",
+    "tests/gpu/": "what needs a CUDA device",
+    "tests/benchmarks/": "measured times",
+    "pyproject.toml": "what the project needs, in ranges",
+    "constraints.txt": "the exact versions that the tests passed with",
+    "environment.yml": "the same for conda and Binder",
+    "Makefile": "every command: type `make`",
+    ".ci/run": "what CI runs: `make test`",
+}
+
+
+def chapter_table() -> str:
+    """Every chapter, linked where it is written."""
+    written = written_chapters()
+    rows = ["| | chapter | afterwards you can |", "|---|---|---|"]
+    for chapter in CHAPTERS:
+        title = f"[{chapter.title}](notebooks/{chapter.file}.ipynb)"
+        title = title if chapter.number in written else f"{chapter.title} (planned)"
+        rows.append(f"| {chapter.number:02d} | {title} | {chapter.able_to} |")
+    return "\n".join(rows)
+
+
+def file_tree() -> str:
+    """Every module of the library with the first sentence of its docstring, then the other places."""
+    modules = sorted((ROOT / "gclib").rglob("*.py"))
+    lines = [(str(path.relative_to(ROOT)), gloss(path)) for path in modules]
+    lines += [(name, text) for name, text in OTHER_FILES.items() if (ROOT / name).exists()]
+    width = max(len(name) for name, _ in lines)
+    return "\n".join(["```text", *(f"{name:<{width}}  {text}" for name, text in lines), "```"])
+
+
+def gloss(path: Path) -> str:
+    """The first sentence of a module's docstring, on one line."""
+    words = " ".join((ast.get_docstring(ast.parse(path.read_text("utf-8"))) or "").split())
+    return re.split(r"(?<=[.!?])\s", words)[0].rstrip(".")
+
+
+def sample(text: str) -> str:
+    """The code of the README's sample."""
+    return re.search(r"```python\n(.*?)```", text, re.DOTALL)[1]
+
+
+def sample_output(text: str) -> str:
+    """What the sample prints when it is run in a fresh process."""
+    command = [sys.executable, "-c", sample(text)]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=plain_environment(), check=True)
+    return f"```text\n{done.stdout}```"
+
+
+def plain_environment() -> dict[str, str]:
+    """The environment of a user: without what the tests switch on."""
+    return {name: value for name, value in os.environ.items() if name != "GCLIB_CHECK_SHAPES"}
+
+
+def filled(text: str) -> str:
+    """The README with its parts as they are today."""
+    parts = {"chapters": chapter_table(), "tree": file_tree(), "output": sample_output(text)}
+    for name, part in parts.items():
+        pattern = re.compile(rf"(<!-- {name} -->\n).*?(<!-- /{name} -->)", re.DOTALL)
+        text = pattern.sub(lambda found, part=part: f"{found[1]}\n{part}\n\n{found[2]}", text)
+    return text
+
+
+if __name__ == "__main__":
+    README.write_text(filled(README.read_text("utf-8")), "utf-8")
