@@ -81,7 +81,7 @@ def _phases(rng: np.random.Generator) -> Inputs:
     """Three phases whose lines cross: which is the highest depends on the rows."""
     fixed = np.array([900, 500, 100]) + rng.integers(0, 60, 3)
     per_row = np.array([2, 7, 15]) + rng.integers(0, 3, 3)
-    order = rng.permutation(3)
+    order = [*rng.permutation([0, 2]), 1]
     return {
         "fixed": fixed[order].tolist(),
         "per_row": per_row[order].tolist(),
@@ -90,7 +90,7 @@ def _phases(rng: np.random.Generator) -> Inputs:
 
 
 def _one_phase_on_top(rng: np.random.Generator) -> Inputs:
-    return {"fixed": rng.integers(50, 100, 4).tolist(), "per_row": [3, 1, 4, 9], "rows": int(rng.integers(40, 80))}
+    return {"fixed": rng.integers(50, 100, 4).tolist(), "per_row": [3, 9, 4, 1], "rows": int(rng.integers(40, 80))}
 
 
 def _highest_phase(fixed: list[int], per_row: list[int], rows: int) -> int:
@@ -112,8 +112,8 @@ peak_of_step = Exercise(
     misconceptions=(
         Misconception(
             "phases added up",
-            "It looks as if the phases' bytes were added. Phases come one after another, and what is freed is there for "
-            "the next: take the highest.",
+            "It looks as if the phases' bytes were added. Phases come one after another, and what is freed is there "
+            "for the next: take the highest.",
             lambda fixed, per_row, rows: sum(f + p * rows for f, p in zip(fixed, per_row, strict=True)),
         ),
         Misconception(
