@@ -67,11 +67,11 @@ def train(
     `warmup_steps`, then "linear" towards 0 at the end, or "constant"; they are put back at the end. clip_norm: longest
     allowed gradient, None for no clipping.
 
-    Batches: each epoch is a new shuffle by `seed` and epoch; no text stands twice in a batch as long as the pairs allow
-    it (a twin would be a false negative; it waits for a later batch); what doesn't fill a batch at an epoch's
-    end is dropped. Dropout follows `seed` too; the caller's random generators and the encoders' training modes are put
-    back. `on_record` sees each record; raising from it stops the training after that step, with weights and optimizer
-    as they then are.
+    Batches: each epoch is a new shuffle by `seed` and epoch. No text stands twice in a batch (it would be a false
+    negative): a twin waits for a later batch, and what can't fill a batch at an epoch's end is left out of that epoch.
+    Only pairs that hold fewer than `batch_size` different texts give batches with twins, one an epoch. Dropout follows
+    `seed` too; the caller's random generators and the encoders' training modes are put back. `on_record` sees each
+    record; raising from it stops the training after that step, with weights and optimizer as they then are.
 
     Raises ValueError for arguments that can't be, before anything is computed, and FloatingPointError as soon as a loss
     or a gradient is not finite, before it reaches the weights.
@@ -129,12 +129,16 @@ def _drawn(pairs: Sequence[TextPair], batch_size: int, seed: int) -> Iterator[tu
         order = list(range(len(pairs)))
         random.Random(f"{seed}/{epoch}").shuffle(order)
         waiting = deque(pairs[row] for row in order)
-        while len(waiting) >= batch_size:
-            yield epoch, _take_batch(waiting, batch_size)
+        batch = _take_batch(waiting, batch_size)
+        yield epoch, batch + [waiting.popleft() for _ in range(batch_size - len(batch))]
+        while len(batch) == batch_size:
+            batch = _take_batch(waiting, batch_size)
+            if len(batch) == batch_size:
+                yield epoch, batch
 
 
 def _take_batch(waiting: deque[TextPair], size: int) -> list[TextPair]:
-    """The next `size` pairs without a common query or passage; twins stay first in line for the next batch."""
+    """At most `size` pairs without a common query or passage; their twins stay first in line for the next batch."""
     batch: list[TextPair] = []
     twins: list[TextPair] = []
     seen: set[str] = set()
@@ -145,9 +149,8 @@ def _take_batch(waiting: deque[TextPair], size: int) -> list[TextPair]:
             seen.update((pair.query, pair.passage))
         else:
             twins.append(pair)
-    missing = size - len(batch)
-    waiting.extendleft(reversed(twins[missing:]))
-    return batch + twins[:missing]
+    waiting.extendleft(reversed(twins))
+    return batch
 
 
 @contextmanager
