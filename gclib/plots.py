@@ -165,6 +165,44 @@ def plot_timeline(
     return picture
 
 
+def plot_peaks(
+    axes: Axes, peaks: Mapping[str, Mapping[str, int]], *, card_bytes: int | None = None, card_name: str = "the card"
+) -> None:
+    """A bar for each name, as long as its peak and divided by kind; a line at what a card holds.
+
+    peaks: {name: {kind: bytes at the peak}}, as `MemoryForecast.at_peak` and `MemoryLedger.at_peak` give them.
+    """
+    totals = [sum(kinds.values()) for kinds in peaks.values()]
+    unit, size = unit_for(max(totals))
+    seen = [kind for kind in KINDS if any(kinds.get(kind, 0) > 0.005 * max(totals) for kinds in peaks.values())]
+    left = np.zeros(len(peaks))
+    for kind in seen:
+        lengths = np.array([kinds.get(kind, 0) for kinds in peaks.values()]) / size
+        look = {"color": COLORS[kind], "hatch": HATCHES[kind], "edgecolor": INK, "linewidth": 0.3}
+        axes.barh(list(peaks), lengths, 0.62, left=left, label=kind, **look)
+        left = left + lengths
+    for place, total in enumerate(totals):
+        paper = {"facecolor": PAPER, "edgecolor": "none", "pad": 0.8}
+        where, look = (total / size, place), {"va": "center", "bbox": paper, "zorder": 5}
+        axes.annotate(format_bytes(total), where, (5, 0), textcoords="offset points", **look)
+    axes.invert_yaxis()
+    axes.set(xlim=(0, 1.2 * max([*totals, card_bytes or 0]) / size), xlabel=f"peak of live bytes ({unit})")
+    if card_bytes is not None:
+        axes.axvline(card_bytes / size, color=CARD_COLOR, linestyle="--", linewidth=1.5)
+        said = f"{card_name}: {format_bytes(card_bytes)}"
+        axes.annotate(
+            said,
+            (card_bytes / size, 1),
+            (-4, 3),
+            axes.get_xaxis_transform(),
+            textcoords="offset points",
+            ha="right",
+            color=CARD_COLOR,
+            fontsize=9,
+        )
+    axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), fontsize=9)
+
+
 def describe_timeline(picture: TimelinePicture, *, card_bytes: int | None = None, card_name: str = "the card") -> str:
     """The picture in words, for its alt text: phases in order, the peak, its largest parts, and the card."""
     order = "; ".join(span.label.replace("\n", " ") for span in picture.spans)
