@@ -306,10 +306,11 @@ def plot_logits(
     low, high = limits if limits is not None else (table.min(), table.max())
     image = axes.imshow(table, vmin=low, vmax=high, aspect="equal" if len(table) == table.shape[1] else "auto")
     group = table.shape[1] // len(table)
-    halo = [withStroke(linewidth=2.6, foreground=PAPER)]
+    line = min(1.1, axes.get_window_extent().width / table.shape[1] / 22)
+    halo = [withStroke(linewidth=2.4 * line, foreground=PAPER)]
     for row in range(len(table)):
         corner = (row * group - 0.5, row - 0.5)
-        axes.add_patch(Rectangle(corner, 1, 1, fill=False, edgecolor=INK, linewidth=1.1, path_effects=halo))
+        axes.add_patch(Rectangle(corner, 1, 1, fill=False, edgecolor=INK, linewidth=line, path_effects=halo))
     for row, column in np.argwhere(np.zeros_like(table) if mask is None else np.asarray(mask)):
         axes.text(column, row, "×", ha="center", va="center", path_effects=halo)
     axes.set(title=title, xlabel="passage", ylabel="query")
