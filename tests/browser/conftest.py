@@ -1,0 +1,32 @@
+"""A JupyterLab for the module, a page for the test; skipped in words where there is no browser."""
+
+import pytest
+from browser.lab import CHROMIUM_FLAGS, find_chromium, jupyterlab
+
+
+@pytest.fixture(scope="module")
+def chromium():
+    """A running Chromium, without a window."""
+    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed (`make env` does it)")
+    path = find_chromium()
+    if path is None:
+        pytest.skip("Chromium is not installed (Debian: apt-get install chromium)")
+    with playwright.sync_playwright() as engine:
+        browser = engine.chromium.launch(executable_path=path, args=CHROMIUM_FLAGS)
+        yield browser
+        browser.close()
+
+
+@pytest.fixture(scope="module")
+def lab(chromium, tmp_path_factory):
+    """The address of a JupyterLab over a copy of the notebooks."""
+    with jupyterlab(tmp_path_factory.mktemp("lab")) as address:
+        yield address
+
+
+@pytest.fixture
+def page(chromium):
+    """A fresh page, 1400 x 1000 pixels."""
+    context = chromium.new_context(viewport={"width": 1400, "height": 1000})
+    yield context.new_page()
+    context.close()

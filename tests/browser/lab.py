@@ -1,0 +1,159 @@
+"""JupyterLab as a person meets it: a server on a free port, a page in Chromium, clicks and keys."""
+
+import json
+import os
+import secrets
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import psutil
+
+ROOT = Path(__file__).resolve().parents[2]
+CHROMIUM_NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
+CHROMIUM_FLAGS = [
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+]
+START_SECONDS = 90
+MOST_MS = 240_000  # for one thing to appear; a busy machine is slow, never wrong
+
+
+def find_chromium() -> str | None:
+    """The first Chromium on the PATH, or None."""
+    return next((path for name in CHROMIUM_NAMES if (path := shutil.which(name))), None)
+
+
+@contextmanager
+def jupyterlab(folder: Path) -> Iterator[str]:
+    """A JupyterLab server on a copy of the notebooks in `folder`; its address, with a random token."""
+    shutil.copytree(ROOT / "notebooks", folder / "notebooks", ignore=shutil.ignore_patterns(".ipynb_checkpoints"))
+    _write_settings(folder / "settings")
+    port, token = _free_port(), secrets.token_hex(16)
+    command = [sys.executable, "-m", "jupyter", "lab", "--no-browser", "--allow-root", "--ip=127.0.0.1"]
+    command += [f"--port={port}", "--ServerApp.port_retries=0", f"--IdentityProvider.token={token}"]
+    command += [f"--ServerApp.root_dir={folder / 'notebooks'}"]
+    with (folder / "jupyterlab.log").open("w") as log:
+        server = subprocess.Popen(command, env=_environment(folder), stdout=log, stderr=log, cwd=folder)
+        try:
+            _wait_until_up(server, port, token, folder / "jupyterlab.log")
+            yield f"http://127.0.0.1:{port}/lab/tree/{{notebook}}?token={token}"
+        finally:
+            _stop(server)
+
+
+def _environment(folder: Path) -> dict[str, str]:
+    """Everything that Jupyter, IPython and the course write goes into `folder`."""
+    return os.environ | {
+        "PYTHONPATH": str(ROOT),
+        "JUPYTER_CONFIG_DIR": str(folder / "config"),
+        "JUPYTER_DATA_DIR": str(folder / "data"),
+        "JUPYTER_RUNTIME_DIR": str(folder / "runtime"),
+        "JUPYTERLAB_SETTINGS_DIR": str(folder / "settings"),
+        "JUPYTERLAB_WORKSPACES_DIR": str(folder / "workspaces"),
+        "IPYTHONDIR": str(folder / "ipython"),
+        "GCLIB_PROGRESS_FOLDER": str(folder / "progress"),
+        "GCLIB_CHECK_SHAPES": "0",
+        "GCLIB_STRICT": "0",
+    }
+
+
+def _write_settings(folder: Path) -> None:
+    """Every cell is in the page (no virtual scrolling), and nothing is asked of the network."""
+    settings = {
+        "notebook-extension/tracker": {"windowingMode": "none"},
+        "apputils-extension/notification": {"fetchNews": "false", "checkForUpdates": False},
+    }
+    for name, values in settings.items():
+        path = folder / "@jupyterlab" / f"{name}.jupyterlab-settings"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(values))
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def _wait_until_up(server: subprocess.Popen, port: int, token: str, log: Path) -> None:
+    address = f"http://127.0.0.1:{port}/api/status?token={token}"
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    end = time.monotonic() + START_SECONDS
+    while time.monotonic() < end and server.poll() is None:
+        try:
+            with opener.open(address, timeout=5):
+                return
+        except (urllib.error.URLError, OSError):
+            time.sleep(0.2)
+    raise RuntimeError(f"JupyterLab did not start:\n{log.read_text()[-3000:]}")
+
+
+def _stop(server: subprocess.Popen) -> None:
+    """End the server and its kernels, whatever state they are in."""
+    family = [psutil.Process(server.pid), *psutil.Process(server.pid).children(recursive=True)]
+    server.send_signal(signal.SIGTERM)
+    _, alive = psutil.wait_procs(family, timeout=15)
+    for process in alive:
+        process.kill()
+    server.wait(timeout=15)
+
+
+class NotebookPage:
+    """One notebook open in the browser."""
+
+    def __init__(self, page, address: str, notebook: str) -> None:
+        self.page = page
+        page.set_default_timeout(MOST_MS)
+        cells = json.loads((ROOT / "notebooks" / notebook).read_text("utf-8"))["cells"]
+        self.code_cells = sum(cell["cell_type"] == "code" for cell in cells)
+        page.goto(address.format(notebook=notebook))
+        page.wait_for_selector(".jp-Notebook .jp-CodeCell")
+        page.get_by_text("Python 3 (ipykernel) | Idle").wait_for()  # before that, Run is silently lost
+
+    def run_all(self) -> None:
+        """Run > Run All Cells, and wait until the last cell has its number."""
+        self.page.locator(".lm-MenuBar-itemLabel", has_text="Run").click()
+        self.page.locator(".lm-Menu-itemLabel", has_text="Run All Cells").first.click()
+        prompts = "[...document.querySelectorAll('.jp-CodeCell .jp-InputPrompt')].map(p => p.textContent.trim())"
+        self.page.wait_for_function(f"() => {prompts}.includes('[*]:')")  # begun: saved numbers are gone
+        numbers = [f"[{number}]:" for number in range(1, self.code_cells + 1)]
+        self.page.wait_for_function(f"numbers => {prompts}.join() === numbers.join()", arg=numbers)
+
+    def errors(self) -> list[str]:
+        """Text of every error, of every line on stderr, and of every widget that could not be shown."""
+        selectors = (
+            '[data-mime-type="application/vnd.jupyter.error"]',
+            '[data-mime-type="application/vnd.jupyter.stderr"]',
+            ".jupyter-widgets-error-widget",
+        )
+        return [text for selector in selectors for text in self.page.locator(selector).all_inner_texts()]
+
+    def press_on_slider(self, slider, key: str) -> None:
+        """Focus a slider's handle, as Tab would, and press a key."""
+        handle = slider.locator(".noUi-handle")
+        handle.scroll_into_view_if_needed()
+        handle.focus()
+        handle.press(key)
+
+
+def wait_until(holds: Callable[[], bool], describe: Callable[[], str]) -> None:
+    """Return once `holds()`; fail after MOST_MS with what `describe()` says then."""
+    end = time.monotonic() + MOST_MS / 1000
+    while not holds():
+        if time.monotonic() > end:
+            raise AssertionError(f"nothing came of it in {MOST_MS / 1000:.0f} s: {describe()[:300]}")
+        time.sleep(0.05)

@@ -1,0 +1,57 @@
+"""A person's way through chapters 00 and 06: open, run everything, move a slider with the keyboard, Run, Stop."""
+
+import os
+
+import pytest
+from browser.lab import NotebookPage, wait_until
+
+
+@pytest.fixture
+def open_chapter(lab, page):
+    """Open a chapter in a fresh page: open_chapter("00_start_here.ipynb")."""
+    return lambda name: NotebookPage(page, lab, name)
+
+
+def test_chapter_00_opens_and_runs_and_its_first_slider_moves(open_chapter):
+    notebook = open_chapter("00_start_here.ipynb")
+    notebook.run_all()
+    assert notebook.errors() == []
+    words = notebook.page.locator(".widget-label", has_text="pairs: plain")
+    assert words.inner_text().startswith("64 pairs: plain")
+    notebook.press_on_slider(notebook.page.locator(".widget-slider", has_text="batch size"), "ArrowRight")
+    wait_until(lambda: words.inner_text().startswith("128 pairs: plain"), words.inner_text)
+    assert notebook.errors() == []
+
+
+def test_memory_lab_redraws_runs_and_stops(open_chapter):
+    notebook = open_chapter("06_live_memory_lab.ipynb")
+    notebook.run_all()
+    assert notebook.errors() == []
+    lab = notebook.page.locator(".gclib-memory-lab").first
+    forecast, status = lab.locator(".gclib-forecast"), lab.locator(".gclib-status")
+    picture = lab.locator(".gclib-picture img")
+    wait_until(lambda: picture.count() == 1, forecast.inner_text)
+
+    text_before, picture_before = forecast.inner_text(), picture.get_attribute("src")
+    notebook.press_on_slider(lab.locator(".gclib-chunk"), "ArrowRight")
+    wait_until(lambda: forecast.inner_text() != text_before, forecast.inner_text)
+    wait_until(lambda: picture.get_attribute("src") != picture_before, forecast.inner_text)
+
+    lab.locator(".gclib-run").click()
+    wait_until(lambda: status.inner_text().startswith("Finished in"), status.inner_text)
+    assert "exactly as forecast" in status.inner_text()
+    if "GCLIB_PICTURE" in os.environ:
+        lab.screenshot(path=os.environ["GCLIB_PICTURE"])
+
+    text_before = forecast.inner_text()
+    for _ in range(3):  # eight times the batch, so that Stop comes in time
+        notebook.press_on_slider(lab.locator(".gclib-batch"), "ArrowRight")
+    wait_until(lambda: forecast.inner_text() != text_before, forecast.inner_text)
+    lab.locator(".gclib-run").click()
+    wait_until(lambda: "Press Run again" in status.inner_text() or "Piece" in status.inner_text(), status.inner_text)
+    if "Press Run again" in status.inner_text():
+        lab.locator(".gclib-run").click()
+    wait_until(lambda: status.inner_text().startswith("Piece"), status.inner_text)
+    lab.locator(".gclib-stop").click()
+    wait_until(lambda: status.inner_text().startswith("Stopped after"), status.inner_text)
+    assert notebook.errors() == []
