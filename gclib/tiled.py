@@ -44,8 +44,10 @@ def tiled_contrastive_loss(
     (B, N) bool, True = left out of the denominator; temperature a number or a tensor of one element, which gets its
     gradient. Any strides. No size has to divide another.
 
-    Allocates two tiles, four vectors of B numbers, one block (tile_size, D) and the gradients. Never allocated: the
-    B x N logits, probabilities or their gradient. bfloat16 and float16 are read as they are and every product,
+    Allocates tiles (one; one more if symmetric, and in backward one more for a learnable temperature), some vectors
+    of B numbers, one block (tile_size, D) and the gradients. Never allocated: the B x N logits, probabilities or
+    their gradient. Logits of positives and their log-sum-exps stay apart, so an easy positive's small loss keeps the
+    digits that the dense loss rounds away. bfloat16 and float16 are read as they are and every product,
     sum and exponential is float32 (the passages' gradient has one float32 copy); the loss is then float32. Ambient
     autocast is switched off inside: representations keep the dtype they come in, where the dense loss would round the
     logits to autocast's. Reads no tensor's value, so it runs under fake tensors and never waits for a GPU.

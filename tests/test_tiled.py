@@ -245,6 +245,15 @@ def test_a_number_that_is_none_is_not_hidden(bad):
     assert not of_queries.isfinite().all()
 
 
+def test_a_positive_left_out_makes_the_loss_infinite_as_in_the_dense_form():
+    queries, passages = make_reps("unit", 5, 0, 3, torch.float32)
+    mask = torch.eye(5, dtype=torch.bool)
+    for symmetric in (False, True):
+        settings = {"temperature": 0.1, "symmetric": symmetric, "mask": mask}
+        assert contrastive_loss(queries, passages, **settings) == torch.inf
+        assert tiled_contrastive_loss(queries, passages, **settings, tile_size=2) == torch.inf
+
+
 def test_a_ragged_last_tile_reads_nothing_beyond_the_batch():
     """A public kernel's mask ignores where its tile starts, and reads on when B % 64 is not 0."""
     room = torch.full((128, 8), torch.nan, dtype=torch.float64)
