@@ -1,0 +1,66 @@
+"""On a CUDA device: dropout replayed, autocast and GradScaler, and bytes against the allocator. Skipped elsewhere."""
+
+import pytest
+import torch
+
+from gclib import ContrastiveLoss, Encoder, forecast_step, grad_cache_step, naive_step, record_memory
+from tests.oracles import gradients, worst_error
+from tests.test_ledger import batch
+
+
+def on_gpu(given):
+    return {name: value.cuda() for name, value in given.items()}
+
+
+def test_gradient_is_the_naive_one():
+    encoder = Encoder.from_config("tiny", vocab_size=500, dropout=0.0).cuda().double()
+    loss = ContrastiveLoss(0.1, learnable=True, symmetric=True).cuda().double()
+    inputs = [on_gpu(batch(9, 8)), on_gpu(batch(18, 12))]
+    truth = gradients([encoder, loss], lambda: naive_step([encoder] * 2, inputs, loss))
+    options = {"chunk_size": 4, "retain_chunks": 1}
+    found = gradients([encoder, loss], lambda: grad_cache_step([encoder] * 2, inputs, loss, **options))
+    assert worst_error(found[1], truth[1]) <= 1e-12
+
+
+def test_dropout_is_replayed_from_the_device_generator():
+    """Retaining every chunk replays nothing: the same seed must then give the same gradient as replaying all."""
+    encoder = Encoder.from_config("tiny", vocab_size=500, dropout=0.3).cuda().double()
+    inputs, loss = [on_gpu(batch(8, 8)), on_gpu(batch(8, 8))], ContrastiveLoss(0.1)
+
+    def step(retain):
+        torch.manual_seed(3)
+        return grad_cache_step([encoder] * 2, inputs, loss, chunk_size=4, retain_chunks=retain)
+
+    kept, replayed = gradients([encoder], lambda: step(99)), gradients([encoder], lambda: step(0))
+    assert worst_error(replayed[1], kept[1]) <= 1e-12
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_autocast_and_a_grad_scaler(dtype):
+    encoder = Encoder.from_config("mini", vocab_size=500).cuda()
+    inputs, scaler = [on_gpu(batch(8, 8)), on_gpu(batch(8, 8))], torch.amp.GradScaler("cuda")
+    optimizer = torch.optim.AdamW(encoder.parameters())
+    with torch.autocast("cuda", dtype):
+        loss = grad_cache_step([encoder] * 2, inputs, ContrastiveLoss(0.1), chunk_size=3, scaler=scaler)
+    scaler.unscale_(optimizer)
+    norm = torch.nn.utils.clip_grad_norm_(encoder.parameters(), 1.0)
+    scaler.step(optimizer)
+    assert loss.isfinite() and norm.isfinite() and 0 < norm < 1e3
+
+
+@pytest.mark.parametrize("chunk", [8, 32])
+def test_bytes_against_the_allocator(chunk):
+    encoder, loss = Encoder.from_config("small", vocab_size=8000).cuda(), ContrastiveLoss(0.1)
+    inputs = [on_gpu(batch(64, 64)), on_gpu(batch(64, 128))]
+    grad_cache_step([encoder] * 2, inputs, loss, chunk_size=chunk)  # workspaces are taken
+    encoder.zero_grad()
+    torch.cuda.reset_peak_memory_stats()
+    grad_cache_step([encoder] * 2, inputs, loss, chunk_size=chunk)
+    measured = torch.cuda.max_memory_allocated()
+    encoder.zero_grad()
+    with record_memory(encoder, loss) as ledger:
+        grad_cache_step([encoder] * 2, inputs, loss, chunk_size=chunk, on_phase=ledger.on_phase)
+    shape = {"query_length": 64, "passage_length": 128, "batch_size": 64, "chunk_size": chunk}
+    told = forecast_step("grad_cache", config="small", **shape)
+    assert ledger.peak_bytes == pytest.approx(measured, rel=0.05)
+    assert told.peak_bytes == pytest.approx(measured, rel=0.05)
