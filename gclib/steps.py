@@ -20,6 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from gclib.arguments import check_mask, describe
 from gclib.chunking import Chunk, check_plan, choose_largest, plan_chunks
 from gclib.inputs import (
     as_tower_list,
@@ -31,7 +32,6 @@ from gclib.inputs import (
     take,
     token_width,
 )
-from gclib.losses import check_mask, describe
 from gclib.randomness import RandomState
 from gclib.validation import int_at_least, positive_int, refuse
 

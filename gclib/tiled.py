@@ -20,7 +20,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional as F
 
-from gclib.losses import check_mask, check_representations, check_temperature
+from gclib.arguments import check_mask, check_representations, check_temperature
 from gclib.shapes import shape_checked
 from gclib.validation import positive_int
 
@@ -47,7 +47,8 @@ def tiled_contrastive_loss(
     Allocates tiles (one; one more if symmetric, and in backward one more for a learnable temperature), some vectors
     of B numbers, one block (tile_size, D) and the gradients. Never allocated: the B x N logits, probabilities or
     their gradient. Logits of positives and their log-sum-exps stay apart, so an easy positive's small loss keeps the
-    digits that the dense loss rounds away. bfloat16 and float16 are read as they are and every product,
+    digits that the dense loss rounds away. Probabilities under exp(-60) of a direction's largest (float64: exp(-600))
+    count as 0. bfloat16 and float16 are read as they are and every product,
     sum and exponential is float32 (the passages' gradient has one float32 copy); the loss is then float32. Ambient
     autocast is switched off inside: representations keep the dtype they come in, where the dense loss would round the
     logits to autocast's. Reads no tensor's value, so it runs under fake tensors and never waits for a GPU.

@@ -98,3 +98,23 @@ def test_bad_input_is_refused_in_words(change, names):
 def test_module_refuses_a_temperature_that_cannot_be(temperature):
     with pytest.raises(ValueError, match="temperature"):
         ContrastiveLoss(temperature)
+
+
+@pytest.mark.parametrize("symmetric", [False, True])
+def test_tiles_give_the_same_loss_and_gradients(symmetric):
+    queries, passages = (torch.randn(n, 6, dtype=torch.float64, requires_grad=True) for n in (7, 14))
+    mask = torch.zeros(7, 14, dtype=torch.bool)
+    mask[0, 1] = mask[3, 2] = True
+    found = []
+    for tile_size in (None, 3):
+        loss = ContrastiveLoss(0.2, learnable=True, symmetric=symmetric, tile_size=tile_size).double()
+        value = loss(queries, passages, mask)
+        found.append([value, *torch.autograd.grad(value, [queries, passages, loss.log_temperature])])
+    for tiled, dense in zip(*found, strict=True):
+        torch.testing.assert_close(tiled, dense, rtol=1e-12, atol=1e-14)
+
+
+@pytest.mark.parametrize("tile_size", [0, -1, 2.5, "auto", True])
+def test_module_refuses_a_tile_that_cannot_be(tile_size):
+    with pytest.raises(ValueError, match="tile_size"):
+        ContrastiveLoss(tile_size=tile_size)
