@@ -244,14 +244,14 @@ class _Trace:
 def _points(
     phase: str, tower: int | None, totals: np.ndarray, number: int, picture: TimelinePicture
 ) -> tuple[np.ndarray, np.ndarray]:
-    """One piece's points over its panel: its operations, or one point where the panel sums pieces up."""
+    """One piece's points over its panel: its operations, or its peak where the panel sums pieces up."""
     panel = picture.place(phase, tower, number)
     if panel is None:
         return np.zeros(0), np.zeros(0)
     width = panel.stop - panel.start
     if panel.between:
-        share = (number - panel.pieces.start + 0.5) / len(panel.pieces)
-        return np.array([panel.start + share * width]), np.array([totals.max()])
+        share = np.array([0, 1]) + number - panel.pieces.start
+        return panel.start + share / len(panel.pieces) * width, totals.max().repeat(2)
     reach = np.arange(len(totals)) / max(panel.operations, len(totals))
     edges = np.unique(np.linspace(0, len(totals), min(POINTS, len(totals)) + 1).astype(int))
     highest = [at + int(totals[at:end].argmax()) for at, end in zip(edges, edges[1:], strict=False)]

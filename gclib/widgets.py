@@ -91,6 +91,11 @@ class MemoryLab(widgets.VBox):
         )
 
     @property
+    def budget_name(self) -> str:
+        """The budget in words: a card's name, or its bytes."""
+        return next(name for name, size in lab.BUDGETS.items() if size == self.budget.value)
+
+    @property
     def live(self) -> LiveRun | None:
         """The last run, going on or ended."""
         return self._live
@@ -142,7 +147,7 @@ class MemoryLab(widgets.VBox):
         kinds = [[kind, format_bytes(count)] for kind, count in forecast.at_peak().items() if count]
         parts = [
             f"{settings.described()}.",
-            lab.advice(settings, forecast, budget, self.budget.label),
+            lab.advice(settings, forecast, budget, self.budget_name),
             lab.format_table(["phase, in order", "highest"], phases),
             lab.format_table(["at the peak", "bytes"], [*kinds, ["sum", format_bytes(forecast.peak_bytes)]]),
         ]
@@ -194,7 +199,7 @@ class MemoryLab(widgets.VBox):
     def _draw(self, settings: LabSettings) -> None:
         """Forecast, text and picture of these settings, with the live line where they are those of the run."""
         forecast = lab.forecast_of(settings)
-        budget, name = self.budget.value, self.budget.label
+        budget, name = self.budget.value, self.budget_name
         with self._drawing:
             picture = picture_of(forecast.timeline)
             run = self._live if self._live is not None and self._live.settings == settings else None
