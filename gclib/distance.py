@@ -22,9 +22,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from gclib.arguments import describe
 from gclib.chunking import plan_chunks
 from gclib.inputs import as_tower_list
-from gclib.losses import describe
 from gclib.randomness import RandomState
 from gclib.steps import BATCH_NORMS, OnPhase, grad_cache_step
 from gclib.validation import positive_int, refuse

@@ -197,7 +197,8 @@ def _signature(module: Any) -> str:
     configs = [getattr(part, "config", None) for part in module.modules()]
     written = {config.to_json_string() for config in configs if hasattr(config, "to_json_string")}
     modes = [part.training for part in module.modules()]
-    return f"{module!r} {sorted(written)} {described} {modes} {sorted(map(str, vars(module).items()))}"
+    plain = {name: value for name, value in vars(module).items() if isinstance(value, (bool, int, float, str, tuple))}
+    return f"{module!r} {sorted(written)} {described} {modes} {plain}"
 
 
 @lru_cache(maxsize=16)

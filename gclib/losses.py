@@ -88,5 +88,5 @@ class ContrastiveLoss(nn.Module):
 
     def extra_repr(self) -> str:
         """The settings, for print(loss)."""
-        temperature = f"{float(self.temperature):g}{' (learnable)' if self.log_temperature is not None else ''}"
+        temperature = "learnable" if self.fixed_temperature is None else f"{self.fixed_temperature:g}"
         return f"temperature={temperature}, symmetric={self.symmetric}, tile_size={self.tile_size}"

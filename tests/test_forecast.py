@@ -244,3 +244,15 @@ def test_bad_input_is_refused_in_words(change, names):
     given_ = {"step": "grad_cache", "config": "tiny", "batch_size": 4, "chunk_size": 2, **SHAPES} | change
     with pytest.raises(ValueError, match=names):
         forecast_step(**given_)
+
+
+def test_a_temperature_that_was_learned_asks_for_no_new_law():
+    from gclib.forecast import fake_step
+
+    encoders, loss = built("tiny", tied=True), ContrastiveLoss(0.1, learnable=True)
+    first = fake_step(None, encoders, loss, True, torch.float32, None)
+    with torch.no_grad():
+        loss.log_temperature.add_(1)
+        next(encoders[0].parameters()).add_(1)
+    assert fake_step(None, encoders, loss, True, torch.float32, None) is first
+    assert fake_step(None, encoders, ContrastiveLoss(0.1), True, torch.float32, None) is not first
