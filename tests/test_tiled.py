@@ -1,5 +1,7 @@
 """The tiled loss against a long-double oracle, against the dense loss, and against what it says it never allocates."""
 
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -12,7 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from gclib.losses import contrastive_loss
 from gclib.steps import grad_cache_step, naive_step
-from gclib.tiled import tiled_contrastive_loss
+from gclib.tiled import NEGLIGIBLE_EXPONENT, tiled_contrastive_loss
 
 NAMES = ("loss", "queries", "passages", "temperature")
 
@@ -64,13 +66,16 @@ def dense_errors(queries, passages, temperature, symmetric, mask, neighbours=8):
 
     A neighbour has the rows and dimensions in another order and the inputs' last digits changed, and is judged by
     its own oracle: one problem alone may be rounded well by luck. No version is asked for less than half a unit in
-    the last place of the result (a gradient's scale is at least 1e-3 of all gradients).
+    the last place of the result (a gradient's scale is at least 1e-3 of all gradients), nor for probabilities that
+    the tiled loss documents to count as 0.
     """
     exact = oracle(queries, passages, temperature, symmetric, mask)
     norms = [float(np.linalg.norm(np.ravel(value))) for value in exact]
     scales = [norms[0], *(max(norm, 1e-3 * float(np.linalg.norm(norms[1:]))) for norm in norms[1:])]
     eps = torch.finfo(queries.dtype).eps
-    worst = [eps / 2 * scale for scale in scales]
+    largest = 1 + float(max(queries.abs().max(), passages.abs().max()))
+    negligible = math.exp(NEGLIGIBLE_EXPONENT[queries.dtype] + 1) * len(passages) * (largest / temperature.item()) ** 2
+    worst = [max(eps / 2 * scale, negligible) for scale in scales]
     for number in range(1 + neighbours):
         problem = (
             (queries, passages, temperature, mask) if number == 0 else neighbour(queries, passages, temperature, mask)
@@ -91,7 +96,7 @@ def neighbour(queries, passages, temperature, mask):
 
 
 def last_digits_changed(tensor):
-    return tensor * (1 + torch.finfo(tensor.dtype).eps * torch.randint(-4, 5, tensor.shape))
+    return tensor * (1 + torch.finfo(tensor.dtype).eps * torch.randint(-4, 5, tensor.shape).to(tensor))
 
 
 # --- Problems -----------------------------------------------------------------------------------------------------
