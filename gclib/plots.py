@@ -162,6 +162,7 @@ def plot_timeline(
     _draw_peak(axes, picture, size)
     _draw_spans(axes, picture.spans)
     axes.set(xlim=(0, 1), ylim=(0, top / size), ylabel=f"live bytes ({unit})", xticks=[])
+    axes.yaxis.set_major_locator(MaxNLocator(5))
     return picture
 
 
@@ -216,7 +217,7 @@ def describe_timeline(picture: TimelinePicture, *, card_bytes: int | None = None
 
 def _draw_stack(axes: Axes, picture: TimelinePicture, size: int) -> None:
     edges, values = picture.edges, picture.kind_bytes[[*range(len(picture.kind_bytes)), -1]] / size
-    seen = [n for n in range(len(KINDS)) if values[:, n].max() > 0.004 * picture.peak_bytes / size]
+    seen = [n for n in range(len(KINDS)) if values[:, n].max() > 0.01 * picture.peak_bytes / size]
     base = np.zeros(len(edges))
     for number in seen:
         kind = KINDS[number]
