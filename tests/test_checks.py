@@ -8,6 +8,7 @@ import math
 import pkgutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch.nn import functional as F
@@ -74,7 +75,7 @@ def test_the_oracle_passes_its_own_check(exercise):
 @every_exercise
 def test_the_solution_passes(exercise):
     solution = run_definition(notebook(NOTEBOOKS / "solutions", exercise), exercise.name)
-    for _ in range(3):
+    for _ in range(10):
         verdict = exercise.judge(solution)
         assert verdict.status == "correct", verdict.explanation
 
@@ -102,7 +103,7 @@ def test_stub_solution_and_check_agree_on_the_signature(exercise):
     stub = functions_in(notebook(NOTEBOOKS, exercise))[exercise.name][0]
     solution = functions_in(notebook(NOTEBOOKS / "solutions", exercise))[exercise.name][0]
     assert ast.dump(stub.args) == ast.dump(solution.args)
-    inputs = exercise.makers[0](__import__("numpy").random.default_rng(0))
+    inputs = exercise.makers[0](np.random.default_rng(0))
     assert [argument.arg for argument in stub.args.args] == list(inputs)
 
 
@@ -131,7 +132,7 @@ def test_a_chapter_has_three_exercises(number):
 # Wrong answers of chapter 01, written in other words than the misconceptions that they must be recognised as.
 
 
-def first_years_only(batch_size, hard_negatives):
+def in_batch_only(batch_size, hard_negatives):
     probability = 1.0 / batch_size
     return -math.log(probability)
 
@@ -178,7 +179,7 @@ def last_of_group(batch_size, hard_negatives):
     return grid[:, -1]
 
 
-def passages_alone(queries, passages):
+def own_text_only(queries, passages):
     group = len(passages) // len(queries)
     mask = torch.zeros(len(queries), len(passages), dtype=torch.bool)
     for i in range(len(queries)):
@@ -188,22 +189,18 @@ def passages_alone(queries, passages):
     return mask
 
 
-def own_kept_true(queries, passages):
+def with_own_positive(queries, passages):
     group = len(passages) // len(queries)
-    positives = passages[::group]
-    rows = []
-    for query, positive in zip(queries, positives, strict=True):
-        row = [passage == positive for passage in passages]
-        for other, asked in enumerate(queries):
-            row[other * group] = row[other * group] or asked == query
-        rows.append(row)
-    return torch.tensor(rows)
+    answers = {}
+    for query, positive in zip(queries, passages[::group], strict=True):
+        answers.setdefault(query, []).append(positive)
+    return torch.tensor([[passage in answers[query] for passage in passages] for query in queries])
 
 
 @pytest.mark.parametrize(
     ("exercise", "answer", "name"),
     [
-        (ch01.chance_loss, first_years_only, "hard negatives forgotten"),
+        (ch01.chance_loss, in_batch_only, "hard negatives forgotten"),
         (ch01.chance_loss, base_two, "bits, not nats"),
         (ch01.info_nce, times_temperature, "multiplied by the temperature"),
         (ch01.info_nce, columns, "softmax over the queries"),
@@ -212,8 +209,8 @@ def own_kept_true(queries, passages):
         (ch01.info_nce, plain_exponentials, "overflow, divided"),
         (ch01.labels_with_hard_negatives, counted, "labels without hard negatives"),
         (ch01.labels_with_hard_negatives, last_of_group, "positive last"),
-        (ch01.false_negative_mask, passages_alone, "same queries forgotten"),
-        (ch01.false_negative_mask, own_kept_true, "positive masked"),
+        (ch01.false_negative_mask, own_text_only, "same queries forgotten"),
+        (ch01.false_negative_mask, with_own_positive, "positive masked"),
     ],
 )
 def test_a_misconception_is_recognised_however_it_is_written(exercise, answer, name):
@@ -229,7 +226,8 @@ def test_right_answers_in_other_words_are_right():
     def labels(batch_size, hard_negatives):
         return torch.arange(0, batch_size * (1 + hard_negatives), 1 + hard_negatives)
 
-    assert ch01.info_nce.judge(info_nce).status == "correct"
+    for seed in range(20):  # float32 rounding at low temperatures is no mistake
+        assert ch01.info_nce.judge(info_nce, seed=seed).status == "correct"
     assert ch01.labels_with_hard_negatives.judge(labels).status == "correct"
     assert ch01.chance_loss.judge(lambda b, k: torch.tensor(b * (1.0 + k)).log()).status == "correct"
 

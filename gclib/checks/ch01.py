@@ -5,6 +5,7 @@ query i is passage i * (1 + K).
 """
 
 import math
+from collections.abc import Callable
 
 import numpy as np
 import torch
@@ -127,6 +128,8 @@ info_nce = Exercise(
     oracle=_reference_info_nce,
     makers=(_ordinary_reps, _sharp_reps),
     differentiable=True,
+    atol=1e-3,  # logits of 200 carry float32 rounding of 1e-5 each
+    gradient_error=1e-2,
     misconceptions=(
         Misconception(
             "multiplied by the temperature",
@@ -256,14 +259,16 @@ labels_with_hard_negatives = Exercise(
 
 
 def _texts_with_twins(rng: np.random.Generator) -> Inputs:
-    """Two equal queries, two equal positives, and a hard negative that equals someone's positive."""
+    """Two equal queries, two equal positives, and two hard negatives that are right answers for somebody."""
     batch, hard = int(rng.integers(6, 9)), int(rng.integers(1, 4))
     first, second, third, fourth, fifth = rng.permutation(batch)[:5].tolist()
+    group = 1 + hard
     queries = [f"question {n}" for n in rng.permutation(100)[:batch].tolist()]
-    passages = [f"answer {n}" for n in rng.permutation(1000)[: batch * (1 + hard)].tolist()]
+    passages = [f"answer {n}" for n in rng.permutation(1000)[: batch * group].tolist()]
     queries[second] = queries[first]
-    passages[fourth * (1 + hard)] = passages[third * (1 + hard)]
-    passages[fifth * (1 + hard) + 1] = passages[third * (1 + hard)]
+    passages[fourth * group] = passages[third * group]
+    passages[fifth * group + 1] = passages[third * group]
+    passages[third * group + 1] = passages[first * group]
     return {"queries": queries, "passages": passages}
 
 
@@ -273,50 +278,66 @@ def _texts_without_hard_negatives(rng: np.random.Generator) -> Inputs:
     return inputs | {"passages": inputs["passages"][:: len(inputs["passages"]) // batch]}
 
 
-def _mask(queries: list[str], passages: list[str], rule) -> Tensor:
-    """The (B, N) mask of `rule(i, j, own, group)`: passage j for query i whose positive is passage `own`."""
+def _mask(queries: list[str], passages: list[str], rule: Callable[[int, int, int], bool]) -> Tensor:
+    """The (B, N) mask of `rule(i, j, group)`, for query i and passage j."""
     group = len(passages) // len(queries)
-    return torch.tensor([[rule(i, j, i * group, group) for j in range(len(passages))] for i in range(len(queries))])
+    return torch.tensor([[rule(i, j, group) for j in range(len(passages))] for i in range(len(queries))])
+
+
+def _is_right(queries: list[str], passages: list[str], i: int, j: int, group: int) -> bool:
+    """Whether passage j has the text of the positive of some query with the text of query i."""
+    return any(query == queries[i] and passages[k * group] == passages[j] for k, query in enumerate(queries))
 
 
 def _reference_mask(queries: list[str], passages: list[str]) -> Tensor:
-    def says_the_same(i: int, j: int, own: int, group: int) -> bool:
-        asked_again = j % group == 0 and queries[j // group] == queries[i]
-        return j != own and (passages[j] == passages[own] or asked_again)
-
-    return _mask(queries, passages, says_the_same)
+    return _mask(queries, passages, lambda i, j, group: j != i * group and _is_right(queries, passages, i, j, group))
 
 
 def _mask_with_positives(queries: list[str], passages: list[str]) -> Tensor:
-    own = _mask(queries, passages, lambda i, j, own, group: j == own)
-    return _reference_mask(queries, passages) | own
+    return _mask(queries, passages, lambda i, j, group: _is_right(queries, passages, i, j, group))
+
+
+def _mask_of_own_text(queries: list[str], passages: list[str]) -> Tensor:
+    return _mask(queries, passages, lambda i, j, group: j != i * group and passages[j] == passages[i * group])
+
+
+def _mask_of_twin_queries(queries: list[str], passages: list[str]) -> Tensor:
+    return _mask(
+        queries,
+        passages,
+        lambda i, j, group: j % group == 0 and j != i * group and queries[j // group] == queries[i],
+    )
+
+
+def _mask_without_hard_negatives(queries: list[str], passages: list[str]) -> Tensor:
+    return _mask(
+        queries,
+        passages,
+        lambda i, j, group: j % group == 0 and j != i * group and _is_right(queries, passages, i, j, group),
+    )
 
 
 def _mask_with_whole_groups(queries: list[str], passages: list[str]) -> Tensor:
     return _mask(
         queries,
         passages,
-        lambda i, j, own, group: (
-            j != own and (passages[j] == passages[own] or (j // group != i and queries[j // group] == queries[i]))
+        lambda i, j, group: (
+            j != i * group
+            and (_is_right(queries, passages, i, j, group) or (j // group != i and queries[j // group] == queries[i]))
         ),
     )
 
 
 def _mask_of_column_i(queries: list[str], passages: list[str]) -> Tensor:
-    return _mask(
-        queries,
-        passages,
-        lambda i, j, own, group: (
-            j != i and (passages[j] == passages[i] or (j < len(queries) and queries[j] == queries[i]))
-        ),
-    )
+    """Right but for one thing: passage i is taken for the positive of query i."""
+    return _mask(queries, passages, lambda i, j, group: j != i and _is_right(queries, passages, i, j, 1))
 
 
 false_negative_mask = Exercise(
     chapter=1,
     name="false_negative_mask",
-    spec="bool (B, N), True where passage j is not query i's own positive, but has the same text as it, or "
-    "is the positive of a query with the same text as query i.",
+    spec="bool (B, N), True where passage j is not query i's own positive, but has the text of a right answer: of the "
+    "positive of any query with the same text as query i.",
     line_budget=8,
     oracle=_reference_mask,
     makers=(_texts_with_twins, _texts_without_hard_negatives),
@@ -333,19 +354,20 @@ false_negative_mask = Exercise(
         ),
         Misconception(
             "same queries forgotten",
-            "Only passages are compared: a query that is asked twice in a batch has two right passages.",
-            lambda queries, passages: _mask(
-                queries, passages, lambda i, j, own, group: j != own and passages[j] == passages[own]
-            ),
+            "Only the query's own positive is looked for: when a query is asked twice in a batch, the other's positive "
+            "is right as well.",
+            _mask_of_own_text,
         ),
         Misconception(
             "same passages forgotten",
-            "Only queries are compared: a passage that stands in the batch twice is right both times.",
-            lambda queries, passages: _mask(
-                queries,
-                passages,
-                lambda i, j, own, group: j % group == 0 and j != own and queries[j // group] == queries[i],
-            ),
+            "Only queries are compared: a right passage that stands in the batch a second time is right there too.",
+            _mask_of_twin_queries,
+        ),
+        Misconception(
+            "hard negatives not looked at",
+            "Only the columns of positives are looked at: a hard negative with the text of a right answer is a false "
+            "negative too.",
+            _mask_without_hard_negatives,
         ),
         Misconception(
             "hard negatives of a twin masked",
@@ -354,22 +376,23 @@ false_negative_mask = Exercise(
         ),
         Misconception(
             "positive looked for in column i",
-            "It looks as if passage i is taken for the positive of query i: with K hard negatives it is "
-            "passage i * (1 + K).",
+            "It looks as if passage i is taken for the positive of query i: with K hard negatives it is passage "
+            "i * (1 + K).",
             _mask_of_column_i,
         ),
         Misconception(
             "queries compared with passages",
-            "Nothing is masked: a question never reads like its answer. Compare passages with the positive, "
-            "and queries with queries.",
-            lambda queries, passages: _mask(queries, passages, lambda i, j, own, group: False),
+            "Nothing is masked: a question never reads like its answer. Compare queries with queries, and passages "
+            "with positives.",
+            lambda queries, passages: _mask(queries, passages, lambda i, j, group: False),
         ),
     ),
     hints=(
-        "N / B = 1 + K gives you the group, and i * (1 + K) the positive of query i. Start from an all-False mask.",
-        "Two reasons to mask: passages[j] == passages[i * (1 + K)], or j is the positive of a query that "
-        "equals queries[i]. In both, j is not i * (1 + K).",
-        "Loop over i and j: mask[i, j] = j != own and (passages[j] == passages[own] or (j % group == 0 and "
-        "queries[j // group] == queries[i])).",
+        "1 + K is len(passages) // len(queries), so the positives are passages[:: 1 + K]. Which of them are right "
+        "answers to query i?",
+        "For each query collect the set of right texts: the positives of all queries with its text. A passage is "
+        "masked when its text is in that set, but for the query's own positive.",
+        "In a loop over the queries: right = {p for q, p in zip(queries, passages[::group]) if q == query}; then "
+        "mask[i] = torch.tensor([passage in right for passage in passages]); then mask[i, i * group] = False.",
     ),
 )

@@ -41,7 +41,7 @@ class Exercise:
                     judged on `repeats` draws of each in turn, and compared with the misconceptions, in their
                     order, on the first that it fails
     outcome         outcome(result, *inputs afterwards) -> the values to compare; by default the result itself
-    differentiable  the gradients of the float inputs must agree too
+    differentiable  the gradients of the float inputs must agree too: ||difference|| <= gradient_error * ||gradient||
     may_change      names of inputs that the answer is allowed to change
     """
 
@@ -59,6 +59,7 @@ class Exercise:
     repeats: int = 5
     rtol: float = 1e-4
     atol: float = 1e-5
+    gradient_error: float = 1e-3
     seconds: float = 10.0
 
     @property

@@ -145,8 +145,9 @@ def _fault(exercise: "Exercise", case: Case, outcome: tuple) -> str | None:
         if name not in gradients:
             cut = ".item(), .detach(), torch.tensor(...) or no_grad"
             return f"The value is right, but no gradient reaches `{name}`: {cut} cuts it off."
-        if fault := _difference(exercise, gradient, gradients[name]):
-            return f"The value is right, but the gradient of `{name}` is not: {fault}."
+        error = (gradients[name] - gradient).norm() / gradient.norm().clamp(min=exercise.atol)
+        if not error <= exercise.gradient_error:
+            return f"The value is right, but the gradient of `{name}` is not: it is off by {error:.1%} of its length."
     return None
 
 
