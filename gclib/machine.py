@@ -18,7 +18,7 @@ from gclib.units import GiB, format_bytes
 from gclib.validation import refuse
 
 PINS = Path(__file__).resolve().parents[1] / "constraints.txt"
-CORE = ("torch", "transformers", "tokenizers", "numpy", "tqdm", "psutil", "jaxtyping")
+CORE = ("torch", "transformers", "tokenizers", "numpy", "bm25s", "tqdm", "psutil", "jaxtyping")
 COURSE = ("jupyterlab", "ipywidgets", "matplotlib")
 SMALLEST_PYTHON = (3, 11)
 NEEDED_RAM_BYTES = 2 * GiB  # one notebook and JupyterLab, with room to spare
