@@ -45,13 +45,15 @@ def tiled_contrastive_loss(
     gradient. Any strides. No size has to divide another.
 
     Allocates tiles (one; one more if symmetric, and in backward one more for a learnable temperature), some vectors
-    of B numbers, one block (tile_size, D) and the gradients. Never allocated: the B x N logits, probabilities or
-    their gradient. Logits of positives and their log-sum-exps stay apart, so an easy positive's small loss keeps the
-    digits that the dense loss rounds away. Probabilities under exp(-60) of a direction's largest (float64: exp(-600))
-    count as 0. bfloat16 and float16 are read as they are and every product,
-    sum and exponential is float32 (the passages' gradient has one float32 copy); the loss is then float32. Ambient
-    autocast is switched off inside: representations keep the dtype they come in, where the dense loss would round the
-    logits to autocast's. Reads no tensor's value, so it runs under fake tensors and never waits for a GPU.
+    of B numbers, log2(N / tile_size) blocks (tile_size, D) and the gradients. Never allocated: the B x N logits,
+    probabilities or their gradient. Logits of positives and log-sum-exps of the others stay apart, so that an easy
+    positive's small loss keeps the digits that the dense loss rounds away. Probabilities under exp(-60) of a
+    direction's largest (float64: exp(-600)) count as 0.
+
+    bfloat16 and float16 are read as they are and every product, sum and exponential is float32 (the passages' gradient
+    has one float32 copy); the loss is then float32. Ambient autocast is switched off inside: representations keep
+    the dtype they come in, where the dense loss would round the logits to autocast's. Reads no tensor's value, so it
+    runs under fake tensors and never waits for a GPU.
 
     A positive may not be left out: the loss is then infinite, as in the dense form. Raises ValueError as
     `contrastive_loss` does, and for a tile_size that is not a positive int; RuntimeError where a second
@@ -240,8 +242,8 @@ class _Softmax:
 
 @dataclass
 class _Gradients:
-    """What the backward pass fills, None where not wanted: of the queries, the passages, and each query's share of
-    the temperature's, dLoss/dt = -sum(dLoss/dz z) / t."""
+    """What the backward pass fills, None where not wanted: of the queries, of the passages, and of the temperature,
+    dLoss/dt = -sum(dLoss/dz z) / t."""
 
     queries: Tensor | None
     passages: Tensor | None
@@ -252,7 +254,7 @@ class _Gradients:
         return cls(
             torch.empty_like(logits.query_reps, memory_format=torch.contiguous_format) if wanted[0] else None,
             logits.new_empty(*logits.passage_reps.shape).zero_() if wanted[1] else None,
-            logits.new_empty(logits.batch_size).zero_() if wanted[2] else None,
+            logits.new_empty().zero_() if wanted[2] else None,
         )
 
     def like_inputs(self, logits: _Logits) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
@@ -261,7 +263,7 @@ class _Gradients:
         if passages is not None:
             passages = passages.to(logits.passage_reps.dtype)
         if temperature is not None:
-            temperature = temperature.sum().to(logits.temperature).reshape(logits.temperature.shape)
+            temperature = temperature.to(logits.temperature).reshape(logits.temperature.shape)
         return self.queries, passages, temperature
 
 
@@ -272,9 +274,10 @@ def _backward(
     gradients = _Gradients.zeros(logits, wanted)
     scratch = torch.empty_like(logits.buffer) if softmax.symmetric else logits.buffer
     kept = torch.empty_like(logits.buffer) if gradients.temperature is not None else None
+    of_temperature = _PairwiseSum()
     for rows in logits.row_blocks():
         queries = logits.queries(rows)
-        of_rows = torch.zeros_like(queries)
+        of_rows = _PairwiseSum()
         for tile in logits.tiles(rows):
             passages = logits.passages(tile)
             values = logits.compute(tile, queries, passages)
@@ -282,13 +285,16 @@ def _backward(
                 finite = torch.clamp_min(values, torch.finfo(values.dtype).min, out=_shaped(kept, values.shape))
             of_logits = _gradient_of_logits(tile, values, softmax, scratch)
             if kept is not None:
-                gradients.temperature[rows] -= finite.mul_(of_logits).sum(1)
+                of_temperature.add(finite.mul_(of_logits).sum())
             if gradients.passages is not None:
-                _add_product(gradients.passages[tile.passages], of_logits.T, queries)
+                into = gradients.passages[tile.passages]
+                torch.addmm(into, of_logits.T, queries, out=into)
             if gradients.queries is not None:
-                _add_product(of_rows, of_logits, passages)
+                of_rows.add(torch.mm(of_logits, passages))
         if gradients.queries is not None:
-            gradients.queries[rows] = of_rows
+            gradients.queries[rows] = of_rows.total()
+    if gradients.temperature is not None:
+        gradients.temperature -= of_temperature.total()
     return gradients.like_inputs(logits)
 
 
@@ -321,9 +327,29 @@ def _exponentials(logits: Tensor, maximum: Tensor, out: Tensor) -> Tensor:
     return out.clamp_min_(NEGLIGIBLE_EXPONENT[out.dtype]).exp_()
 
 
-def _add_product(into: Tensor, left: Tensor, right: Tensor) -> None:
-    """into += left @ right, in place."""
-    torch.addmm(into, left, right, out=into)
+class _PairwiseSum:
+    """A sum in which partial sums of equally many terms meet: rounding grows with the logarithm of their number.
+
+    Holds as many terms as that logarithm. The terms are overwritten.
+    """
+
+    def __init__(self):
+        self.partial: list[Tensor] = []
+        self.count = 0
+
+    def add(self, term: Tensor) -> None:
+        """Like adding 1 to a binary number: each carry adds two partial sums of the same size."""
+        self.count += 1
+        for _ in range((self.count & -self.count).bit_length() - 1):
+            term += self.partial.pop()
+        self.partial.append(term)
+
+    def total(self) -> Tensor:
+        """The sum of all terms; smallest partial sums first."""
+        total = self.partial.pop()
+        while self.partial:
+            total += self.partial.pop()
+        return total
 
 
 def _shaped(buffer: Tensor, shape: Sequence[int]) -> Tensor:
