@@ -5,12 +5,14 @@ while they run in `gclib.forecast` and `gclib.ledger`. The training core loads n
 """
 
 from gclib.chunking import Chunk, plan_chunks
+from gclib.distance import distance_cache_step
 from gclib.encoder import Encoder
 from gclib.forecast import GPU_MEMORY_BYTES, MemoryForecast, choose_retained, forecast_step, largest_batch
 from gclib.ledger import MemoryLedger, record_memory
 from gclib.losses import ContrastiveLoss, contrastive_loss
 from gclib.randomness import RandomState
 from gclib.steps import accumulation_step, grad_cache_step, naive_step
+from gclib.tiled import tiled_contrastive_loss
 
 __all__ = [
     "GPU_MEMORY_BYTES",
@@ -20,12 +22,14 @@ __all__ = [
     "forecast_step",
     "largest_batch",
     "record_memory",
+    "tiled_contrastive_loss",
     "Chunk",
     "ContrastiveLoss",
     "Encoder",
     "RandomState",
     "accumulation_step",
     "contrastive_loss",
+    "distance_cache_step",
     "grad_cache_step",
     "naive_step",
     "plan_chunks",

@@ -26,7 +26,7 @@ from gclib.arguments import describe
 from gclib.chunking import plan_chunks
 from gclib.inputs import as_tower_list
 from gclib.randomness import RandomState
-from gclib.steps import BATCH_NORMS, OnPhase, grad_cache_step
+from gclib.steps import BATCH_NORMS, OnPhase, grad_cache_step, silent
 from gclib.validation import positive_int, refuse
 
 
@@ -59,7 +59,7 @@ def distance_cache_step(
     """
     _check_distance(encoders, distance, loss_fn)
     sizes = [positive_int("chunk_size", size) for size in as_tower_list("chunk_size", chunk_size, 2)]
-    blocks = _Blocks(distance, sizes, on_phase or _silent)
+    blocks = _Blocks(distance, sizes, on_phase or silent)
 
     def loss_of_reps(query_reps: Tensor, passage_reps: Tensor) -> Tensor:
         return loss_fn(_CachedDistance.apply(query_reps, passage_reps, blocks))
@@ -184,7 +184,3 @@ def _check_distance(encoders: Any, distance: Any, loss_fn: Any) -> None:
     if any(isinstance(module, BATCH_NORMS) and module.training for module in modules):
         rule = "must not hold BatchNorm in training mode: its statistics would be those of a block, updated twice"
         raise refuse("distance", rule, "BatchNorm in training mode")
-
-
-def _silent(phase: str, **named: Any) -> None:
-    """The on_phase of a caller that asked for none."""

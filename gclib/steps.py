@@ -87,7 +87,7 @@ def naive_step(
     Adds to .grad, returns the detached, unscaled loss. Raises ValueError before anything is computed or changed.
     """
     towers = _check_towers(encoders, inputs, loss_fn, mask, on_phase, scaler, batch_norm_allowed=True)
-    report = on_phase or _silent
+    report = on_phase or silent
     with _generators_back_on_error(towers) as entry:
         torch.clear_autocast_cache()
         reps = []
@@ -125,7 +125,7 @@ def accumulation_step(
     for tower in towers:
         if tower.rows % queries:
             raise refuse(f"inputs[{tower.number}]", f"must have a multiple of B = {queries} rows", f"{tower.rows} rows")
-    report = on_phase or _silent
+    report = on_phase or silent
     chunks = plan_chunks([1] * queries, chunk_size=size, sort=False)
     total = None
     with _generators_back_on_error(towers) as entry:
@@ -171,7 +171,7 @@ def grad_cache_step(
     towers = _planned(towers, chunk_size, chunk_tokens, plan, sort_by_length)
     jobs = schedule([tower.plan for tower in towers], retain)
     jobs = [Job(towers[tower], number, towers[tower].plan[number], kept) for tower, number, kept in jobs]
-    report = on_phase or _silent
+    report = on_phase or silent
     with _generators_back_on_error(towers) as entry:
         states: list[RandomState] = []
         graphs: list[Tensor] = []
@@ -476,5 +476,5 @@ def _named(kind: str, tensors: Sequence[Tensor | None]) -> list[tuple[str, Tenso
     return [(kind, tensor) for tensor in tensors if tensor is not None]
 
 
-def _silent(phase: str, **named: Any) -> None:
+def silent(phase: str, **named: Any) -> None:
     """The on_phase of a caller that asked for none."""
