@@ -40,7 +40,7 @@ $(READY): pyproject.toml constraints.txt
 	@touch $@
 
 lab: corpus ## start the course: JupyterLab, opened on chapter 00
-	$(RUN) -m jupyter lab $(if $(filter 0,$(shell id -u)),--allow-root) $(LAB_ARGS) $(NOTEBOOK)
+	$(RUN) -m jupyter lab $(if $(filter 0,$(shell id -u)),--allow-root) --LabApp.default_url=/lab/tree/$(NOTEBOOK) $(LAB_ARGS)
 
 corpus: env ## build the text pairs from the installed packages (cached)
 	$(RUN) -c "from gclib.data import load_pairs; print(f'{len(load_pairs()):,} training pairs')"
