@@ -25,7 +25,7 @@ from gclib.lab import LabSettings, building, forecast_of, loss_of
 from gclib.ledger import MemoryLedger, record_memory
 from gclib.randomness import RandomState
 from gclib.steps import accumulation_step, grad_cache_step, naive_step
-from gclib.timeline import TimelinePicture, is_heading
+from gclib.timeline import PHASE_WORDS, TimelinePicture, is_heading
 
 PAIRS = 2_000  # real texts to draw a batch from; a larger batch repeats them
 POINTS = 48  # of the live line, in each piece of the step
@@ -127,7 +127,7 @@ class LiveRun:
         self.ledger.on_phase(phase, **place)
         if len(self.ledger.pieces) > before and not _heads(self.ledger.pieces[-1][1]):
             self.begun += 1
-            self.stage = phase.replace("_", " ")
+            self.stage = PHASE_WORDS[phase].replace("\n", " ")
 
     def _check_stop(self) -> None:
         if self._stop.is_set():

@@ -31,7 +31,7 @@ CHUNKS = [1, 2, 4, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 512]
 LENGTHS = [16, 32, 64, 128, 256, 512]
 TILES = [("dense", 0), *((f"{size:,}", size) for size in (256, 512, 1024, 2048, 4096, 8192, 16384))]
 REDRAW_SECONDS = 0.4  # between two pictures of a run
-PICTURE_INCHES = (7.6, 3.1)
+PICTURE_INCHES = (7.8, 3.1)
 
 
 class MemoryLab(widgets.VBox):
@@ -288,7 +288,7 @@ class _Canvas:
         with plots.style():
             self.figure = Figure(figsize=PICTURE_INCHES, layout="none")
             self.canvas = FigureCanvasAgg(self.figure)
-            self.axes = self.figure.add_axes((0.085, 0.2, 0.73, 0.76))
+            self.axes = self.figure.add_axes((0.085, 0.2, 0.72, 0.76))
 
     def render(self, picture: TimelinePicture, budget: int, name: str, live: Any) -> bytes:
         """The picture as a PNG."""
