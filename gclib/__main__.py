@@ -27,7 +27,11 @@ def main(arguments: list[str] | None = None) -> int:
         setting = experiments.QUICK if chosen.quick else experiments.WHOLE
         results = experiments.table1(setting, seed=chosen.seed, fresh=chosen.fresh)
         print(experiments.format_table(results))
-        print(f"\n{results[0].examples:,} examples a row, seed {chosen.seed}, {results[0].threads} threads.")
+        first = results[0]
+        print(
+            f"\nPercent of {first.pool:,} test queries, each among as many passages; {first.examples:,} examples a row,"
+        )
+        print(f"seed {first.seed}, seconds of training with {first.threads} threads.")
     return 0
 
 

@@ -108,7 +108,7 @@ def test_refusals():
 
 def test_the_table_as_text():
     metrics = {"top-1": 0.3444, "top-5": 0.5, "top-20": 0.75, "top-100": 1.0, "mrr": 0.45678}
-    result = Result(Recipe("row", "naive", 8, None, 1e-3), 0, metrics, 61.4, 256, 1.0, 2)
+    result = Result(Recipe("row", "naive", 8, None, 1e-3), 0, metrics, 40, 61.4, 256, 1.0, 2)
     saved = dataclasses.replace(result, saved=True)
     assert format_table([result, saved]).splitlines() == [
         "|  | top-1 | top-5 | top-20 | top-100 | MRR | seconds |",
@@ -122,7 +122,7 @@ def test_the_command_prints_the_table(capsys):
     assert command.main(["table1", "--quick"]) == 0
     printed = capsys.readouterr().out
     assert all(recipe.name in printed for recipe in RECIPES)
-    assert "256 examples a row, seed 0" in printed
+    assert "Percent of 40 test queries, each among as many passages; 256 examples a row,\nseed 0" in printed
 
 
 def test_the_command_prints_the_figures_and_writes_them_when_asked(capsys, monkeypatch):
