@@ -74,11 +74,18 @@ def plain_environment() -> dict[str, str]:
     return {name: value for name, value in os.environ.items() if name != "GCLIB_CHECK_SHAPES"}
 
 
-def filled(text: str) -> str:
-    """The README with its parts as they are today."""
-    parts = {"chapters": chapter_table(), "tree": file_tree(), "output": sample_output(text)}
-    for name, part in parts.items():
+PARTS = {
+    "chapters": lambda text: chapter_table(),
+    "tree": lambda text: file_tree(),
+    "output": sample_output,
+}
+
+
+def filled(text: str, *names: str) -> str:
+    """The README with the named parts (by default all) as they are today."""
+    for name in names or PARTS:
         pattern = re.compile(rf"(<!-- {name} -->\n).*?(<!-- /{name} -->)", re.DOTALL)
+        part = PARTS[name](text)
         text = pattern.sub(lambda found, part=part: f"{found[1]}\n{part}\n\n{found[2]}", text)
     return text
 
