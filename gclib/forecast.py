@@ -203,12 +203,10 @@ def _signature(module: Any) -> str:
 
 @lru_cache(maxsize=16)
 def _from_config(config: Any, tied: bool, dtype: torch.dtype, loss: _Keyed, autocast: Any) -> FakeStep:
-    from transformers.initialization import no_init_weights
-
     given, loss_fn = config if isinstance(config, str) else config.take(), loss.take()
 
     def make(mode: Any) -> tuple[list[nn.Module], Any]:
-        with torch.device("meta"), no_init_weights():
+        with torch.device("meta"):
             built = [Encoder.from_config(given).to(dtype) for _ in range(1 if tied else 2)]
         fakes = [fake_copy(encoder, mode) for encoder in built]
         return [fakes[0], fakes[-1]], fake_copy(loss_fn, mode)

@@ -3,10 +3,8 @@
 Everything here answers in words or numbers, so that a slider, a table and a test share one source.
 """
 
-import threading
 import time
 from collections.abc import Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from typing import Any
@@ -37,7 +35,6 @@ STEP_WORDS = {
     "accumulation": "gradient accumulation",
     "grad_cache": "gradient cache",
 }
-_building = threading.RLock()  # weights are built, and laws first read off, by one thread at a time
 _fitted: set[tuple] = set()
 
 
@@ -109,24 +106,18 @@ def is_ready(settings: LabSettings) -> bool:
 @lru_cache(maxsize=512)
 def forecast_of(settings: LabSettings) -> MemoryForecast:
     """The exact forecast, one encoder for both towers, AdamW's states included, every text padded to `length`."""
-    with nullcontext() if is_ready(settings) else _building:
-        found = forecast_step(
-            settings.step,
-            config=settings.model,
-            loss=loss_of(settings.tile_size),
-            batch_size=settings.batch_size,
-            chunk_size=None if settings.step == "naive" else settings.chunk_size,
-            query_length=settings.length,
-            passage_length=settings.length,
-            optimizer="adamw",
-        )
-        _fitted.add(settings.law)
-        return found
-
-
-def building() -> threading.RLock:
-    """Held while weights are initialised: forecasting switches initialisation off for a moment, in all threads."""
-    return _building
+    found = forecast_step(
+        settings.step,
+        config=settings.model,
+        loss=loss_of(settings.tile_size),
+        batch_size=settings.batch_size,
+        chunk_size=None if settings.step == "naive" else settings.chunk_size,
+        query_length=settings.length,
+        passage_length=settings.length,
+        optimizer="adamw",
+    )
+    _fitted.add(settings.law)
+    return found
 
 
 def advice(settings: LabSettings, forecast: MemoryForecast, budget_bytes: int, budget_name: str = "the card") -> str:

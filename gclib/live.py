@@ -21,7 +21,7 @@ from gclib.chunking import Chunk
 from gclib.corpus import fingerprint, installed_sources
 from gclib.data import load_pairs, tokenize_pairs, train_tokenizer
 from gclib.encoder import Encoder
-from gclib.lab import LabSettings, building, forecast_of, loss_of
+from gclib.lab import LabSettings, forecast_of, loss_of
 from gclib.ledger import MemoryLedger, record_memory
 from gclib.randomness import RandomState
 from gclib.steps import accumulation_step, grad_cache_step, naive_step
@@ -109,8 +109,7 @@ class LiveRun:
     def _step(self) -> float:
         self.stage = "building the model"
         self._check_stop()
-        with building():
-            self.encoder = Encoder.from_config(self.settings.model)
+        self.encoder = Encoder.from_config(self.settings.model)
         self.stage = "reading texts"
         inputs, self.texts = make_batch(self.settings)
         self._check_stop()
