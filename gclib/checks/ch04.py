@@ -42,7 +42,7 @@ def _gradient_by_autograd(query_reps: Tensor, passage_reps: Tensor, temperature:
 
 
 def _pull(query_reps: Tensor, passage_reps: Tensor, temperature: float, over: int = 1) -> Tensor:
-    """sum_j p_ij p_j - p_i for each query, not yet divided by anything."""
+    """sum_j P_ij p_j - p_i for each query, not yet divided by anything."""
     probabilities = (query_reps @ passage_reps.T / temperature).softmax(dim=over)
     return probabilities @ passage_reps - passage_reps
 
@@ -93,7 +93,7 @@ representation_gradient = Exercise(
         ),
         Misconception(
             "softmax over the wrong axis",
-            "It looks as if the softmax runs down the columns, over the queries: p_ij is query i's choice among the "
+            "It looks as if the softmax runs down the columns, over the queries: P_ij is query i's choice among the "
             "passages, so each row sums to 1.",
             lambda q, p, t: _pull(q, p, t, over=0) / (len(q) * t),
         ),
@@ -110,8 +110,8 @@ representation_gradient = Exercise(
         ),
     ),
     hints=(
-        "First the matrix of probabilities p_ij. What does row i, times all passages, give?",
-        "The mean of the passages under p_i, minus the query's own passage; then the two divisions, by B and by the "
+        "First the matrix of probabilities, P. What does row i, times all passages, give?",
+        "The mean of the passages under row i, minus the query's own passage; then the two divisions, by B and by the "
         "temperature.",
         "p = (query_reps @ passage_reps.T / temperature).softmax(dim=1), then (p @ passage_reps - passage_reps) / "
         "(B * temperature).",
