@@ -91,7 +91,7 @@ def forecast_step(
     an ambient autocast. optimizer: None, "sgd" (no momentum) or "adamw": its states, as from the second step on;
     temporaries of its own update are not forecast. Gradients are zeroed to None before the step.
 
-    The first forecast of a configuration takes about a second for a small model; the next ones, milliseconds.
+    The first forecast of a configuration runs its steps with fake tensors; later ones run only the loss.
     Raises ValueError for arguments that do not fit.
     """
     one_of("step", step, tuple(STEPS))

@@ -244,8 +244,8 @@ def record_memory(*modules: nn.Module, optimizer: torch.optim.Optimizer | None =
     """Record every tensor byte of what runs inside, in this thread, on the CPU or a GPU.
 
     modules: encoders and a loss with parameters; their parameters, buffers and present gradients are counted from
-    the start. optimizer: its states too. Hand `ledger.on_phase` to the step for phases and kinds. Each operation costs
-    some tens of microseconds more (`make bench` prints it): bytes are exact, times recorded inside are not.
+    the start. optimizer: its states too. Hand `ledger.on_phase` to the step for phases and kinds. Recording takes time
+    (`tests/benchmarks/bench_ledger.py` prints how much): bytes are exact, times recorded inside are not.
     """
     if not all(isinstance(module, nn.Module) for module in modules):
         raise refuse("modules", "must be torch modules", [type(module).__name__ for module in modules])
