@@ -50,7 +50,8 @@ def jupyterlab(folder: Path) -> Iterator[str]:
         server = subprocess.Popen(command, env=_environment(folder), stdout=log, stderr=log, cwd=folder)
         try:
             _wait_until_up(server, port, token, folder / "jupyterlab.log")
-            yield f"http://127.0.0.1:{port}/lab/tree/{{notebook}}?token={token}"
+            # reset: else JupyterLab brings back the tabs of the page before, and their cells mix with this one's.
+            yield f"http://127.0.0.1:{port}/lab/tree/{{notebook}}?token={token}&reset"
         finally:
             _stop(server)
 

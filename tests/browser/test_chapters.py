@@ -23,7 +23,6 @@ def test_chapter_00_opens_and_runs_and_its_first_slider_moves(open_chapter):
     assert notebook.errors() == []
 
 
-@pytest.mark.skip(reason="chapter 06 does not finish Run All Cells in the browser within 240 s: to be mended")
 def test_memory_lab_redraws_runs_and_stops(open_chapter):
     notebook = open_chapter("06_live_memory_lab.ipynb")
     notebook.run_all()
