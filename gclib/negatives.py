@@ -1,8 +1,9 @@
 """Hard negatives (passages that look right and are not) and false negatives (right, and not said to be).
 
-Two texts are twins where their words are the same, in order, but for case, white space and punctuation. The
-right passages of a query are the positives of every pair whose query is its twin, and their twins. A right passage is
-never mined as a negative, and is masked where it stands in the batch as another query's.
+Two texts are twins where they are the same but for case, white space and what closes a sentence at their end: code
+is told apart by its signs, so `f(x)` and `f(-x)` are no twins. The right passages of a query are the positives of
+every pair whose query is its twin, and their twins. A right passage is never mined as a negative, and is masked where
+it stands in the batch as another query's.
 
 Letters: B queries, K hard negatives per query, N = B * (1 + K) passages.
 """
@@ -23,6 +24,8 @@ from gclib.validation import int_at_least, positive_int, refuse
 
 DEPTH = 4  # candidates that each hard negative is drawn from: the best DEPTH * per_query
 _WORD = re.compile(r"[^\W_]+")
+_SIGN = re.compile(r"\w+|[^\w\s]")
+_CLOSING = " .,;:!?"
 _HUMP = re.compile(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])")
 
 
@@ -83,8 +86,12 @@ def false_negative_mask(pairs: Sequence[TextPair]) -> Tensor:
 
 
 def normal_form(text: str) -> str:
-    """The words of a text, lower case, one space between; the text itself, stripped, where it has no word."""
-    return " ".join(_WORD.findall(text.lower())) or text.strip()
+    """The words and signs of a text, lower case, one space between, without what closes its last sentence.
+
+    Of a text that holds nothing else than closing signs, those.
+    """
+    signs = " ".join(_SIGN.findall(text.lower()))
+    return signs.rstrip(_CLOSING) or signs
 
 
 def right_passages(pairs: Sequence[TextPair]) -> dict[str, set[str]]:

@@ -57,6 +57,22 @@ def test_twins_of_the_positive_are_never_mined():
             assert not forms & {normal_form(other.passage) for other in pairs[:3]}
 
 
+@pytest.mark.parametrize(
+    ("one", "other", "twins"),
+    [
+        ("Return the sum.", "return  the\nsum", True),
+        ("f( x ) + 1", "F(x)+1", True),
+        ("f(x)", "f(-x)", False),
+        ("a + b", "a - b", False),
+        ("x[1:]", "x[:1]", False),
+        ("snake_case", "snake case", False),
+        ("...", "?", False),
+    ],
+)
+def test_twins_differ_in_case_space_and_closing_signs_alone(one, other, twins):
+    assert (normal_form(one) == normal_form(other)) is twins
+
+
 def test_the_seed_decides_and_the_order_of_the_pairs_does_not():
     pairs = topical_pairs()
     first = mine_hard_negatives(pairs, per_query=1, seed=0)
