@@ -1,0 +1,247 @@
+"""Steps side by side: naive, the official GradCache, sentence-transformers' cached loss, and gclib's.
+
+    python tests/benchmarks/bench_steps.py [--batches 256 1024] [--chunks 16 32] [--rounds 3] [--out FOLDER]
+
+One tied encoder (BERT, 4 layers of 256, dropout on), mined pairs in file order from a fixed place, queries of at most
+64 tokens, passages of at most 128, float32. Each round runs every version once, so that a slow minute hurts them all;
+medians are printed. Before the rounds each version runs once for its FLOPs, rows and tokens, and once for its
+allocator peak (not for the naive step at large batches). "Pre-sorted" rows show what sorting alone buys elsewhere.
+
+`predicted` is rho * (1 + (1 - r) / 3) with rho = encoded tokens of one forward / padded tokens of the batch and
+r = the share of rows whose graph is retained: a step's time over the padded naive step's, if time went with tokens.
+"""
+
+import argparse
+import csv
+import random
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
+
+from allocator import allocator_peak  # noqa: E402
+from rivals import (  # noqa: E402
+    Counted,
+    flops_of,
+    official_step,
+    sentence_transformers_step,
+    sort_and_trim,
+    sorted_loss,
+    split_trimmed,
+)
+
+from gclib import ContrastiveLoss, Encoder, grad_cache_step, naive_step  # noqa: E402
+from gclib.chunking import Chunk, plan_chunks  # noqa: E402
+from gclib.corpus import load_corpus  # noqa: E402
+from gclib.data import TextPair, load_pairs, tokenize_pairs, train_tokenizer  # noqa: E402
+from gclib.inputs import row_lengths, take  # noqa: E402
+
+Batch = dict[str, Tensor]
+RESULTS = Path(__file__).parent / "results"
+NAIVE, BUCKETS = "naive, padded", "naive, in length buckets"
+OFFICIAL, OFFICIAL_SORTED = "official GradCache", "official, pre-sorted and trimmed"
+ST, ST_SORTED = "sentence-transformers cached", "sentence-transformers, pre-sorted"
+PLAIN, OURS, ONE, QUARTER, PACKED = (
+    "gclib, not sorted",
+    "gclib (defaults: sorted)",
+    "gclib, sorted, 1 retained",
+    "gclib, sorted, a quarter retained",
+    "gclib, packed by tokens",
+)
+PRESORTED = "gclib, pre-sorted by the caller"
+COLUMNS = ("version", "batch_size", "chunk_size", "seconds", "over_naive", "predicted", "peak_mib", "rows", "tokens")
+COLUMNS += ("gigaflops", "rounds", "threads")
+
+
+def make_batch(batch_size: int) -> tuple[Batch, Batch]:
+    """B pairs drawn with a fixed seed, in file order: no order of lengths."""
+    pairs = load_pairs()
+    tokenizer = train_tokenizer(pairs[:4_000])
+    rows = load_corpus().split("train")
+    chosen = sorted(random.Random(0).sample(rows, batch_size), key=lambda row: (row.module, row.line))
+    pairs = [TextPair(row.query, row.passage) for row in chosen]
+    return tokenize_pairs(pairs, tokenizer, query_length=64, passage_length=128)
+
+
+def naive_in_buckets(encoder, batch: tuple[Batch, Batch], loss_fn, plans: list[list[Chunk]]) -> None:
+    """The naive step without the padding: rows of like length are encoded together, all graphs are kept."""
+    reps = []
+    for inputs, plan in zip(batch, plans, strict=True):
+        parts = torch.cat([encoder(**take(inputs, chunk)) for chunk in plan])
+        reps.append(parts[torch.tensor([row for chunk in plan for row in chunk.rows]).argsort()])
+    loss_fn(*reps).backward()
+
+
+def versions(encoder: Counted, batch: tuple[Batch, Batch], C: int) -> dict[str, Callable[[], object]]:
+    """Every version of the step as a call without arguments."""
+    loss_fn, encoders = ContrastiveLoss(0.05), [encoder, encoder]
+    lengths = [row_lengths(inputs) for inputs in batch]
+    n = sum(-(-len(rows) // C) for rows in lengths)
+    apart = [sort_and_trim(inputs) for inputs in batch]
+    order = batch[1]["attention_mask"].sum(dim=1).argsort(descending=True, stable=True)
+    together = [{key: value[order] for key, value in inputs.items()} for inputs in batch]
+    buckets = [plan_chunks(rows, chunk_size=32) for rows in lengths]
+    tokens = [C * max(rows) for rows in lengths]
+    in_pairs = sorted_loss(*batch, loss_fn)
+    return {
+        NAIVE: lambda: naive_step(encoders, batch, loss_fn),
+        BUCKETS: lambda: naive_in_buckets(encoder, batch, loss_fn, buckets),
+        OFFICIAL: lambda: official_step(encoders, batch, loss_fn, chunk_size=C),
+        OFFICIAL_SORTED: lambda: official_step(encoders, apart, in_pairs, chunk_size=C, split_input_fn=split_trimmed),
+        ST: lambda: sentence_transformers_step(encoder, batch, chunk_size=C),
+        ST_SORTED: lambda: sentence_transformers_step(encoder, together, chunk_size=C),
+        PLAIN: lambda: grad_cache_step(encoders, batch, loss_fn, chunk_size=C, sort_by_length=False),
+        OURS: lambda: grad_cache_step(encoders, batch, loss_fn, chunk_size=C),
+        PRESORTED: lambda: grad_cache_step(encoders, apart, in_pairs, chunk_size=C),
+        ONE: lambda: grad_cache_step(encoders, batch, loss_fn, chunk_size=C, retain_chunks=1),
+        QUARTER: lambda: grad_cache_step(encoders, batch, loss_fn, chunk_size=C, retain_chunks=n // 4),
+        PACKED: lambda: grad_cache_step(encoders, batch, loss_fn, chunk_tokens=tokens),
+    }
+
+
+def unpadded_flops(encoder, batch: tuple[Batch, Batch]) -> int:
+    """FLOPs of a naive step that encodes no padding at all: rows of exactly the same length together."""
+    plans = []
+    for inputs in batch:
+        same: dict[int, list[int]] = {}
+        for row, length in enumerate(row_lengths(inputs)):
+            same.setdefault(length, []).append(row)
+        plans.append([Chunk(tuple(rows), length) for length, rows in same.items()])
+    return flops_of(lambda: naive_in_buckets(encoder, batch, ContrastiveLoss(0.05), plans))
+
+
+def seconds_of(run: Callable[[], object]) -> float:
+    start = time.perf_counter()
+    run()
+    return time.perf_counter() - start
+
+
+def zeroed(encoder: Counted, run: Callable[[], object]) -> Callable[[], object]:
+    """`run` as in training: gradients are there and are added to; the same dropout every time."""
+
+    def call() -> None:
+        encoder.zero_grad(set_to_none=False)
+        torch.manual_seed(0)
+        run()
+
+    return call
+
+
+def bench(batch_size: int, chunk_size: int, rounds: int, peaks: bool) -> tuple[list[dict], dict[str, float]]:
+    """One row a version, and the ratios that the bars are about."""
+    batch = make_batch(batch_size)
+    torch.manual_seed(0)
+    encoder = Counted(Encoder.from_config("small", dropout=0.1))
+    for parameter in encoder.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    runs = {name: zeroed(encoder, run) for name, run in versions(encoder, batch, chunk_size).items()}
+    padded, all_rows = sum(inputs["input_ids"].numel() for inputs in batch), 2 * batch_size
+    rows = {}
+    for name, run in runs.items():
+        encoder.rows = encoder.tokens = 0
+        flops = flops_of(run)
+        row = {"version": name, "batch_size": batch_size, "chunk_size": chunk_size, "gigaflops": flops / 1e9}
+        again = encoder.rows / all_rows - 1  # 1 where every row is encoded twice
+        row |= {"rows": encoder.rows / all_rows, "tokens": encoder.tokens / padded}
+        row["predicted"] = encoder.tokens / (1 + again) / padded * (1 + again / 3)
+        row["peak_mib"] = allocator_peak(run) / 2**20 if peaks else None
+        rows[name] = row
+    seconds: dict[str, list[float]] = {name: [] for name in runs}
+    for _ in range(rounds):
+        for name, run in runs.items():
+            seconds[name].append(seconds_of(run))
+    for name, row in rows.items():
+        row |= {"seconds": statistics.median(seconds[name]), "rounds": rounds, "threads": torch.get_num_threads()}
+        row["over_naive"] = statistics.median(
+            [own / naive for own, naive in zip(seconds[name], seconds[NAIVE], strict=True)]
+        )
+
+    def ratio(name: str, other: str) -> float:
+        return statistics.median([a / b for a, b in zip(seconds[name], seconds[other], strict=True)])
+
+    ratios = {
+        "time / official GradCache (bar 0.50)": ratio(OURS, OFFICIAL),
+        "time / sentence-transformers cached (bar 0.65)": ratio(OURS, ST),
+        "time / official, both pre-sorted the same way (bar 1.00)": ratio(PRESORTED, OFFICIAL_SORTED),
+        "FLOPs / (4/3 of the unpadded naive step's) (bar 1.12)": rows[OURS]["gigaflops"]
+        * 1e9
+        / (4 / 3 * unpadded_flops(encoder, batch)),
+    }
+    if peaks:
+        ratios["allocator peak / official (bar 1.02)"] = rows[OURS]["peak_mib"] / rows[OFFICIAL]["peak_mib"]
+    return list(rows.values()), ratios
+
+
+def show(rows: list[dict], ratios: dict[str, float]) -> None:
+    batch_size, chunk_size, rounds, threads = (
+        rows[0][key] for key in ("batch_size", "chunk_size", "rounds", "threads")
+    )
+    print(f"\nB = {batch_size:,}, C = {chunk_size}; {rounds} rounds, {threads} threads")
+    print(f"{'':36}{'seconds':>9}{'/ naive':>9}{'predicted':>11}{'peak MiB':>10}{'rows':>7}{'tokens':>8}{'GFLOP':>9}")
+    for row in rows:
+        peak = f"{row['peak_mib']:.1f}" if row["peak_mib"] else "-"
+        print(
+            f"{row['version']:36}{row['seconds']:9.2f}{row['over_naive']:9.2f}{row['predicted']:11.2f}{peak:>10}"
+            f"{row['rows']:7.3f}{row['tokens']:8.3f}{row['gigaflops']:9.0f}"
+        )
+    for name, value in ratios.items():
+        print(f"  gclib (defaults): {name}: {value:.3f}")
+    sys.stdout.flush()
+
+
+def save(rows: list[dict], folder: Path) -> None:
+    """The table as CSV, and the times as a picture."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / "steps.csv").open("w", newline="") as file:
+        writer = csv.DictWriter(file, COLUMNS)
+        writer.writeheader()
+        writer.writerows({k: f"{v:.4g}" if isinstance(v, float) else v for k, v in row.items()} for row in rows)
+    draw(rows, folder / "steps.png")
+    print(f"\nwritten to {folder / 'steps.csv'} and steps.png")
+
+
+def draw(rows: list[dict], path: Path) -> None:
+    """One panel for each batch and chunk: time over the padded naive step's, and what was predicted."""
+    from gclib import plots
+
+    settings = list(dict.fromkeys((row["batch_size"], row["chunk_size"]) for row in rows))
+    with plots.style():
+        figure, all_axes = plots.new_figure(width=5.2 * len(settings), height=4.6, columns=len(settings))
+        for axes, (batch_size, chunk_size) in zip(all_axes if len(settings) > 1 else [all_axes], settings, strict=True):
+            here = [row for row in rows if (row["batch_size"], row["chunk_size"]) == (batch_size, chunk_size)][::-1]
+            ours = [row["version"].startswith("gclib") for row in here]
+            colours = [plots.OKABE_ITO["blue"] if own else plots.OKABE_ITO["orange"] for own in ours]
+            axes.barh(range(len(here)), [row["over_naive"] for row in here], color=colours)
+            axes.plot([row["predicted"] for row in here], range(len(here)), "kD", markersize=4, label="predicted")
+            axes.set_yticks(range(len(here)), [row["version"] for row in here])
+            axes.set(title=f"B = {batch_size:,}, C = {chunk_size}", xlabel="time / padded naive step")
+            axes.legend(loc="lower right")
+        figure.savefig(path, dpi=110)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--batches", type=int, nargs="+", default=[256, 1024])
+    parser.add_argument("--chunks", type=int, nargs="+", default=[16, 32])
+    parser.add_argument("--rounds", type=int, default=3, help="at the smallest batch; larger ones get one each")
+    parser.add_argument("--out", type=Path, default=RESULTS)
+    options = parser.parse_args()
+    every = []
+    for batch_size in options.batches:
+        first = batch_size == min(options.batches)
+        for chunk_size in options.chunks:
+            rows, ratios = bench(batch_size, chunk_size, options.rounds if first else 1, peaks=first)
+            show(rows, ratios)
+            every += rows
+    save(every, options.out)
+
+
+if __name__ == "__main__":
+    main()

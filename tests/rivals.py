@@ -1,0 +1,126 @@
+"""The public implementations that gclib is held against, called as their documentation says: steps with one signature.
+
+`official_step` is GradCache of Gao et al. (PyPI `gradcache`), `sentence_transformers_step` the cached loss of
+sentence-transformers. Both add to `.grad` and return the loss, as gclib's steps do; both need their package (the
+`dev` extra).
+"""
+
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from torch import Tensor, nn
+
+
+def official_grad_cache() -> type:
+    """The class GradCache. Its package imports itself under another name than PyPI's, so it is given that name."""
+    import gradcache
+
+    sys.modules.setdefault("grad_cache", gradcache)
+    from gradcache.grad_cache import GradCache
+
+    return GradCache
+
+
+def official_step(
+    encoders: Sequence[Callable[..., Tensor]],
+    inputs: Sequence[Any],
+    loss_fn: Callable[..., Tensor],
+    *,
+    chunk_size: int | list[int],
+    split_input_fn: Callable | None = None,
+) -> Tensor:
+    """One `cache_step` of the official code."""
+    cache = official_grad_cache()(list(encoders), chunk_size, loss_fn, split_input_fn=split_input_fn)
+    return cache.cache_step(*inputs)
+
+
+class Embedder(nn.Module):
+    """An encoder as a sentence-transformers module: a dictionary in, the same with `sentence_embedding` out."""
+
+    def __init__(self, encoder: nn.Module):
+        super().__init__()
+        self.encoder = encoder
+
+    def forward(self, features: dict[str, Tensor]) -> dict[str, Tensor]:
+        reps = self.encoder(input_ids=features["input_ids"], attention_mask=features["attention_mask"])
+        return features | {"sentence_embedding": reps}
+
+
+def sentence_transformers_step(
+    encoder: nn.Module,
+    inputs: Sequence[dict[str, Tensor]],
+    *,
+    chunk_size: int,
+    temperature: float = 0.05,
+    symmetric: bool = False,
+) -> Tensor:
+    """CachedMultipleNegativesRankingLoss, forward and backward. Tied weights only: it holds one model."""
+    from sentence_transformers import SentenceTransformer
+    from sentence_transformers.sentence_transformer.losses import CachedMultipleNegativesRankingLoss
+
+    model = SentenceTransformer(modules=[Embedder(encoder)], device=str(next(encoder.parameters()).device))
+    model.train(encoder.training)
+    both = ("query_to_doc", "doc_to_query") if symmetric else ("query_to_doc",)
+    loss_fn = CachedMultipleNegativesRankingLoss(
+        model,
+        scale=1 / temperature,
+        mini_batch_size=chunk_size,
+        directions=both,
+        partition_mode="per_direction" if symmetric else "joint",
+    )
+    loss = loss_fn([dict(features) for features in inputs], None)
+    loss.backward()
+    return loss.detach()
+
+
+def sort_and_trim(batch: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Rows from long to short: what a careful caller of another library can do before the step."""
+    order = batch["attention_mask"].sum(dim=1).argsort(descending=True, stable=True)
+    return {key: value[order] for key, value in batch.items()}
+
+
+def split_trimmed(batch: dict[str, Tensor], chunk_size: int) -> list[dict[str, Tensor]]:
+    """Chunks cut to their own longest row: a `split_input_fn` for the official code."""
+    chunks = [
+        dict(zip(batch, parts, strict=True))
+        for parts in zip(*(v.split(chunk_size) for v in batch.values()), strict=True)
+    ]
+    widths = [int(chunk["attention_mask"].sum(dim=1).max()) for chunk in chunks]
+    return [{k: v[:, :width] for k, v in chunk.items()} for chunk, width in zip(chunks, widths, strict=True)]
+
+
+def sorted_loss(queries: dict[str, Tensor], passages: dict[str, Tensor], loss_fn: Callable[..., Tensor]) -> Callable:
+    """`loss_fn` on representations whose towers were each sorted by length: the pairs are put back together."""
+    back = [
+        batch["attention_mask"].sum(dim=1).argsort(descending=True, stable=True).argsort()
+        for batch in (queries, passages)
+    ]
+
+    def loss(query_reps: Tensor, passage_reps: Tensor) -> Tensor:
+        return loss_fn(query_reps[back[0]], passage_reps[back[1]])
+
+    return loss
+
+
+def flops_of(run: Callable[[], Any]) -> int:
+    """Floating point operations of matrix products and attention, as torch counts them."""
+    from torch.utils.flop_counter import FlopCounterMode
+
+    with FlopCounterMode(display=False) as counter:
+        run()
+    return counter.get_total_flops()
+
+
+class Counted(nn.Module):
+    """An encoder that counts the rows and padded tokens which it is given."""
+
+    def __init__(self, encoder: nn.Module):
+        super().__init__()
+        self.encoder = encoder
+        self.rows = self.tokens = 0
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        self.rows += input_ids.shape[0]
+        self.tokens += input_ids.numel()
+        return self.encoder(input_ids=input_ids, attention_mask=attention_mask)
