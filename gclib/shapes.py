@@ -6,6 +6,7 @@ function untouched, so training pays nothing. Public functions validate in words
 (`gclib.validation`): a type checker would answer before their `ValueError` could.
 """
 
+import functools
 import os
 from collections.abc import Callable
 from typing import TypeVar
@@ -14,10 +15,18 @@ F = TypeVar("F", bound=Callable)
 
 
 def shape_checked(function: F) -> F:
-    """Enforce the annotations of `function` under pytest; leave it alone otherwise."""
+    """Enforce the annotations of `function` under pytest (not inside torch.compile); leave it alone otherwise."""
     if os.environ.get("GCLIB_CHECK_SHAPES") != "1":
         return function
+    import torch
     from beartype import beartype
     from jaxtyping import jaxtyped
 
-    return jaxtyped(typechecker=beartype)(function)
+    checked = jaxtyped(typechecker=beartype)(function)
+
+    @functools.wraps(function)
+    def choose(*args, **kwargs):
+        """A compiler traces the function itself: its symbolic sizes are not ints, which the checker asks for."""
+        return (function if torch.compiler.is_compiling() else checked)(*args, **kwargs)
+
+    return choose

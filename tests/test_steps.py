@@ -58,6 +58,30 @@ def test_gradient_cache_gives_the_naive_gradient(case):
     assert worst_error(found[1], truth[1]) <= 1e-12
 
 
+def formula(loss, query_reps, passage_reps, mask):
+    """The oracle of ContrastiveLoss: equation (1) from logsumexp alone, on the module's own temperature."""
+    logits = query_reps @ passage_reps.T / loss.temperature
+    if mask is not None:
+        logits = torch.where(mask, -torch.inf, logits)
+    rows = torch.arange(len(query_reps))
+    positives = rows * (len(passage_reps) // len(query_reps))
+    right, ways = logits[rows, positives], [logits.logsumexp(dim=1)]
+    if loss.symmetric:
+        ways.append(logits[:, positives].logsumexp(dim=0))
+    return sum((way - right).mean() for way in ways) / len(ways)
+
+
+@given(cases(), st.booleans(), st.booleans(), st.one_of(st.none(), st.integers(1, 12)))
+def test_gradient_cache_with_our_loss_dense_and_in_tiles(case, learnable, symmetric, tile_size):
+    encoders, inputs, _, mask, options = case
+    loss = ContrastiveLoss(0.7, learnable=learnable, symmetric=symmetric, tile_size=tile_size).double()
+    modules = [*encoders, loss]
+    truth = gradients(modules, lambda: whole_batch(encoders, inputs, partial(formula, loss), mask))
+    found = gradients(modules, lambda: grad_cache_step(encoders, inputs, loss, mask=mask, **options))
+    assert found[0].item() == pytest.approx(truth[0].item(), rel=1e-12, abs=1e-14)
+    assert worst_error(found[1], truth[1]) <= 1e-12
+
+
 @given(cases())
 def test_naive_gives_the_naive_gradient(case):
     encoders, inputs, loss, mask, _ = case
