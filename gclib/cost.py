@@ -4,8 +4,8 @@ FLOPs are those of matrix products and attention, as `torch.utils.flop_counter` 
 (k, n) is 2 m k n of them. An encoder's are linear in the rows and a parabola in the width T, because attention looks at
 pairs of tokens; so a few counts of tiny batches, with fake tensors, give the FLOPs of every step, to the last one.
 
-Letters: B queries, N passages, D dimensions, T tokens, C rows of a chunk, R retained chunks; rho = tokens of one forward
-of all chunks / tokens of the padded batch; r = the share of the former that stands in retained chunks.
+Letters: B queries, N passages, D dimensions, T tokens, C rows of a chunk, R retained chunks; rho = tokens of one
+forward of all chunks / tokens of the padded batch; r = the share of the former that stands in retained chunks.
 """
 
 from collections.abc import Callable, Mapping, Sequence

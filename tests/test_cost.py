@@ -170,7 +170,7 @@ def test_representations_must_be_one_vector_a_row():
 @st.composite
 def steps(draw):
     """Row lengths of two towers, and arguments of a gradient-cache step."""
-    queries, hard = draw(st.integers(1, 9)), draw(st.integers(0, 2))
+    queries, hard = draw(st.integers(1, 6)), draw(st.integers(0, 2))
     lengths = [draw(st.lists(st.integers(1, 12), min_size=n, max_size=n)) for n in (queries, queries * (1 + hard))]
     chunks = draw(
         st.one_of(

@@ -1,0 +1,397 @@
+"""Chapter 07's exercises: the price of a step, tokens after sorting, rows put back, graphs that a budget holds.
+
+Letters: B rows, T tokens of a row, F features of a token, D dimensions of a representation, C rows of a chunk.
+"""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from .engine import Exercise, Misconception
+from .judging import Inputs
+
+# --- the price ------------------------------------------------------------------------------------------------
+
+
+def _tokens(rng: np.random.Generator, *, encoded: float, retained: float) -> Inputs:
+    """About these shares: of the padded tokens encoded, of the encoded ones retained."""
+    padded = int(rng.integers(10_000, 90_000))
+    kept = round(padded * encoded * (rng.uniform(0.9, 1.1) if encoded < 1 else 1))
+    return {"padded": padded, "encoded": kept, "retained": round(kept * retained * rng.uniform(0.8, 1.0))}
+
+
+def _forwards(padded: int, encoded: int, retained: int) -> float:
+    """Counted in forwards of a token: a backward is two of them."""
+    once, twice = retained, encoded - retained
+    return (3 * once + 4 * twice) / (3 * padded)
+
+
+price = Exercise(
+    chapter=7,
+    name="price",
+    spec="time of the cached step / that of the naive step, if time goes with tokens and a backward costs two forwards.",
+    line_budget=2,
+    oracle=_forwards,
+    makers=(
+        partial(_tokens, encoded=0.4, retained=0.3),
+        partial(_tokens, encoded=0.7, retained=0.0),
+        partial(_tokens, encoded=1, retained=0.5),
+    ),
+    rtol=1e-9,
+    atol=1e-12,
+    misconceptions=(
+        Misconception(
+            "backward counted as one forward",
+            "It looks as if a backward cost as much as a forward. It needs two products for each one of the forward: "
+            "one for the input's gradient, one for the weight's.",
+            lambda padded, encoded, retained: (2 * encoded + encoded - retained) / (2 * padded),
+        ),
+        Misconception(
+            "everything twice",
+            "It looks as if the backward ran twice too. Only the forward does: the first one builds no graph, so there "
+            "is nothing to backpropagate through.",
+            lambda padded, encoded, retained: (3 * encoded + 3 * (encoded - retained)) / (3 * padded),
+        ),
+        Misconception(
+            "trimmed in the extra forward only",
+            "It looks as if only one of the two forwards were trimmed. Both encode the same chunks, and so does the "
+            "backward: everything that the cached step does is done on the encoded tokens.",
+            lambda padded, encoded, retained: (3 * padded + encoded - retained) / (3 * padded),
+        ),
+        Misconception(
+            "retained share the wrong way round",
+            "It looks as if the retained tokens were those that are encoded twice. They kept their graph: they are "
+            "encoded once.",
+            lambda padded, encoded, retained: (3 * encoded + retained) / (3 * padded),
+        ),
+        Misconception(
+            "retained chunks forgotten",
+            "It looks as if every token were encoded twice. The retained ones kept their graph.",
+            lambda padded, encoded, retained: 4 * encoded / (3 * padded),
+        ),
+        Misconception(
+            "padding forgotten",
+            "It looks as if the naive step encoded as many tokens as the cached one. It encodes the padding too.",
+            lambda padded, encoded, retained: (4 * encoded - retained) / (3 * encoded),
+        ),
+        Misconception(
+            "share of the padded tokens",
+            "The retained tokens were divided by the padded ones. r is their share of what is *encoded*.",
+            lambda padded, encoded, retained: encoded / padded * (4 - retained / padded) / 3,
+        ),
+        Misconception(
+            "the surcharge instead of the ratio",
+            "That is by how much it differs from the naive step; the ratio is 1 more.",
+            lambda padded, encoded, retained: (4 * encoded - retained) / (3 * padded) - 1,
+        ),
+    ),
+    hints=(
+        "Count in forwards of one token. What does the naive step cost for each padded token, forward and backward?",
+        "Naive: 3 for each padded token. Cached: 3 for each encoded token, and 1 more where it is not retained.",
+        "return encoded / padded * (1 + (1 - retained / encoded) / 3)",
+    ),
+)
+
+# --- tokens after sorting -------------------------------------------------------------------------------------
+
+
+def _lengths(rng: np.random.Generator, chunks: int, short: int) -> Inputs:
+    """Log-normal lengths in file order: `chunks` chunks, and a last one that lacks `short` rows."""
+    size = int(rng.integers(5, 9))
+    lengths = np.clip(rng.lognormal(3.0, 0.7, chunks * size - short), 2, 128).astype(int)
+    return {"lengths": lengths.tolist(), "chunk_size": size}
+
+
+def _in_chunks(lengths: list[int], chunk_size: int) -> list[list[int]]:
+    return [lengths[start : start + chunk_size] for start in range(0, len(lengths), chunk_size)]
+
+
+def _each_at_its_longest(chunks: list[list[int]]) -> int:
+    return sum(len(chunk) * max(chunk) for chunk in chunks)
+
+
+def _reference_tokens(lengths: list[int], chunk_size: int) -> int:
+    """Row by row: the width of the row that opens its chunk."""
+    falling = sorted(lengths)[::-1]
+    return sum(falling[place - place % chunk_size] for place in range(len(falling)))
+
+
+padded_tokens = Exercise(
+    chapter=7,
+    name="padded_tokens",
+    spec="tokens that one forward of all chunks encodes, padding included: rows sorted longest first, each chunk "
+    "trimmed to its longest row (an int).",
+    line_budget=3,
+    oracle=_reference_tokens,
+    makers=(partial(_lengths, chunks=4, short=2), partial(_lengths, chunks=3, short=0)),
+    misconceptions=(
+        Misconception(
+            "not sorted",
+            "It looks as if the rows were cut into chunks in file order: a single long row then widens its whole "
+            "chunk. Sort first.",
+            lambda lengths, size: _each_at_its_longest(_in_chunks(lengths, size)),
+        ),
+        Misconception(
+            "padded to the longest of all",
+            "It looks as if every chunk were as wide as the longest row of the batch. Each is trimmed to its own "
+            "longest.",
+            lambda lengths, size: len(lengths) * max(lengths),
+        ),
+        Misconception(
+            "shortest first",
+            "It looks as if the shortest came first. Then the short last chunk holds the longest rows, the sum is "
+            "another one, and the largest chunk, which decides whether the step fits, comes last.",
+            lambda lengths, size: _each_at_its_longest(_in_chunks(sorted(lengths), size)),
+        ),
+        Misconception(
+            "short last chunk counted as full",
+            "It looks as if the last chunk had chunk_size rows too. It may be short: count its own rows.",
+            lambda lengths, size: sum(size * max(chunk) for chunk in _in_chunks(sorted(lengths)[::-1], size)),
+        ),
+        Misconception(
+            "last chunk lost",
+            "It looks as if the short last chunk were left out. Its rows are encoded too.",
+            lambda lengths, size: size * sum(sorted(lengths)[::-1][: len(lengths) // size * size : size]),
+        ),
+        Misconception(
+            "no padding at all",
+            "That is the sum of the lengths. Rows that are encoded together are as wide as the longest of them.",
+            lambda lengths, size: sum(lengths),
+        ),
+        Misconception(
+            "widths without their rows",
+            "It looks as if only the chunks' widths were added up. A chunk costs rows times width.",
+            lambda lengths, size: sum(max(chunk) for chunk in _in_chunks(sorted(lengths)[::-1], size)),
+        ),
+    ),
+    hints=(
+        "Put the longest rows together: which rows stand in the first chunk, and how wide is it?",
+        "Sort, longest first; cut into slices of chunk_size; a slice costs its number of rows times its first length.",
+        "rows = sorted(lengths, reverse=True); return sum(len(rows[i : i + chunk_size]) * rows[i] for i in range(0, "
+        "len(rows), chunk_size))",
+    ),
+)
+
+# --- sorted, encoded, put back --------------------------------------------------------------------------------
+
+
+class CountingEncoder(nn.Module):
+    """Rows (rows, T, F), padded with zeros -> (rows, D), float64; padding does not change a row's representation.
+
+    tokens: rows x T of all calls, added up. most_rows: the most rows of one call.
+    """
+
+    def __init__(self, weight: Tensor):
+        super().__init__()
+        self.weight = nn.Parameter(weight)
+        self.tokens = self.most_rows = 0
+
+    def forward(self, rows: Tensor) -> Tensor:
+        """(rows, T, F) -> (rows, D)."""
+        self.tokens += rows.shape[0] * rows.shape[1]
+        self.most_rows = max(self.most_rows, rows.shape[0])
+        return torch.tanh(rows @ self.weight).sum(dim=1)
+
+
+def _texts(rng: np.random.Generator, chunks: int, short: int) -> Inputs:
+    lengths, size = _lengths(rng, chunks, short).values()
+    features, width = (int(rng.integers(2, 5)) for _ in range(2))
+    rows = torch.from_numpy(rng.standard_normal((len(lengths), max(lengths), features)))
+    rows *= (torch.arange(max(lengths)) < torch.tensor(lengths)[:, None]).unsqueeze(2)
+    encoder = CountingEncoder(torch.from_numpy(rng.standard_normal((features, width))))
+    return {"encoder": encoder, "rows": rows, "lengths": lengths, "chunk_size": size}
+
+
+def _reference_encode(encoder: CountingEncoder, rows: Tensor, lengths: list[int], chunk_size: int) -> Tensor:
+    """Every row on its own; then what sorted chunks cost is noted on the encoder."""
+    reps = torch.cat([encoder(row[None, :length]) for row, length in zip(rows, lengths, strict=True)])
+    encoder.tokens, encoder.most_rows = _reference_tokens(lengths, chunk_size), min(chunk_size, len(lengths))
+    return reps
+
+
+def _falling(lengths: list[int]) -> Tensor:
+    return torch.tensor(lengths).argsort(descending=True, stable=True)
+
+
+def _encode(
+    encoder: Callable,
+    rows: Tensor,
+    lengths: list[int],
+    chunk_size: int,
+    *,
+    order: Callable[[list[int]], Tensor] = _falling,
+    width: Callable[[list[int], list[int]], int] = lambda chunk, lengths: max(chunk),
+    back: str = "rows",
+    last: bool = True,
+    at_once: bool = False,
+) -> Tensor:
+    """Encoded in chunks, right but for what is named. back: "rows", "not" at all, or by the "order" itself."""
+    places, parts = order(lengths), []
+    for part in places.split(len(lengths) if at_once else chunk_size):
+        cut = width([lengths[row] for row in part], lengths)
+        skipped = not last and len(part) < chunk_size
+        parts.append(encoder(rows[part, :cut]) if not skipped else rows.new_zeros(len(part), encoder.weight.shape[1]))
+    reps = torch.cat(parts)
+    return {"rows": reps[places.argsort()], "not": reps, "order": reps[places]}[back]
+
+
+def _encode_outcome(result: Any, encoder: CountingEncoder, *_: Any) -> dict[str, Any]:
+    if result is None:
+        return {"representations": None}
+    found = {"representations": result, "most rows encoded at once": encoder.most_rows}
+    return found | {"tokens encoded": encoder.tokens}
+
+
+encode_sorted = Exercise(
+    chapter=7,
+    name="encode_sorted",
+    spec="representations (B, D), row i that of rows[i], encoded longest first, chunk_size rows at a time, each chunk "
+    "trimmed to its longest row.",
+    line_budget=6,
+    repeats=3,
+    oracle=_reference_encode,
+    makers=(partial(_texts, chunks=4, short=2), partial(_texts, chunks=3, short=0)),
+    outcome=_encode_outcome,
+    rtol=1e-9,
+    atol=1e-9,
+    misconceptions=(
+        Misconception(
+            "not put back",
+            "The representations are in the order of the lengths. The loss would hold query i against another row's "
+            "passage, and nothing would crash: put each back into its own row.",
+            partial(_encode, back="not"),
+        ),
+        Misconception(
+            "put back with the order itself",
+            "The rows were put back with reps[order]. That sorts a second time; what takes them back is the inverse: "
+            "order.argsort(), or writing result[order] = reps.",
+            partial(_encode, back="order"),
+        ),
+        Misconception(
+            "last chunk lost",
+            "The short last chunk was never encoded: its rows are zeros. Go on until no row is left.",
+            partial(_encode, last=False),
+        ),
+        Misconception(
+            "not trimmed",
+            "The representations are right, but every chunk was encoded at the full width: sorting alone saves "
+            "nothing. Cut the chunk's columns to its longest row.",
+            partial(_encode, width=lambda chunk, lengths: max(lengths)),
+        ),
+        Misconception(
+            "trimmed to the shortest row",
+            "The chunk was cut to its shortest row, so the others lost tokens: that changes their representations. "
+            "The longest decides.",
+            partial(_encode, width=lambda chunk, lengths: min(chunk)),
+        ),
+        Misconception(
+            "not sorted",
+            "The representations are right, but the chunks were made in file order: a long row in each of them keeps "
+            "them wide. Sort first.",
+            partial(_encode, order=lambda lengths: torch.arange(len(lengths))),
+        ),
+        Misconception(
+            "shortest first",
+            "The representations are right, but the shortest rows came first, so the short last chunk holds the "
+            "longest. Sort in descending order.",
+            partial(_encode, order=lambda lengths: torch.tensor(lengths).argsort(stable=True)),
+        ),
+        Misconception(
+            "all rows at once",
+            "All rows went through the encoder together: that is the naive forward, with its padding and its memory.",
+            partial(_encode, at_once=True),
+        ),
+    ),
+    hints=(
+        "Keep the row numbers, not only the rows: then every result knows where it belongs.",
+        "order = row numbers, longest first; for each slice of it: width = the slice's longest row, encode "
+        "rows[slice, :width]; in the end put the parts back by the inverse of the order.",
+        "order = torch.tensor(lengths).argsort(descending=True); parts = [encoder(rows[part, :lengths[part[0]]]) for "
+        "part in order.split(chunk_size)]; return torch.cat(parts)[order.argsort()]",
+    ),
+)
+
+# --- graphs that a budget holds -------------------------------------------------------------------------------
+
+
+def _budget(rng: np.random.Generator, kept: int, *, spare: bool = True, chunks: int = 12) -> Inputs:
+    """A budget that holds `kept` graphs beside the loss, with some bytes to spare or with none."""
+    graph, loss = int(rng.integers(1000, 2000)), int(rng.integers(2500, 4000))
+    left = int(rng.integers(1, graph)) if spare else 0
+    budget = loss + kept * graph + left
+    replay = min(budget, loss + int(rng.integers(200, 800)) + (graph if kept else 0))
+    return {"graph": graph, "loss": loss, "replay": replay, "budget": budget, "chunks": chunks}
+
+
+def _count_up(graph: int, loss: int, replay: int, budget: int, chunks: int) -> int:
+    kept = 0
+    while kept < chunks and max(loss + (kept + 1) * graph, replay) <= budget:
+        kept += 1
+    return kept
+
+
+def _many_graphs(rng: np.random.Generator) -> Inputs:
+    return _budget(rng, int(rng.integers(3, 8)))
+
+
+def _an_exact_fit(rng: np.random.Generator) -> Inputs:
+    return _budget(rng, int(rng.integers(3, 8)), spare=False)
+
+
+def _more_than_there_are(rng: np.random.Generator) -> Inputs:
+    return _budget(rng, int(rng.integers(15, 30)))
+
+
+graphs_to_retain = Exercise(
+    chapter=7,
+    name="graphs_to_retain",
+    spec="the largest R from 0 to `chunks` with max(loss + R * graph, replay) <= budget (an int); the budget is never "
+    "below loss or replay.",
+    line_budget=2,
+    oracle=_count_up,
+    makers=(_many_graphs, _an_exact_fit, _more_than_there_are, partial(_budget, kept=0)),
+    misconceptions=(
+        Misconception(
+            "loss forgotten",
+            "It looks as if the whole budget were there for graphs. Retained graphs live while the loss is computed, "
+            "and that takes its own bytes.",
+            lambda graph, loss, replay, budget, chunks: min(chunks, budget // graph),
+        ),
+        Misconception(
+            "graphs held beside the replay",
+            "It looks as if retained graphs had to fit beside a replay. Their backward runs first: when a chunk is "
+            "encoded again, they are gone.",
+            lambda graph, loss, replay, budget, chunks: min(chunks, (budget - replay) // graph),
+        ),
+        Misconception(
+            "at least one retained",
+            "Where the budget holds no graph beside the loss, nothing is retained: R = 0 is the plain gradient cache.",
+            lambda graph, loss, replay, budget, chunks: max(1, min(chunks, (budget - loss) // graph)),
+        ),
+        Misconception(
+            "one too many",
+            "That is the first R that does not fit: round down.",
+            lambda graph, loss, replay, budget, chunks: min(chunks, (budget - loss) // graph + 1),
+        ),
+        Misconception(
+            "exact fit refused",
+            "A step that takes exactly the budget fits: it must be <=, not <.",
+            lambda graph, loss, replay, budget, chunks: min(chunks, (budget - loss - 1) // graph),
+        ),
+        Misconception(
+            "more than there are chunks",
+            "There are only so many chunks: with all of them retained, nothing is encoded twice, and no more can be "
+            "saved.",
+            lambda graph, loss, replay, budget, chunks: (budget - loss) // graph,
+        ),
+    ),
+    hints=(
+        "Two phases: the loss, with R graphs beside it, and the replay, when they are gone. Which grows with R?",
+        "Only the loss does. How many graphs fit into what the budget leaves beside it? And how many chunks are there?",
+        "return min(chunks, (budget - loss) // graph)",
+    ),
+)
