@@ -57,14 +57,14 @@ def test_predictions_are_shown_back(capsys):
     record_prediction(1, "direction", "it falls")
     show_back(1, "loss", 4.852, unit="nats")
     show_back(1, "tokens", 12_000)
-    show_back(1, "direction", "it rises")
+    show_back(1, "direction", "it rises", how="Counted")
     assert capsys.readouterr().out.splitlines() == [
         "You made no prediction here. Measured: 4.85 nats.",
         "You predicted 9.7 nats. Measured: 4.85 nats.",
         "That is within a factor of 2.",
         "You predicted 24,000. Measured: 12,000.",
         "That is within a factor of 2.",
-        "You predicted it falls. Measured: it rises.",
+        "You predicted it falls. Counted: it rises.",
     ]
 
 

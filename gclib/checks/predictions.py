@@ -49,16 +49,19 @@ def recall(chapter: int) -> dict[str, Prediction]:
     return {key: entry["value"] for key, entry in answers.items() if isinstance(entry, dict)}
 
 
-def show_back(chapter: int, key: str, measured: object, *, unit: str = "") -> None:
-    """Print the learner's prediction for `key` beside what was measured (numbers to three digits)."""
+def show_back(chapter: int, key: str, measured: object, *, unit: str = "", how: str = "Measured") -> None:
+    """Print the learner's prediction for `key` beside what was found (numbers to three digits).
+
+    how: the word for the way in which it was found: "Measured", "Forecast", "Counted".
+    """
     _check_key(key)
     found = f"{_told(measured)} {unit}".strip()
     predicted = recall(chapter).get(key)
     if predicted is None:
-        print(f"You made no prediction here. Measured: {found}.")
+        print(f"You made no prediction here. {how}: {found}.")
         return
     said = f"You predicted {_told(predicted)} {unit}".strip()
-    print(f"{said}. Measured: {found}.")
+    print(f"{said}. {how}: {found}.")
     if isinstance(predicted, Real) and isinstance(measured, Real) and predicted > 0 and measured > 0:
         factor = max(predicted / measured, measured / predicted)
         print(f"That is within a factor of {factor:.2g}.")
