@@ -1,4 +1,4 @@
-"""Tokens to representations: any Hugging Face encoder, pooled to one unit vector a row."""
+"""Tokens or pictures to representations: any Hugging Face encoder, pooled to one unit vector a row (or one a token)."""
 
 from pathlib import Path
 from typing import Any
@@ -8,10 +8,12 @@ from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from gclib.presets import PRESETS, build_model, config_of
 from gclib.shapes import shape_checked
 from gclib.validation import one_of, positive_int, refuse
 
-POOLINGS = ("mean", "cls", "last")
+POOLINGS = ("mean", "cls", "last", "own", "tokens")
+OWN_OUTPUTS = ("text_embeds", "image_embeds", "pooler_output")
 
 # size -> (layers, hidden width, attention heads); the feed-forward is 4 times as wide (Devlin et al. 2019, section 3)
 SIZES: dict[str, tuple[int, int, int]] = {
@@ -26,10 +28,11 @@ SIZES: dict[str, tuple[int, int, int]] = {
 class Encoder(nn.Module):
     """A Hugging Face model with pooling: token ids (rows, T) -> representations (rows, D).
 
-    pooling: "mean" over the unmasked tokens, "cls" (the first unmasked token) or "last" (the last
-    unmasked token). normalize: divide each representation by its length, so that a dot product is a
-    cosine. A pooler that the model brings but pooling does not use is dropped: its parameters would never get
-    a gradient.
+    pooling: "mean" over the unmasked tokens, "cls" (the first unmasked token), "last" (the last unmasked token),
+    "own" (what the model itself gives for a row: a projected embedding, or its pooler's output) or "tokens" (no
+    pooling: (rows, T, D), for losses that compare tokens). normalize: divide each representation by its length, so
+    that a dot product is a cosine. A pooler that the model brings but pooling does not use is dropped: its parameters
+    would never get a gradient. A key-value cache, which only generation needs, is switched off.
     """
 
     def __init__(self, model: nn.Module, *, pooling: str = "mean", normalize: bool = True):
@@ -38,8 +41,10 @@ class Encoder(nn.Module):
             raise refuse("model", "must be a torch module", type(model).__name__)
         self.pooling = one_of("pooling", pooling, POOLINGS)
         self.normalize = normalize
-        if getattr(model, "pooler", None) is not None:
+        if pooling != "own" and getattr(model, "pooler", None) is not None:
             model.pooler = None
+        if getattr(getattr(model, "config", None), "use_cache", False):
+            model.config.use_cache = False
         self.model = model
 
     @classmethod
@@ -49,17 +54,19 @@ class Encoder(nn.Module):
         *,
         vocab_size: int = 8_000,
         dropout: float = 0.1,
-        pooling: str = "mean",
+        pooling: str | None = None,
         normalize: bool = True,
     ) -> "Encoder":
-        """A BERT of a named size with fresh weights, or the model of a transformers config (used as it is).
+        """An encoder with fresh weights, from the size of a BERT, a preset, a config or a config.json.
 
-        size: one of `SIZES`, from "tiny" (for tests) to "bert-base" (110 M parameters at its own vocabulary).
+        size: one of `SIZES`, from "tiny" (for tests) to "bert-base", with `vocab_size` tokens and this `dropout`; or
+        a name of `gclib.presets.PRESETS`, a transformers config, or the path of a config.json, all used as they are.
+        pooling: None for the preset's own, "mean" where there is none.
         """
-        from transformers import AutoModel, PretrainedConfig
-
-        config = size if isinstance(size, PretrainedConfig) else bert_config(size, vocab_size, dropout)
-        return cls(AutoModel.from_config(config), pooling=pooling, normalize=normalize)
+        if pooling is None:
+            preset = PRESETS.get(size) if isinstance(size, str) else None
+            pooling = preset.pooling if preset else "mean"
+        return cls(build_model(_config(size, vocab_size, dropout)), pooling=pooling, normalize=normalize)
 
     @classmethod
     def from_pretrained(cls, name_or_folder: str | Path, *, pooling: str = "mean", normalize: bool = True) -> "Encoder":
@@ -73,13 +80,54 @@ class Encoder(nn.Module):
             raise refuse("name_or_folder", rule, str(name_or_folder)) from error
         return cls(model, pooling=pooling, normalize=normalize)
 
-    def forward(self, input_ids: Tensor, attention_mask: Tensor | None = None, **model_inputs: Tensor) -> Tensor:
-        """input_ids (rows, T), attention_mask (rows, T) with 1 for a token and 0 for padding -> (rows, D)."""
-        output = self.model(input_ids=input_ids, attention_mask=attention_mask, **model_inputs)
-        tokens = output.last_hidden_state
-        mask = torch.ones(tokens.shape[:2], device=tokens.device) if attention_mask is None else attention_mask
-        reps = _pool(tokens, mask, self.pooling)
+    @property
+    def reads_pictures(self) -> bool:
+        """Whether `forward` takes pixel_values (rows, channels, height, width) and not token ids."""
+        return getattr(self.model, "main_input_name", "input_ids") == "pixel_values"
+
+    def forward(
+        self, input_ids: Tensor | None = None, attention_mask: Tensor | None = None, **model_inputs: Tensor
+    ) -> Tensor:
+        """input_ids (rows, T), attention_mask (rows, T) with 1 for a token and 0 for padding -> (rows, D).
+
+        A model for pictures is given pixel_values in place of both. With pooling "tokens": (rows, T, D).
+        """
+        given = {"input_ids": input_ids, "attention_mask": attention_mask, **model_inputs}
+        output = self.model(**{name: value for name, value in given.items() if value is not None})
+        reps = self._represent(output, attention_mask)
         return F.normalize(reps, dim=-1) if self.normalize else reps
+
+    def _represent(self, output: Any, attention_mask: Tensor | None) -> Tensor:
+        if self.pooling == "own":
+            return _own_output(output)
+        tokens = output.last_hidden_state
+        if self.pooling == "tokens":
+            return tokens
+        mask = torch.ones(tokens.shape[:2], device=tokens.device) if attention_mask is None else attention_mask
+        return _pool(tokens, mask, self.pooling)
+
+
+def _own_output(output: Any) -> Tensor:
+    """What the model itself gives for a row."""
+    found = [value for name in OWN_OUTPUTS if (value := getattr(output, name, None)) is not None]
+    if not found:
+        rule = f"may be 'own' only for a model that gives one of {', '.join(OWN_OUTPUTS)}"
+        raise refuse("pooling", rule, ", ".join(output.keys()))
+    return found[0]
+
+
+def _config(size: Any, vocab_size: int, dropout: float) -> Any:
+    """The transformers config that `Encoder.from_config` was asked for."""
+    from transformers import PretrainedConfig
+
+    if isinstance(size, PretrainedConfig):
+        return size
+    if size in PRESETS or (isinstance(size, (str, Path)) and Path(size).exists()):
+        return config_of(size)
+    if size not in SIZES:
+        known = ", ".join([*SIZES, *PRESETS])
+        raise refuse("size", f"must be one of {known}, a transformers config or the path of a config.json", size)
+    return bert_config(size, vocab_size, dropout)
 
 
 def bert_config(size: str, vocab_size: int = 8_000, dropout: float = 0.1) -> Any:

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from transformers import BertConfig, BertModel
+from transformers import BertConfig, BertModel, CLIPVisionConfig, DistilBertConfig, DistilBertModel
 
 from gclib import Encoder
 from gclib.encoder import SIZES, bert_config
@@ -96,3 +96,29 @@ def test_bad_input_is_refused_in_words(call, names, monkeypatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     with pytest.raises(ValueError, match=names):
         call()
+
+
+def test_token_representations_are_not_pooled(model):
+    encoder = Encoder(model.model, pooling="tokens")
+    reps = encoder(**padded([5, 6, 7], 4))
+    assert reps.shape == (1, 4, 32)
+    torch.testing.assert_close(reps.norm(dim=2), torch.ones(1, 4))
+
+
+def test_a_models_own_representation_is_its_poolers_or_its_projection():
+    bert = BertModel(bert_config("tiny", vocab_size=50)).eval()
+    inputs = padded([5, 6, 7], 4)
+    own = Encoder(bert, pooling="own", normalize=False)(**inputs)
+    torch.testing.assert_close(own, bert(**inputs).pooler_output)
+    with pytest.raises(ValueError, match="pooling may be 'own' only"):
+        Encoder(DistilBertModel(DistilBertConfig(vocab_size=50, dim=8, n_layers=1, n_heads=2)), pooling="own")(**inputs)
+
+
+def test_pictures_are_encoded_without_tokens():
+    sizes = {"hidden_size": 16, "intermediate_size": 32, "projection_dim": 8, "image_size": 16, "patch_size": 8}
+    config = CLIPVisionConfig(num_hidden_layers=1, num_attention_heads=2, **sizes)
+    pictures = torch.rand(3, 3, 16, 16)
+    assert Encoder.from_config(config, pooling="cls")(pixel_values=pictures).shape == (3, 16)
+    config.architectures = ["CLIPVisionModelWithProjection"]
+    encoder = Encoder.from_config(config, pooling="own")
+    assert encoder.reads_pictures and encoder(pixel_values=pictures).shape == (3, 8)
