@@ -21,8 +21,8 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 from gclib.validation import refuse
 
@@ -39,6 +39,7 @@ KINDS = (
     "other",
 )
 _NUMBER = {kind: number for number, kind in enumerate(KINDS)}
+_ASKED_DEVICE = torch.ops.prim.device.default
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,9 +163,9 @@ class MemoryLedger:
         entry[1] = _NUMBER[kind]
         return True
 
-    def _see(self, value: Any, kind: int) -> bool:
+    def _see(self, value: Tensor, kind: int) -> bool:
         """Count the storage of an operation's argument or output, unless it is counted already."""
-        if not isinstance(value, Tensor) or value.layout != torch.strided:
+        if value.layout != torch.strided:
             return False
         storage = value.untyped_storage()
         entry = self._live.get(storage._cdata)
@@ -218,18 +219,36 @@ class _Recorder(TorchDispatchMode):
         super().__init__()
         self.ledger = ledger
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """Nothing here is compiled, and keeping the compiler out takes a fifth of a recording's time."""
+        return False
+
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         ledger, kwargs = self.ledger, kwargs or {}
+        if func is _ASKED_DEVICE and isinstance(args[0], FakeTensor):
+            return args[0].fake_device  # two of three operations on fake tensors only ask this
         ledger._settle()
-        for value in tree_leaves((args, kwargs)):
+        for value in _tensors((args, kwargs)):
             ledger._see(value, _NUMBER["inputs"])
         result = func(*args, **kwargs)
-        if any([ledger._see(value, ledger._default) for value in tree_leaves(result)]):
+        if any([ledger._see(value, ledger._default) for value in _tensors(result)]):
             if func is torch.ops.aten.add.Tensor and _in_place_unwatched(args[0], result):
                 ledger._hold_sum(args[0])
             else:
                 ledger._log()
         return result
+
+
+def _tensors(value: Any) -> Iterator[Tensor]:
+    """The tensors in an operation's arguments or outputs: containers of any depth."""
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, (list, tuple)):
+        for entry in value:
+            yield from _tensors(entry)
+    elif isinstance(value, dict):
+        yield from _tensors(tuple(value.values()))
 
 
 def _in_place_unwatched(first: Tensor, result: Tensor) -> bool:
@@ -259,9 +278,8 @@ def record_memory(*modules: nn.Module, optimizer: torch.optim.Optimizer | None =
                 ledger._assign(parameter.grad, "gradients")
             if parameter.requires_grad:
                 stack.callback(parameter.register_post_accumulate_grad_hook(_gradient_namer(ledger)).remove)
-        for tensor in tree_leaves(list(optimizer.state.values()) if optimizer else []):
-            if isinstance(tensor, Tensor):
-                ledger._assign(tensor, "optimizer")
+        for tensor in _tensors(list(optimizer.state.values()) if optimizer else []):
+            ledger._assign(tensor, "optimizer")
         ledger.pieces.append((0, ledger._place))
         ledger._log()
         stack.enter_context(_Recorder(ledger))
