@@ -8,6 +8,8 @@ Letters: B queries, N passages, D dimensions, T tokens, C rows of a chunk, R ret
 forward of all chunks / tokens of the padded batch; r = the share of the former that stands in retained chunks.
 """
 
+import statistics
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -228,6 +230,33 @@ def time_ratio(rho: float, retained_share: float = 0.0) -> float:
     if not 0 <= retained_share <= 1:
         raise refuse("retained_share", "must be from 0 to 1", retained_share)
     return rho * (1 + (1 - retained_share) / 3)
+
+
+def seconds_by_round(calls: Mapping[str, Callable[[], object]], *, rounds: int = 5) -> dict[str, list[float]]:
+    """Seconds of each call in each round. Every call runs once to warm up; then each round runs all, in turn.
+
+    So a slow moment of the machine hits the calls alike: compare them by `median_ratio`, round by round. Raises
+    ValueError where there is nothing to call.
+    """
+    positive_int("rounds", rounds)
+    if not calls or not all(map(callable, calls.values())):
+        raise refuse("calls", "must hold a callable without arguments for each name", calls)
+    for call in calls.values():
+        call()
+    seconds: dict[str, list[float]] = {name: [] for name in calls}
+    for _ in range(rounds):
+        for name, call in calls.items():
+            start = time.perf_counter()
+            call()
+            seconds[name].append(time.perf_counter() - start)
+    return seconds
+
+
+def median_ratio(seconds: Sequence[float], others: Sequence[float]) -> float:
+    """The median over the rounds of one call's seconds / another's. ValueError where the rounds are not as many."""
+    if not seconds or len(seconds) != len(others):
+        raise refuse("others", f"must hold as many rounds as seconds, {len(seconds)} and not none", len(others))
+    return statistics.median(one / other for one, other in zip(seconds, others, strict=True))
 
 
 def plan_step(

@@ -18,7 +18,9 @@ from gclib.cost import (
     count_tokens,
     encoder_cost,
     forecast_flops,
+    median_ratio,
     plan_step,
+    seconds_by_round,
     time_ratio,
 )
 
@@ -263,6 +265,14 @@ def test_time_and_flops_agree_where_flops_go_with_tokens():
         assert ratio == pytest.approx(count_tokens(LENGTHS, **options).time_ratio)
 
 
+def test_calls_take_turns_and_the_warm_up_is_not_timed():
+    order = []
+    seconds = seconds_by_round({name: lambda n=name: order.append(n) for name in "ab"}, rounds=3)
+    assert "".join(order) == "ab" * 4
+    assert {name: len(times) for name, times in seconds.items()} == {"a": 3, "b": 3}
+    assert median_ratio([1.0, 9.0, 4.0], [2.0, 3.0, 4.0]) == 1.0
+
+
 # --- refusals -------------------------------------------------------------------------------------------------
 
 
@@ -287,6 +297,9 @@ def test_time_and_flops_agree_where_flops_go_with_tokens():
         (lambda costs: count_tokens([[1, 1]], plan=[[Chunk((0,), 1)]]), "must hold each of the 2 rows exactly once"),
         (lambda costs: time_ratio(0), "rho must be a finite number above 0"),
         (lambda costs: time_ratio(1, 1.1), "retained_share must be from 0 to 1"),
+        (lambda costs: seconds_by_round({}), "calls must hold a callable"),
+        (lambda costs: seconds_by_round({"a": print}, rounds=0), "rounds must be an int of at least 1"),
+        (lambda costs: median_ratio([1.0], []), "others must hold as many rounds"),
         (lambda costs: count_flops(3), "call must be callable"),
     ],
 )

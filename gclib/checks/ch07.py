@@ -33,7 +33,7 @@ def _forwards(padded: int, encoded: int, retained: int) -> float:
 price = Exercise(
     chapter=7,
     name="price",
-    spec="time of the cached step / that of the naive step, if time goes with tokens and a backward costs two forwards.",
+    spec="time of the cached step / that of the naive step, if time goes with tokens and a backward is two forwards.",
     line_budget=2,
     oracle=_forwards,
     makers=(
