@@ -1,9 +1,13 @@
-"""The laws of a step's memory, read off a few tiny runs under fake tensors.
+"""The laws of a step's memory, read off a few runs under fake tensors.
 
 At fixed lengths the bytes after every single operation are affine in a chunk's rows, from two rows on; a loss adds a
-square in B. So a handful of fake runs of the real steps, with two and three rows a chunk, gives every event of
-every batch and chunk, exactly. One row takes other operations and is run as it is. The peak is the largest of these
-lines and not a line itself.
+square in B. So one fake run of the real step, with a chunk of few rows and one of many, gives every event of every
+batch and chunk, exactly. One row takes other operations and is run as it is. The peak is the largest of these lines
+and not a line itself.
+
+Whether there is such a line is tested: `FEW` and `MANY` are a prime number of rows apart, so that values between which
+no line through whole numbers runs are seen; and a forward of another number of rows must lie on it. Where one does
+not, `LawBroken` is raised, and the whole step is run with fake tensors.
 
 Nothing here imitates a step: it is the step that runs, with tensors that have shapes and no numbers.
 """
@@ -12,7 +16,7 @@ import copy
 import math
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,12 +30,18 @@ from gclib.ledger import KINDS, MemoryLedger, Segment, record_memory
 from gclib.randomness import RandomState
 from gclib.steps import accumulation_step, cache_gradients, grad_cache_step, naive_step
 
+FEW, CHECKED, MANY = 2, 5, 4_101  # rows; 4,099 is a prime
 _ACTIVATIONS = KINDS.index("activations")
+_GRADIENTS = KINDS.index("gradients")
 _REPRESENTATIONS = KINDS.index("representations")
 
 
 class LawBroken(Exception):
-    """Two runs took different operations: no law joins them, and the step itself must be run."""
+    """No law joins the runs (they took different operations, say): the step itself must be run."""
+
+
+class _Stopped(Exception):
+    """Raised where a run has shown what was asked of it."""
 
 
 @dataclass(frozen=True)
@@ -50,6 +60,16 @@ class Law:
             differences.append(row[0])
             row = [later - earlier for earlier, later in zip(row, row[1:], strict=False)]
         return cls(tuple(differences))
+
+    @classmethod
+    def line(cls, few: np.ndarray, many: np.ndarray) -> "Law":
+        """The line with these values at FEW and MANY rows. Raises LawBroken where none has whole coefficients."""
+        if few.shape != many.shape:
+            raise LawBroken
+        slope, rest = np.divmod(many - few, MANY - FEW)
+        if rest.any():
+            raise LawBroken
+        return cls((few, slope))
 
     def beside(self, value: np.ndarray, extra: int | None) -> "Law":
         """The law with this value at n = 2 and the same growth. With `extra`, two events more stand at that place."""
@@ -153,19 +173,32 @@ class FakeStep:
         self,
         step: Callable[..., Tensor],
         rows: Sequence[int],
-        widths: Sequence[int],
+        widths: Sequence[int | None],
         towers: Sequence[int] | None = None,
         loss_fn: Any = None,
+        until: str = "",
         **options: Any,
     ) -> MemoryLedger:
-        """Run a step on a padded batch of fake tokens; return its ledger."""
+        """Run a step on a padded batch of fake inputs, up to a phase or to its end; return its ledger."""
         encoders = self.encoders if towers is None else [self.encoders[tower] for tower in towers]
         with self._faked():
             self.runs += 1
-            inputs = [padded_tokens(count, width) for count, width in zip(rows, widths, strict=True)]
-            with record_memory(*self.modules) as ledger:
-                step(encoders, inputs, loss_fn or self.loss, on_phase=ledger.on_phase, **options)
+            inputs = [padded_batch(*given) for given in zip(encoders, rows, widths, strict=True)]
+            with record_memory(*self.modules) as ledger, suppress(_Stopped):
+
+                def on_phase(phase: str, **named: Any) -> None:
+                    if phase == until:
+                        raise _Stopped
+                    ledger.on_phase(phase, **named)
+
+                step(encoders, inputs, loss_fn or self.loss, on_phase=on_phase, **options)
             return ledger
+
+    def input_bytes(self, tower: int, rows: int, width: int | None) -> int:
+        """Bytes of what a tower is given."""
+        with self._faked():
+            row = padded_batch(self.encoders[tower], 1, width)
+        return rows * sum(tensor.nbytes for tensor in row.values())
 
     def whole(
         self, step: str, queries: int, negatives: int, widths: tuple[int, ...]
@@ -192,29 +225,48 @@ class FakeStep:
         key = ("chunk", encoder, width, retained, single)
         with self.lock:
             if key not in self._laws:
-                pieces = self._chunk_run(encoder, width, (1, 1) if single else (2, 2, 3), retained)
-                self._laws[key] = _chunk_laws(pieces)
-        n = 2 if single else rows
+                self._laws[key] = self._chunk_laws(encoder, width, retained, single)
+        n = FEW if single else rows
         return {name: Piece(law.at(n), room_at) for name, (law, room_at) in self._laws[key].items()}
 
-    def _chunk_run(self, encoder: int, width: int, sizes: Sequence[int], retained: bool) -> dict[Any, Piece]:
+    def _chunk_run(
+        self, encoder: int, width: int | None, sizes: Sequence[int], retained: bool, until: str = ""
+    ) -> dict:
+        """A step with a tower of chunks of these sizes: pieces by (phase, whether it is the first)."""
         starts = [sum(sizes[:number]) for number in range(len(sizes))]
-        plan = [Chunk(tuple(range(at, at + size)), width) for at, size in zip(starts, sizes, strict=True)]
+        plan = [Chunk(tuple(range(at, at + size)), width or 1) for at, size in zip(starts, sizes, strict=True)]
         retain = len(sizes) if retained else 0
-        ledger = self.run(grad_cache_step, [sum(sizes)], [width], [encoder], _total, plan=plan, retain_chunks=retain)
+        options = {"plan": plan, "retain_chunks": retain, "until": until}
+        ledger = self.run(grad_cache_step, [sum(sizes)], [width], [encoder], _total, **options)
         room = sum(sizes) * self.row_bytes(encoder, width)
         return {
-            (segment.phase, segment.chunk == 0, sizes[segment.chunk]): _without_room(events, room)
+            (segment.phase, segment.chunk == 0): _without_room(events, room)
             for segment, events in relative(ledger)
             if segment.chunk is not None
         }
+
+    def _chunk_laws(self, encoder: int, width: int | None, retained: bool, single: bool) -> dict:
+        """For each phase, a law of later chunks, and a law of the first beside it."""
+        pieces = self._chunk_run(encoder, width, (1, 1) if single else (FEW, MANY), retained)
+        laws: dict[tuple[str, bool], tuple[Law, int | None]] = {}
+        for phase in {phase for phase, _ in pieces}:
+            first, later = pieces[phase, True], pieces[phase, False]
+            law = Law((later.kind_bytes,)) if single else Law.line(_as_later(first), later.kind_bytes)
+            laws[phase, False] = (law, None)
+            laws[phase, True] = (law.beside(first.kind_bytes, first.room_at), first.room_at)
+        if not single:
+            seen = self._chunk_run(encoder, width, (CHECKED,), retained, until="loss")["first_forward", True]
+            expected = laws["first_forward", True][0].at(CHECKED)
+            if not np.array_equal(seen.kind_bytes[: len(expected)], expected):  # what follows is let go of by stopping
+                raise LawBroken
+        return laws
 
     def row_of(self, tower: int, width: int) -> tuple[tuple[int, ...], torch.dtype]:
         """Shape behind the rows, and dtype, of the tower's representations."""
         key = ("row", self.encoder_index(tower), width)
         with self._faked(), torch.no_grad():
             if key not in self._laws:
-                reps = self.encoders[tower](**padded_tokens(2, width))
+                reps = self.encoders[tower](**padded_batch(self.encoders[tower], 2, width))
                 self._laws[key] = (tuple(reps.shape[1:]), reps.dtype)
         return self._laws[key]
 
@@ -267,6 +319,24 @@ def fake_copy(module: Any, mode: FakeTensorMode) -> Any:
     return copy.deepcopy(module, memo)
 
 
+def picture_shape(encoder: nn.Module) -> tuple[int, int, int] | None:
+    """(channels, height, width) of what an encoder for pictures is given; None for one that reads tokens."""
+    for part in encoder.modules():
+        config = getattr(part, "config", None)
+        if getattr(part, "main_input_name", None) == "pixel_values" and hasattr(config, "image_size"):
+            size = config.image_size
+            height, width = size if isinstance(size, (list, tuple)) else (size, size)
+            return (getattr(config, "num_channels", 3), height, width)
+    return None
+
+
+def padded_batch(encoder: nn.Module, rows: int, width: int | None) -> dict[str, Tensor]:
+    """Rows of this many tokens; for width None, pictures of the size that the encoder's config states, in float32."""
+    if width is not None:
+        return padded_tokens(rows, width)
+    return {"pixel_values": torch.zeros(rows, *picture_shape(encoder), dtype=torch.float32)}
+
+
 def padded_tokens(rows: int, width: int) -> dict[str, Tensor]:
     """A padded batch as the tokenizer makes it, without numbers worth reading."""
     return {
@@ -308,17 +378,11 @@ def _joined(runs: Sequence[list[tuple[Segment, np.ndarray]]]) -> list[tuple[Segm
     return [(pieces[0][0], Law.through([events for _, events in pieces])) for pieces in zip(*runs, strict=True)]
 
 
-def _chunk_laws(pieces: dict[Any, Piece]) -> dict[tuple[str, bool], tuple[Law, int | None]]:
-    """For each phase, a law of later chunks through their sizes, and a law of the first beside it.
+def _as_later(first: Piece) -> np.ndarray:
+    """What the first chunk's events would be if it were not the first.
 
-    The first chunk makes room for representations, or creates gradients where later ones add to them: that
-    difference does not depend on its rows.
+    It alone makes room for representations, in two events; and where it creates a gradient, a later chunk adds to that.
     """
-    laws: dict[tuple[str, bool], tuple[Law, int | None]] = {}
-    for phase in {phase for phase, _, _ in pieces}:
-        first = next(piece for key, piece in pieces.items() if key[:2] == (phase, True))
-        later = [pieces[key] for key in sorted(pieces) if key[:2] == (phase, False)]
-        law = Law.through([piece.kind_bytes for piece in later])
-        laws[phase, False] = (law, None)
-        laws[phase, True] = (law.beside(first.kind_bytes, first.room_at), first.room_at)
-    return laws
+    events = first.kind_bytes.copy()
+    events[:, _GRADIENTS] = 0
+    return events if first.room_at is None else np.delete(events, [first.room_at, first.room_at + 1], axis=0)
