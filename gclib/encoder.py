@@ -63,10 +63,8 @@ class Encoder(nn.Module):
         a name of `gclib.presets.PRESETS`, a transformers config, or the path of a config.json, all used as they are.
         pooling: None for the preset's own, "mean" where there is none.
         """
-        if pooling is None:
-            preset = PRESETS.get(size) if isinstance(size, str) else None
-            pooling = preset.pooling if preset else "mean"
-        return cls(build_model(_config(size, vocab_size, dropout)), pooling=pooling, normalize=normalize)
+        model = build_model(config_for(size, vocab_size, dropout))
+        return cls(model, pooling=pooling_for(size, pooling), normalize=normalize)
 
     @classmethod
     def from_pretrained(cls, name_or_folder: str | Path, *, pooling: str = "mean", normalize: bool = True) -> "Encoder":
@@ -116,15 +114,23 @@ def _own_output(output: Any) -> Tensor:
     return found[0]
 
 
-def _config(size: Any, vocab_size: int, dropout: float) -> Any:
-    """The transformers config that `Encoder.from_config` was asked for."""
+def pooling_for(size: Any, pooling: str | None = None) -> str:
+    """The pooling asked for, or the preset's own, or "mean" where neither is known."""
+    if pooling is not None:
+        return one_of("pooling", pooling, POOLINGS)
+    return PRESETS[size].pooling if isinstance(size, str) and size in PRESETS else "mean"
+
+
+def config_for(size: Any, vocab_size: int = 8_000, dropout: float = 0.1) -> Any:
+    """The transformers config that `Encoder.from_config` builds its model of. Arguments and errors as there."""
     from transformers import PretrainedConfig
 
     if isinstance(size, PretrainedConfig):
         return size
-    if size in PRESETS or (isinstance(size, (str, Path)) and Path(size).exists()):
+    named = isinstance(size, (str, Path))
+    if named and (size in PRESETS or (size not in SIZES and Path(size).exists())):
         return config_of(size)
-    if size not in SIZES:
+    if not named or size not in SIZES:
         known = ", ".join([*SIZES, *PRESETS])
         raise refuse("size", f"must be one of {known}, a transformers config or the path of a config.json", size)
     return bert_config(size, vocab_size, dropout)

@@ -11,23 +11,23 @@ Letters: B queries, K hard negatives, N = B * (1 + K) passages, Tq and Tp tokens
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache, partial
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
 
-from gclib.chunking import plan_chunks
-from gclib.encoder import Encoder
-from gclib.laws import FakeStep, LawBroken, fake_copy, relative
+from gclib.chunking import Chunk, plan_chunks
+from gclib.fakes import fake_step
+from gclib.laws import FakeStep, LawBroken, picture_shape, relative
 from gclib.ledger import KINDS, Segment
-from gclib.losses import ContrastiveLoss
 from gclib.steps import accumulation_step, grad_cache_step, naive_step
 from gclib.validation import int_at_least, one_of, positive_int, refuse
 
 STEPS = {"naive": naive_step, "accumulation": accumulation_step, "grad_cache": grad_cache_step}
 OPTIMIZERS = (None, "sgd", "adamw")
+LENGTHS = ("query_length", "passage_length")
 GIB = 2**30
 
 # Nominal memory as the makers state it; a driver and a CUDA context keep some hundreds of MiB of it.
@@ -73,9 +73,12 @@ def forecast_step(
     batch_size: int,
     negatives: int = 0,
     chunk_size: int | Sequence[int] | None = None,
-    query_length: int | Sequence[int],
-    passage_length: int | Sequence[int],
+    chunk_tokens: int | Sequence[int] | None = None,
+    query_length: int | Sequence[int] | None,
+    passage_length: int | Sequence[int] | None,
     tied: bool = True,
+    pooling: str | None = None,
+    gradient_checkpointing: bool = False,
     dtype: torch.dtype = torch.float32,
     autocast: torch.dtype | None = None,
     retain_chunks: int = 0,
@@ -83,15 +86,20 @@ def forecast_step(
 ) -> MemoryForecast:
     """Forecast the memory of `step`: "naive", "accumulation" or "grad_cache".
 
-    config: a size of `gclib.encoder.SIZES` or a transformers config; or encoders: two modules in training or eval
-    mode (the same one twice: tied). loss: any loss_fn(query_reps, passage_reps), by default
-    `ContrastiveLoss()`. batch_size: B. negatives: K. chunk_size: C, for gradient caching one int or one a tower.
-    query_length, passage_length: tokens, one int for a padded batch or one int a row (then rows are sorted and
-    trimmed as the step does). tied: one encoder for both towers. dtype: of the parameters. autocast: the dtype of
-    an ambient autocast. optimizer: None, "sgd" (no momentum) or "adamw": its states, as from the second step on;
+    config: whatever `Encoder.from_config` takes (a size, a preset, a transformers config, the path of a config.json),
+    or two of them, one a tower; or encoders: two modules in training or eval mode (the same one twice: tied). tied
+    (one encoder for both towers), pooling, gradient_checkpointing and dtype (of the parameters) say how encoders are
+    made of a config; they are in training mode. loss: any loss_fn(query_reps, passage_reps), by default
+    `ContrastiveLoss()`.
+
+    batch_size: B. negatives: K. For gradient caching exactly one of chunk_size, C rows a chunk, and chunk_tokens,
+    padded tokens a chunk, each one int or one a tower; for accumulation chunk_size, in queries. query_length,
+    passage_length: tokens, one int for a padded batch or one int a row (then rows are sorted and trimmed as the step
+    does); None for a tower that is given pictures, of the size that its config states. autocast: the dtype of an
+    ambient autocast. optimizer: None, "sgd" (no momentum) or "adamw": its states, as from the second step on;
     temporaries of its own update are not forecast. Gradients are zeroed to None before the step.
 
-    The first forecast of a configuration runs its steps with fake tensors; later ones run only the loss.
+    The first forecast of a configuration runs its step with fake tensors; later ones run only the loss.
     Raises ValueError for arguments that do not fit.
     """
     one_of("step", step, tuple(STEPS))
@@ -99,22 +107,38 @@ def forecast_step(
     positive_int("batch_size", batch_size)
     int_at_least("negatives", negatives, 0)
     int_at_least("retain_chunks", retain_chunks, 0)
-    sizes = _chunk_sizes(step, chunk_size)
     if retain_chunks and step != "grad_cache":
         raise refuse("retain_chunks", "must be 0 unless step is 'grad_cache'", retain_chunks)
     rows = (batch_size, batch_size * (1 + negatives))
     lengths = _checked_lengths(rows, query_length, passage_length)
-    fake = fake_step(config, encoders, loss, tied, dtype, autocast)
+    options = {"pooling": pooling, "gradient_checkpointing": gradient_checkpointing}
+    fake = fake_step(config, encoders, loss, tied, dtype, autocast, **options)
+    _check_kinds_of_input(fake, lengths)
+    cut = Cut(*_chunk_sizes(step, chunk_size, chunk_tokens))
     start = fake.start_bytes(optimizer)
-    if all(isinstance(length, int) for length in lengths):
-        assemble = partial(_Assembly, fake, start, rows, lengths)
+    if not any(isinstance(length, list) for length in lengths):
+        assemble, sizes = partial(_Assembly, fake, start, rows, lengths), cut.sizes(lengths)
         try:
             if step == "grad_cache":
                 return MemoryForecast(step, assemble().grad_cache(sizes, retain_chunks))
             return MemoryForecast(step, assemble().whole(step, negatives, sizes[0] if sizes else None))
         except LawBroken:
             pass
-    return MemoryForecast(step, _fake_run(fake, start, step, rows, lengths, sizes, retain_chunks), exact_law=False)
+    return MemoryForecast(step, _fake_run(fake, start, step, rows, lengths, cut, retain_chunks), exact_law=False)
+
+
+@dataclass(frozen=True)
+class Cut:
+    """How towers are cut into chunks: `by` chunk_size or chunk_tokens, and one value a tower (none: not at all)."""
+
+    by: str = "chunk_size"
+    values: tuple[int, ...] = ()
+
+    def sizes(self, widths: Sequence[int | None]) -> tuple[int, ...]:
+        """Rows of a full chunk of each tower, all rows being this wide."""
+        if self.by == "chunk_size":
+            return self.values
+        return tuple(max(1, value // (width or 1)) for value, width in zip(self.values, widths, strict=True))
 
 
 def largest_batch(step: str, *, budget_bytes: int, largest: int = 2**20, **same: Any) -> int:
@@ -139,96 +163,17 @@ def choose_retained(budget_bytes: int, **same: Any) -> int:
     peak = forecast_step("grad_cache", **same).peak_bytes
     if peak > budget_bytes:
         raise refuse("budget_bytes", f"must be at least the {peak} bytes of a step that retains nothing", budget_bytes)
-    sizes = _chunk_sizes("grad_cache", same["chunk_size"])
-    rows = (same["batch_size"], same["batch_size"] * (1 + same.get("negatives", 0)))
-    chunks = sum(-(-count // size) for count, size in zip(rows, sizes, strict=True))
 
     def fits(retained: int) -> bool:
         return forecast_step("grad_cache", **same, retain_chunks=retained).peak_bytes <= budget_bytes
 
-    return _last_true(fits, chunks)
-
-
-def fake_step(config: Any, encoders: Any, loss: Any, tied: bool, dtype: torch.dtype, autocast: Any) -> FakeStep:
-    """The fake encoders and loss of a configuration, with the laws that were found for it so far."""
-    if (config is None) == (encoders is None):
-        raise refuse("config", "or encoders: exactly one of them must be given", f"config={config!r}")
-    for name, value in (("dtype", dtype), ("autocast", autocast)):
-        if not (name == "autocast" and value is None) and not (
-            isinstance(value, torch.dtype) and value.is_floating_point
-        ):
-            raise refuse(name, "must be a floating point torch.dtype", value)
-    loss = ContrastiveLoss() if loss is None else loss
-    if not callable(loss):
-        raise refuse("loss", "must be callable", type(loss).__name__)
-    if encoders is None:
-        key = config if isinstance(config, str) else _Keyed(config.to_json_string(), config)
-        return _from_config(key, bool(tied), dtype, _Keyed(_signature(loss), loss), autocast)
-    if len(encoders) != 2 or not all(isinstance(encoder, nn.Module) for encoder in encoders):
-        raise refuse("encoders", "must be two modules, the same one twice where tied", encoders)
-    signature = tuple(_signature(encoder) for encoder in encoders), encoders[0] is encoders[1]
-    return _from_modules(_Keyed(str(signature), tuple(encoders)), _Keyed(_signature(loss), loss), autocast)
-
-
-class _Keyed:
-    """A value that is cached by a text of what matters in it, and that the cache lets go of once it was used."""
-
-    def __init__(self, text: str, value: Any):
-        self.text, self.value = text, value
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, _Keyed) and self.text == other.text
-
-    def __hash__(self) -> int:
-        return hash(self.text)
-
-    def take(self) -> Any:
-        """The value, once."""
-        value, self.value = self.value, None
-        return value
-
-
-def _signature(module: Any) -> str:
-    """What a law depends on: structure, shapes, dtypes, what is trained, training mode."""
-    if not isinstance(module, nn.Module):
-        return f"{id(module)}"
-    tensors = [*module.named_parameters(), *module.named_buffers()]
-    described = [(name, tuple(t.shape), str(t.dtype), str(t.device), t.requires_grad) for name, t in tensors]
-    configs = [getattr(part, "config", None) for part in module.modules()]
-    written = {config.to_json_string() for config in configs if hasattr(config, "to_json_string")}
-    modes = [part.training for part in module.modules()]
-    plain = {name: value for name, value in vars(module).items() if isinstance(value, (bool, int, float, str, tuple))}
-    return f"{module!r} {sorted(written)} {described} {modes} {plain}"
-
-
-@lru_cache(maxsize=16)
-def _from_config(config: Any, tied: bool, dtype: torch.dtype, loss: _Keyed, autocast: Any) -> FakeStep:
-    given, loss_fn = config if isinstance(config, str) else config.take(), loss.take()
-
-    def make(mode: Any) -> tuple[list[nn.Module], Any]:
-        with torch.device("meta"):
-            built = [Encoder.from_config(given).to(dtype) for _ in range(1 if tied else 2)]
-        fakes = [fake_copy(encoder, mode) for encoder in built]
-        return [fakes[0], fakes[-1]], fake_copy(loss_fn, mode)
-
-    return FakeStep(make, autocast)
-
-
-@lru_cache(maxsize=16)
-def _from_modules(encoders: _Keyed, loss: _Keyed, autocast: Any) -> FakeStep:
-    given, loss_fn = encoders.take(), loss.take()
-
-    def make(mode: Any) -> tuple[list[nn.Module], Any]:
-        copies = {id(encoder): fake_copy(encoder, mode) for encoder in given}
-        return [copies[id(encoder)] for encoder in given], fake_copy(loss_fn, mode)
-
-    return FakeStep(make, autocast)
+    return _last_true(fits, _count_chunks(**same))
 
 
 class _Assembly:
     """Lays pieces end to end: each begins where the one before ended."""
 
-    def __init__(self, fake: FakeStep, start: np.ndarray, rows: tuple[int, int], widths: tuple[int, int]):
+    def __init__(self, fake: FakeStep, start: np.ndarray, rows: tuple[int, int], widths: tuple[Any, Any]):
         self.fake, self.rows, self.widths = fake, rows, widths
         self.now = start
         self.timeline = [Segment("start", None, None, None, 1, start[None], start)]
@@ -241,8 +186,8 @@ class _Assembly:
 
     def entry(self) -> None:
         """The batch, and the generators as they are at entry."""
-        tokens = sum(count * width for count, width in zip(self.rows, self.widths, strict=True))
-        self.add("first_forward", _only(inputs=tokens * 2 * torch.long.itemsize, states=self.fake.state_bytes()))
+        inputs = sum(self.fake.input_bytes(tower, self.rows[tower], self.widths[tower]) for tower in (0, 1))
+        self.add("first_forward", _only(inputs=inputs, states=self.fake.state_bytes()))
 
     def whole(self, step: str, negatives: int, chunk_size: int | None) -> list[Segment]:
         """The naive step, or accumulation: first chunk, like later chunks, a short last one."""
@@ -279,26 +224,43 @@ class _Assembly:
             room = 0 if tower in seen else self.rows[tower] * self.fake.row_bytes(tower, self.widths[tower])
             self.add_group("first_forward", tower, rows, repeats, kept, tower not in seen, room)
             seen.add(tower)
-        self.add("loss", self.fake.cached_loss(self.rows, self.widths))
+        loss, copies = self.fake.cached_loss(self.rows, self.widths)
+        self.add("loss", loss)
         seen = set()
         for kept, phase in ((True, "backward"), (False, "replay")):
             if phase == "replay":
                 self.add("replay", _only(states=self.fake.state_bytes()))
             for tower, rows, repeats, _ in (group for group in ordered if group[3] == kept):
                 encoder = self.fake.encoder_index(tower)
-                self.add_group(phase, tower, rows, repeats, kept, encoder not in seen)
+                freed = copies if phase == "replay" else 0 * copies
+                self.add_group(phase, tower, rows, repeats, kept, encoder not in seen, freed=freed)
+                copies = copies - freed
                 seen.add(encoder)
         return self.timeline
 
     def add_group(
-        self, phase: str, tower: int, rows: int, repeats: int, kept: bool, first: bool, room: int = 0
+        self,
+        phase: str,
+        tower: int,
+        rows: int,
+        repeats: int,
+        kept: bool,
+        first: bool,
+        room: int = 0,
+        freed: np.ndarray | int = 0,
     ) -> None:
-        """`repeats` chunks of one size: the first may make room or create gradients, the others are alike."""
+        """`repeats` chunks of one size: the first may make room or create gradients, the others are alike.
+
+        freed: bytes from before that the first lets go of when it has encoded.
+        """
         pieces = self.fake.chunk(tower, self.widths[tower], rows, kept)
         if (phase, first) not in pieces:
             return  # a frozen tower: nothing is replayed
         if first:
-            self.add(phase, pieces[phase, True].with_room(room), tower=tower, rows=rows)
+            piece = pieces[phase, True]
+            events = piece.with_room(room)
+            events[piece.encoded_at :] -= freed
+            self.add(phase, events, tower=tower, rows=rows)
             repeats -= 1
         if repeats:
             self.add(phase, pieces[phase, False].kind_bytes, tower=tower, rows=rows, repeats=repeats)
@@ -313,7 +275,7 @@ def chunk_groups(
         full, short = divmod(count, size)
         groups += [(tower, size, full)] * bool(full) + [(tower, short, 1)] * bool(short)
     kept = dict.fromkeys(range(len(groups)), 0)
-    for number in sorted(kept, key=lambda n: -groups[n][1] * widths[groups[n][0]]):
+    for number in sorted(kept, key=lambda n: -groups[n][1] * (widths[groups[n][0]] or 1)):
         kept[number] = min(retain, groups[number][2])
         retain -= kept[number]
     split = []
@@ -323,18 +285,15 @@ def chunk_groups(
 
 
 def _fake_run(
-    fake: FakeStep, start: np.ndarray, step: str, rows: Sequence[int], lengths: Any, sizes: Any, retain: int
+    fake: FakeStep, start: np.ndarray, step: str, rows: Sequence[int], lengths: Any, cut: Cut, retain: int
 ) -> list[Segment]:
     """The whole step with fake tensors: for rows of unlike lengths, and where no law holds."""
-    widths = [length if isinstance(length, int) else max(length) for length in lengths]
+    widths = [max(length) if isinstance(length, list) else length for length in lengths]
     options: dict[str, Any] = {}
     if step == "accumulation":
-        options["chunk_size"] = sizes[0]
+        options["chunk_size"] = cut.values[0]
     elif step == "grad_cache":
-        per_row = [
-            [length] * count if isinstance(length, int) else length for length, count in zip(lengths, rows, strict=True)
-        ]
-        options["plan"] = [plan_chunks(length, chunk_size=size) for length, size in zip(per_row, sizes, strict=True)]
+        options["plan"] = [_plan(*given, cut.by) for given in zip(lengths, rows, cut.values, strict=True)]
         options["retain_chunks"] = retain
     ledger = fake.run(STEPS[step], rows, widths, **options)
     now, timeline = start, [Segment("start", None, None, None, 1, start[None], start)]
@@ -344,6 +303,22 @@ def _fake_run(
     return timeline
 
 
+def _plan(length: Any, rows: int, value: int, by: str) -> list[Chunk]:
+    lengths = length if isinstance(length, (list, tuple)) else [length or 1] * rows
+    return plan_chunks(lengths, **{by: value})
+
+
+def _count_chunks(
+    *, batch_size, query_length, passage_length, negatives=0, chunk_size=None, chunk_tokens=None, **_: Any
+) -> int:
+    """How many chunks the arguments of a gradient caching forecast make."""
+    rows = (batch_size, batch_size * (1 + negatives))
+    cut, lengths = Cut(*_chunk_sizes("grad_cache", chunk_size, chunk_tokens)), (query_length, passage_length)
+    if any(isinstance(length, (list, tuple)) for length in lengths):
+        return sum(len(_plan(*given, cut.by)) for given in zip(lengths, rows, cut.values, strict=True))
+    return sum(-(-count // size) for count, size in zip(rows, cut.sizes(lengths), strict=True))
+
+
 def _only(*, inputs: int = 0, states: int = 0) -> np.ndarray:
     events = np.zeros((1, len(KINDS)), dtype=np.int64)
     events[0, KINDS.index("inputs")] = inputs
@@ -351,30 +326,44 @@ def _only(*, inputs: int = 0, states: int = 0) -> np.ndarray:
     return events
 
 
-def _chunk_sizes(step: str, chunk_size: Any) -> tuple[int, ...]:
+def _chunk_sizes(step: str, chunk_size: Any, chunk_tokens: Any) -> tuple[str, tuple[int, ...]]:
+    given = {"chunk_size": chunk_size, "chunk_tokens": chunk_tokens}
+    allowed = {"naive": (), "accumulation": ("chunk_size",), "grad_cache": ("chunk_size", "chunk_tokens")}[step]
+    for name, value in given.items():
+        if value is not None and name not in allowed:
+            raise refuse(name, f"must be None for step {step!r}", value)
     if step == "naive":
-        if chunk_size is not None:
-            raise refuse("chunk_size", "must be None for the naive step, which has no chunks", chunk_size)
-        return ()
-    several = isinstance(chunk_size, (list, tuple))
-    if several and (step == "accumulation" or len(chunk_size) != 2):
-        raise refuse("chunk_size", "must be one int, or for gradient caching one a tower", chunk_size)
-    sizes = tuple(chunk_size) if several else (chunk_size, chunk_size)
-    return tuple(positive_int("chunk_size", size) for size in sizes)
+        return "chunk_size", ()
+    if chunk_size is not None and chunk_tokens is not None:
+        raise refuse("chunk_size", "and chunk_tokens: exactly one of them must be given", given)
+    name = "chunk_size" if chunk_tokens is None else "chunk_tokens"
+    value = given[name]
+    several = isinstance(value, (list, tuple))
+    if several and (step == "accumulation" or len(value) != 2):
+        raise refuse(name, "must be one int, or for gradient caching one a tower", value)
+    return name, tuple(positive_int(name, each) for each in (value if several else (value, value)))
 
 
 def _checked_lengths(rows: Sequence[int], query_length: Any, passage_length: Any) -> tuple[Any, Any]:
     checked = []
-    for name, count, length in zip(
-        ("query_length", "passage_length"), rows, (query_length, passage_length), strict=True
-    ):
+    for name, count, length in zip(LENGTHS, rows, (query_length, passage_length), strict=True):
         if isinstance(length, Sequence) and not isinstance(length, str):
             if len(length) != count:
                 raise refuse(name, f"must be one int or one for each of the {count} rows", f"{len(length)} values")
             checked.append([positive_int(name, value) for value in length])
         else:
-            checked.append(positive_int(name, length))
+            checked.append(None if length is None else positive_int(name, length))
     return checked[0], checked[1]
+
+
+def _check_kinds_of_input(fake: FakeStep, lengths: Sequence[Any]) -> None:
+    """Tokens have a length, pictures have none."""
+    for name, encoder, length in zip(LENGTHS, fake.encoders, lengths, strict=True):
+        pictures = picture_shape(encoder) is not None
+        if pictures and length is not None:
+            raise refuse(name, "must be None for a tower that is given pictures", length)
+        if not pictures and length is None:
+            raise refuse(name, "must be a number of tokens, or one a row, for a tower that reads tokens", length)
 
 
 def _last_true(fits: Any, largest: int) -> int:

@@ -16,8 +16,8 @@ import copy
 import math
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext, suppress
-from dataclasses import dataclass
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -100,14 +100,16 @@ def relative(ledger: MemoryLedger) -> list[tuple[Segment, np.ndarray]]:
 
 @dataclass(frozen=True)
 class Piece:
-    """One piece of a chunk: its events relative to its start, and from which event on its tower's room is there.
+    """One piece of a chunk: its events relative to its start, and which of them mark something.
 
-    room_at is None, or the event at which the room for all representations is allocated; its bytes are left out of
-    `kind_bytes` because they go with the tower's rows and not with the chunk's.
+    room_at: None, or the event at which the room for all representations is allocated; its bytes are left out of
+    `kind_bytes` because they go with the tower's rows and not with the chunk's. encoded_at: None, or the first event
+    after the encoder's forward, when autocast's copies are let go of.
     """
 
     kind_bytes: np.ndarray
     room_at: int | None = None
+    encoded_at: int | None = None
 
     def with_room(self, room_bytes: int) -> np.ndarray:
         """The events with this many bytes of room: for one event an activation, then representations."""
@@ -177,14 +179,23 @@ class FakeStep:
         towers: Sequence[int] | None = None,
         loss_fn: Any = None,
         until: str = "",
+        encoded_at: list[int] | None = None,
         **options: Any,
     ) -> MemoryLedger:
-        """Run a step on a padded batch of fake inputs, up to a phase or to its end; return its ledger."""
+        """Run a step on a padded batch of fake inputs, up to a phase or to its end; return its ledger.
+
+        encoded_at: a list that is given the number of events at the end of each forward of an encoder.
+        """
         encoders = self.encoders if towers is None else [self.encoders[tower] for tower in towers]
         with self._faked():
             self.runs += 1
             inputs = [padded_batch(*given) for given in zip(encoders, rows, widths, strict=True)]
-            with record_memory(*self.modules) as ledger, suppress(_Stopped):
+            with record_memory(*self.modules) as ledger, ExitStack() as stack:
+                stack.enter_context(suppress(_Stopped))
+                if encoded_at is not None:
+                    for encoder in encoders:
+                        hook = encoder.register_forward_hook(lambda *_: encoded_at.append(len(ledger.events)))
+                        stack.callback(hook.remove)
 
                 def on_phase(phase: str, **named: Any) -> None:
                     if phase == until:
@@ -227,7 +238,7 @@ class FakeStep:
             if key not in self._laws:
                 self._laws[key] = self._chunk_laws(encoder, width, retained, single)
         n = FEW if single else rows
-        return {name: Piece(law.at(n), room_at) for name, (law, room_at) in self._laws[key].items()}
+        return {name: Piece(law.at(n), *marks) for name, (law, *marks) in self._laws[key].items()}
 
     def _chunk_run(
         self, encoder: int, width: int | None, sizes: Sequence[int], retained: bool, until: str = ""
@@ -235,25 +246,27 @@ class FakeStep:
         """A step with a tower of chunks of these sizes: pieces by (phase, whether it is the first)."""
         starts = [sum(sizes[:number]) for number in range(len(sizes))]
         plan = [Chunk(tuple(range(at, at + size)), width or 1) for at, size in zip(starts, sizes, strict=True)]
-        retain = len(sizes) if retained else 0
-        options = {"plan": plan, "retain_chunks": retain, "until": until}
-        ledger = self.run(grad_cache_step, [sum(sizes)], [width], [encoder], _total, **options)
+        options = {"plan": plan, "retain_chunks": len(sizes) if retained else 0, "until": until}
+        ends: list[int] = []
+        ledger = self.run(grad_cache_step, [sum(sizes)], [width], [encoder], _total, encoded_at=ends, **options)
         room = sum(sizes) * self.row_bytes(encoder, width)
-        return {
-            (segment.phase, segment.chunk == 0): _without_room(events, room)
-            for segment, events in relative(ledger)
-            if segment.chunk is not None
-        }
+        starts = [start for start, _ in ledger.pieces[1:]]
+        pieces = {}
+        for (segment, events), start in zip(relative(ledger), starts, strict=True):
+            if segment.chunk is not None:
+                end = next((end - start for end in ends if start <= end < start + len(events)), None)
+                pieces[segment.phase, segment.chunk == 0] = replace(_without_room(events, room), encoded_at=end)
+        return pieces
 
     def _chunk_laws(self, encoder: int, width: int | None, retained: bool, single: bool) -> dict:
         """For each phase, a law of later chunks, and a law of the first beside it."""
         pieces = self._chunk_run(encoder, width, (1, 1) if single else (FEW, MANY), retained)
-        laws: dict[tuple[str, bool], tuple[Law, int | None]] = {}
+        laws: dict[tuple[str, bool], tuple[Law, int | None, int | None]] = {}
         for phase in {phase for phase, _ in pieces}:
             first, later = pieces[phase, True], pieces[phase, False]
             law = Law((later.kind_bytes,)) if single else Law.line(_as_later(first), later.kind_bytes)
-            laws[phase, False] = (law, None)
-            laws[phase, True] = (law.beside(first.kind_bytes, first.room_at), first.room_at)
+            laws[phase, False] = (law, None, later.encoded_at)
+            laws[phase, True] = (law.beside(first.kind_bytes, first.room_at), first.room_at, first.encoded_at)
         if not single:
             seen = self._chunk_run(encoder, width, (CHECKED,), retained, until="loss")["first_forward", True]
             expected = laws["first_forward", True][0].at(CHECKED)
@@ -275,8 +288,11 @@ class FakeStep:
         shape, dtype = self.row_of(tower, width)
         return math.prod(shape) * dtype.itemsize
 
-    def cached_loss(self, rows: Sequence[int], widths: Sequence[int]) -> np.ndarray:
-        """Step 2 at its real size, for the loss alone is a few operations: bytes relative to its start."""
+    def cached_loss(self, rows: Sequence[int], widths: Sequence[int | None]) -> tuple[np.ndarray, np.ndarray]:
+        """Step 2 at its real size, for the loss alone is a few operations: bytes relative to its start.
+
+        And, by kind, what autocast's copies of representations hold until the next forward has ended.
+        """
         kinds = [self.row_of(tower, width) for tower, width in enumerate(widths)]
         loss = [self.loss] if isinstance(self.loss, nn.Module) else []
         with self._faked(), record_memory(*loss) as ledger:
@@ -285,8 +301,10 @@ class FakeStep:
             before = np.array(ledger.events[-1].kind_bytes, dtype=np.int64)
             held = _cache(reps, self.loss, ledger)
             events = ledger.timeline[-1].kind_bytes - before
+            torch.clear_autocast_cache()
+            copies = events[-1] + before - np.array(ledger.events[-1].kind_bytes, dtype=np.int64)
             del held
-        return events
+        return events, copies
 
     def _once(self, key: str, compute: Callable[[], Any]) -> Any:
         with self.lock:

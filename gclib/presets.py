@@ -3,6 +3,7 @@
 Each preset builds what its source's config.json describes. `config_of` also reads a config.json of your own.
 """
 
+import copy
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -182,5 +183,5 @@ def build_model(config: Any) -> Any:
 
     architecture = next(iter(config.architectures or ()), "")
     if architecture.endswith("WithProjection"):
-        return getattr(transformers, architecture)(config)
+        return getattr(transformers, architecture)(copy.deepcopy(config))
     return transformers.AutoModel.from_config(config)
