@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import functools
 import json
 import random
 import threading
@@ -14,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gclib.checks.comparing import describe, difference
-from gclib.checks.engine import Exercise, Misconception, count_lines
+from gclib.checks.engine import Exercise, Misconception, Slip, count_lines
 
 double = Exercise(
     chapter=1,
@@ -235,20 +236,136 @@ def test_effects_are_judged_where_they_are_what_counts():
     assert "changes its input `module`" in kept.judge(fill).explanation
 
 
-def test_hints_advance_with_wrong_tries_and_start_again_when_solved(capsys):
-    def told(answer):
-        double(answer)
-        return capsys.readouterr().out
+def told(answer, capsys, exercise=double):
+    exercise(answer)
+    return capsys.readouterr().out
 
-    wrong = lambda values, names: values  # noqa: E731
-    assert "Hint 1 of 3: first" in told(wrong)
-    assert "Hint" not in told(stub)
-    assert "Hint 2 of 3: second" in told(wrong)
-    assert "Hint 3 of 3: third" in told(wrong)
-    last = told(wrong)
+
+def test_hints_advance_with_wrong_tries_and_start_again_when_solved(capsys):
+    assert "Hint 1 of 3: first" in told(lambda values, names: values, capsys)
+    assert "Hint" not in told(stub, capsys)
+    assert "Hint 2 of 3: second" in told(lambda values, names: values * 3, capsys)
+    assert "Hint 3 of 3: third" in told(lambda values, names: values * 4, capsys)
+    last = told(lambda values, names: values * 5, capsys)
     assert "Hint 3 of 3: third" in last and "notebooks/solutions/01_*.ipynb" in last
-    assert "double: correct. It agrees with the reference on 5 random inputs" in told(lambda values, names: values * 2)
-    assert "Hint 1 of 3" in told(wrong)
+    right = told(lambda values, names: values * 2, capsys)
+    assert "double: correct. It agrees with the reference on 5 random inputs" in right
+    assert "Hint 1 of 3" in told(lambda values, names: values, capsys)
+
+
+def test_the_same_answer_again_earns_no_hint(capsys):
+    wrong = lambda values, names: values  # noqa: E731
+    for _ in range(3):
+        assert "Hint 1 of 3" in told(wrong, capsys)
+    assert "Hint 2 of 3" in told(lambda values, names: values.abs(), capsys)
+
+
+@pytest.mark.parametrize("answer", [5, lambda values: values, lambda values, names: values.no_such_thing])
+def test_what_reaches_no_value_earns_no_hint(answer, capsys):
+    assert "Hint" not in told(answer, capsys)
+    assert "Hint 1 of 3" in told(lambda values, names: values, capsys)
+    assert "Hint 1 of 3" in told(answer, capsys)
+
+
+def test_a_callable_without_code_earns_hints(capsys):
+    for tier in (1, 2):
+        assert f"Hint {tier} of 3" in told(functools.partial(lambda values, names: values), capsys)
+
+
+def test_a_right_value_with_wrong_gradients_is_no_misconception_that_is_right_there():
+    """On these inputs squaring is right but for its gradient, and halving right in everything."""
+    twos = lambda rng: {"values": torch.full((4,), 2.0), "names": []}  # noqa: E731
+    halved = Misconception("halved", "It halves.", lambda values, names: values * 2 if values[0] == 2 else values / 2)
+    exercise = dataclasses.replace(
+        double, makers=(twos, *double.makers), misconceptions=(halved, *double.misconceptions)
+    )
+    cut = exercise.judge(lambda values, names: (values * 2).detach())
+    assert cut.misconception is None and cut.explanation.startswith("The value is right, but no gradient reaches")
+    assert exercise.judge(lambda values, names: values * values).misconception == "squared"
+
+
+def test_a_misconception_that_fails_on_these_inputs_is_passed_over():
+    def broken(values, names):
+        raise ZeroDivisionError
+
+    exercise = dataclasses.replace(
+        double, misconceptions=(Misconception("broken", "It breaks.", broken), *double.misconceptions)
+    )
+    assert exercise.judge(lambda values, names: values**2).misconception == "squared"
+
+
+def test_a_backward_inside_the_answer_is_told():
+    def answer(values, names):
+        (values * 2).sum().backward()
+
+    verdict = double.judge(answer)
+    assert verdict.misconception == "backward inside" and "calls backward itself" in verdict.explanation
+
+
+def test_a_slip_names_the_error():
+    slip = Slip("upside down", "It divides by nothing.", "by zero")
+    exercise = dataclasses.replace(double, slips=(slip,))
+    verdict = exercise.judge(lambda values, names: values * (1 // 0))
+    assert (verdict.misconception, verdict.earns_hint) == ("upside down", True)
+    assert verdict.explanation.startswith("It divides by nothing.\n    It raised ZeroDivisionError")
+
+
+def test_forbidden_names_are_told_wherever_they_stand():
+    exercise = dataclasses.replace(double, without=frozenset({"add"}))
+
+    def hidden(values, names):
+        return [torch.add(values, values) for _ in range(1)][0]
+
+    assert "`add` does the work" in exercise.judge(hidden).explanation
+    assert exercise.judge(lambda values, names: values + values).status == "correct"
+
+
+def test_a_float_is_not_a_whole_number():
+    count = Exercise(
+        chapter=1,
+        name="count",
+        spec="how many.",
+        line_budget=1,
+        oracle=lambda number: number,
+        makers=(lambda rng: {"number": int(rng.integers(9))},),
+        misconceptions=(Misconception("same", "It is the same.", lambda number: number),),
+        hints=("1", "2", "3"),
+        whole=True,
+    )
+    for right in (lambda number: number, torch.tensor, np.int64):
+        assert count.judge(right).status == "correct"
+    for packed in (lambda number: number / 1, lambda number: torch.tensor(float(number))):
+        assert "it is a float, and an int is asked for" in explain(packed, count)
+
+
+def test_a_note_is_added_to_a_difference():
+    exercise = dataclasses.replace(double, note=lambda expected, got, values, names: f"Names: {names}.")
+    assert "values differ; the first is at [0]" in explain(lambda values, names: values, exercise)
+    assert "Names: ['a', 'b'].\n" in explain(lambda values, names: values, exercise)
+
+
+@pytest.mark.parametrize(
+    ("value", "words"),
+    [
+        (26_523_600.0, "26,523,600"),
+        (25.29, "25.29"),
+        (123_456.789, "123,456.79"),
+        (float("inf"), "inf"),
+        (1e300, "1e+300"),
+        (None, "nothing (None)"),
+        (torch.tensor([[1 / 3, 2.0]]), "the float32 tensor [[0.3333, 2.0]]"),
+        (torch.zeros(3, 4, dtype=torch.int64), "an int64 tensor of shape (3, 4)"),
+        ([torch.zeros(3, 4), torch.zeros(1, 4)], "a list of 2: a tensor (3, 4), a tensor (1, 4)"),
+        ([torch.zeros(3, 4)] * 9, "a list of 9, starting with a float32 tensor of shape (3, 4)"),
+    ],
+)
+def test_values_are_described_for_people(value, words):
+    assert describe(value) == words
+
+
+def test_kinds_carry_their_article():
+    assert "got an int, not a tensor" in difference(torch.ones(2), 3, rtol=0, atol=0)
+    assert "got nothing (None), not a tensor" in difference(torch.ones(2), None, rtol=0, atol=0)
 
 
 def test_progress_is_recorded(own_progress, capsys):
@@ -256,7 +373,7 @@ def test_progress_is_recorded(own_progress, capsys):
     double(lambda values, names: values * 2)
     double(stub)
     entry = json.loads(own_progress.read_text())["ch01.double"]
-    assert entry["status"] == "correct" and entry["tries"] == 2 and entry["wrong_in_a_row"] == 0
+    assert entry["status"] == "correct" and entry["tries"] == 2 and entry["hints"] == 0
     assert entry["misconceptions"] == {"squared": 1} and entry["solved"]
     assert [path.name for path in own_progress.parent.iterdir()] == ["exercises.json"]
 

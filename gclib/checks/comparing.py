@@ -3,6 +3,7 @@
 Works on what answers return: tensors, numbers, strings, booleans, None, and lists, tuples and dicts of those.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from numbers import Real
 
@@ -14,28 +15,58 @@ SHOWN_VALUES = 8
 
 def describe(value: object) -> str:
     """`value` in a few words: a small tensor with its numbers, a large one by shape and dtype only."""
+    if value is None:
+        return "nothing (None)"
     if isinstance(value, Tensor):
         return _describe_tensor(value)
     if isinstance(value, nn.Module):
-        return f"a {type(value).__name__}"
+        return a_kind(value)
     if isinstance(value, float):
-        return f"{value:.6g}"
+        return _number(value)
+    if isinstance(value, list | tuple) and len(value) <= 6 and any(isinstance(part, Tensor) for part in value):
+        return f"{a_kind(value)} of {len(value)}: {', '.join(_describe_part(part) for part in value)}"
     if isinstance(value, list | tuple) and len(repr(value)) > 160:
-        return f"a {type(value).__name__} of {len(value)}, starting with {describe(value[0])}"
+        return f"{a_kind(value)} of {len(value)}, starting with {describe(value[0])}"
     text = repr(value)
     return text if len(text) <= 160 else f"{text[:157]}..."
+
+
+def a_kind(value: object) -> str:
+    """The type of `value` with its article: "a list", "an int"; "nothing (None)" for None."""
+    return "nothing (None)" if value is None else _with_article(type(value).__name__)
+
+
+def _with_article(name: str) -> str:
+    return f"{'an' if name[0].lower() in 'aeio' else 'a'} {name}"
+
+
+def _number(value: float) -> str:
+    """Whole numbers whole, with commas; large ones to the hundredth; the others to six digits."""
+    if not math.isfinite(value) or abs(value) >= 1e15:
+        return f"{value:.6g}"
+    if value.is_integer():
+        return f"{value:,.0f}"
+    return f"{value:,.2f}" if abs(value) >= 1e5 else f"{value:.6g}"
 
 
 def _describe_tensor(value: Tensor) -> str:
     dtype = str(value.dtype).removeprefix("torch.")
     if value.ndim == 0:
-        number = value.item()
-        return f"the {dtype} scalar {f'{number:.6g}' if isinstance(number, float) else number}"
+        return f"the {dtype} scalar {describe(value.item())}"
     if value.numel() > SHOWN_VALUES:
-        return f"a {dtype} tensor of shape {tuple(value.shape)}"
-    shown = value.detach().tolist()
-    rounded = [round(x, 4) if isinstance(x, float) else x for x in shown] if value.ndim == 1 else shown
-    return f"the {dtype} tensor {rounded}"
+        return f"{_with_article(dtype)} tensor of shape {tuple(value.shape)}"
+    return f"the {dtype} tensor {_rounded(value.detach().tolist())}"
+
+
+def _describe_part(part: object) -> str:
+    return f"a tensor {tuple(part.shape)}" if isinstance(part, Tensor) else describe(part)
+
+
+def _rounded(shown: object) -> object:
+    """Nested lists of numbers, each to four decimals."""
+    if isinstance(shown, list):
+        return [_rounded(part) for part in shown]
+    return round(shown, 4) if isinstance(shown, float) else shown
 
 
 def difference(expected: object, got: object, *, rtol: float, atol: float) -> str | None:
@@ -61,7 +92,7 @@ def difference(expected: object, got: object, *, rtol: float, atol: float) -> st
 
 def _tensor_difference(expected: Tensor, got: object, rtol: float, atol: float) -> str | None:
     if not isinstance(got, Tensor):
-        return f"expected {describe(expected)}, got a {type(got).__name__}, not a tensor"
+        return f"expected {describe(expected)}, got {a_kind(got)}, not a tensor"
     if got.shape != expected.shape:
         return f"expected shape {_shape(expected)}, got shape {_shape(got)}"
     if got.dtype != expected.dtype:
@@ -103,7 +134,7 @@ def _number_difference(expected: float, got: object, rtol: float, atol: float) -
 
 def _mapping_difference(expected: Mapping, got: object, rtol: float, atol: float) -> str | None:
     if not isinstance(got, Mapping):
-        return f"expected a dict, got a {type(got).__name__}"
+        return f"expected a dict, got {a_kind(got)}"
     if set(got) != set(expected):
         return f"expected the keys {sorted(map(str, expected))}, got {sorted(map(str, got))}"
     for key, value in expected.items():
@@ -114,7 +145,7 @@ def _mapping_difference(expected: Mapping, got: object, rtol: float, atol: float
 
 def _sequence_difference(expected: Sequence, got: object, rtol: float, atol: float) -> str | None:
     if isinstance(got, str) or not isinstance(got, Sequence):
-        return f"expected a {type(expected).__name__}, got a {type(got).__name__}"
+        return f"expected {a_kind(expected)}, got {a_kind(got)}"
     if len(got) != len(expected):
         return f"expected {len(expected)} items, got {len(got)}"
     for place, (value, other) in enumerate(zip(expected, got, strict=True)):

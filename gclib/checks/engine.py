@@ -8,11 +8,12 @@ It runs the function on fresh random inputs, in a thread with a time limit, hold
 the oracle's, and prints one verdict: correct; not attempted (the stub still runs, so the notebook does
 too); or wrong. A wrong answer is compared with each known misconception *on the same inputs*: a
 misconception is a wrong reference implementation, so it is recognised by behaviour however the learner
-wrote it. Each wrong try earns the next of three hints. Under GCLIB_STRICT=1 whatever is not correct raises
-AssertionError, and nothing is recorded.
+wrote it. A wrong try earns the next of three hints, if it came as far as a value and is another answer than
+the last. Under GCLIB_STRICT=1 whatever is not correct raises AssertionError, and nothing is recorded.
 """
 
 import ast
+import hashlib
 import inspect
 import os
 import secrets
@@ -20,16 +21,16 @@ import textwrap
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from types import ModuleType
+from types import CodeType, ModuleType
 
 import numpy as np
 
 from . import progress
 from .comparing import describe
-from .judging import Case, Maker, Misconception, Verdict, judge_cases, run_case
+from .judging import Case, Maker, Misconception, Slip, Verdict, judge_cases, run_case
 from .running import generators_kept
 
-__all__ = ["Exercise", "Misconception", "Verdict", "count_lines", "exercises_of"]
+__all__ = ["Exercise", "Misconception", "Slip", "Verdict", "count_lines", "exercises_of"]
 
 
 @dataclass(frozen=True)
@@ -41,8 +42,12 @@ class Exercise:
                     judged on `repeats` draws of each in turn, and compared with the misconceptions, in their
                     order, on the first that it fails
     outcome         outcome(result, *inputs afterwards) -> the values to compare; by default the result itself
+    note            note(expected, got, *inputs) -> a sentence about their first difference, or ""
+    slips           mistakes that end in an error, known by its text
     differentiable  the gradients of the float inputs must agree too: ||difference|| <= gradient_error * ||gradient||
     may_change      names of inputs that the answer is allowed to change
+    without         names that the answer's code must not use: those would do the exercise for the learner
+    whole           an int is asked for: a float of the same value is not enough
     """
 
     chapter: int
@@ -54,8 +59,12 @@ class Exercise:
     misconceptions: Sequence[Misconception]
     hints: tuple[str, str, str]
     outcome: Callable | None = None
+    note: Callable | None = None
+    slips: Sequence[Slip] = ()
     differentiable: bool = False
     may_change: frozenset[str] = frozenset()
+    without: frozenset[str] = frozenset()
+    whole: bool = False
     repeats: int = 5
     rtol: float = 1e-4
     atol: float = 1e-5
@@ -75,10 +84,10 @@ class Exercise:
         verdict = self.judge(answer)
         if os.environ.get("GCLIB_STRICT") == "1":
             if verdict.status != "correct":
-                raise AssertionError(self._tell(verdict, wrong_tries=0))
-            print(self._tell(verdict, wrong_tries=0))
+                raise AssertionError(self._tell(verdict, hints=0))
+            print(self._tell(verdict, hints=0))
             return
-        print(self._tell(verdict, wrong_tries=_record(self.key, verdict)))
+        print(self._tell(verdict, hints=_record(self.key, verdict, _fingerprint(answer))))
 
     def judge(self, answer: Callable, *, seed: int | None = None) -> Verdict:
         """The verdict on `answer`, on fresh random inputs or those of `seed`; nothing is printed."""
@@ -94,6 +103,9 @@ class Exercise:
                 verdict = judge_cases(self, answer, cases)
                 if verdict is not None:
                     return verdict
+        if used := sorted(self.without & _names(getattr(answer, "__code__", None))):
+            said = f"The values are right, but `{used[0]}` does the work: the exercise is to write it out yourself."
+            return Verdict("wrong", said, earns_hint=True)
         return Verdict("correct", self._praise(answer))
 
     def _case(self, maker: Maker, rng: np.random.Generator) -> Case:
@@ -112,17 +124,17 @@ class Exercise:
             return f"{said} Lines: {used} of at most {self.line_budget}."
         return f"{said} It takes {_lines(used)}; {self.line_budget} would do: can you shorten it?"
 
-    def _tell(self, verdict: Verdict, *, wrong_tries: int) -> str:
+    def _tell(self, verdict: Verdict, *, hints: int) -> str:
         if verdict.status == "not attempted":
             todo = f"To do, in at most {_lines(self.line_budget)}: {self.spec}"
             return f"{self.name}: not attempted yet. {verdict.explanation}\n{todo}\nThen run this cell again."
         if verdict.status == "correct":
             return f"{self.name}: correct. {verdict.explanation}"
         lines = [f"{self.name}: wrong. {verdict.explanation}"]
-        if wrong_tries:
-            tier = min(wrong_tries, len(self.hints))
+        if hints:
+            tier = min(hints, len(self.hints))
             lines.append(f"Hint {tier} of {len(self.hints)}: {self.hints[tier - 1]}")
-        if wrong_tries > len(self.hints):
+        if hints > len(self.hints):
             lines.append(f"A worked answer is in notebooks/solutions/{self.chapter:02d}_*.ipynb.")
         return "\n".join(lines)
 
@@ -151,8 +163,27 @@ def count_lines(answer: Callable) -> int | None:
     return sum(1 for n in numbers if text[n - 1].strip() and not text[n - 1].strip().startswith("#"))
 
 
-def _record(key: str, verdict: Verdict) -> int:
-    """Note the verdict for the dashboard; returns the number of wrong tries since the last correct one."""
+def _names(code: CodeType | None) -> set[str]:
+    """Every global name and attribute that a function's code uses, functions inside it included."""
+    if code is None:
+        return set()
+    inner = (part for part in code.co_consts if isinstance(part, CodeType))
+    return set(code.co_names).union(*map(_names, inner))
+
+
+def _fingerprint(answer: Callable) -> str | None:
+    """Changes when the answer's code does, and not with its comments. None where there is no code to look at."""
+    code = getattr(answer, "__code__", None)
+    return None if code is None else hashlib.sha256(repr(_told_code(code)).encode()).hexdigest()[:16]
+
+
+def _told_code(code: CodeType) -> tuple:
+    parts = [_told_code(part) if isinstance(part, CodeType) else part for part in code.co_consts]
+    return code.co_code, code.co_names, code.co_varnames, parts
+
+
+def _record(key: str, verdict: Verdict, fingerprint: str | None) -> int:
+    """Note the verdict for the dashboard; returns the number of hints earned since the last correct answer."""
     if verdict.status == "not attempted":
         return 0
     now = datetime.now(UTC).isoformat(timespec="seconds")
@@ -160,14 +191,16 @@ def _record(key: str, verdict: Verdict) -> int:
     def change(record: dict) -> None:
         entry = record.get(key)
         if not isinstance(entry, dict):
-            entry = record[key] = {"tries": 0, "wrong_in_a_row": 0, "solved": None, "misconceptions": {}}
-        entry |= {"status": verdict.status, "last": now, "tries": entry["tries"] + 1}
+            entry = record[key] = {"tries": 0, "solved": None, "misconceptions": {}}
+        again = fingerprint is not None and fingerprint == entry.get("answer")
+        entry |= {"status": verdict.status, "last": now, "tries": entry["tries"] + 1, "answer": fingerprint}
+        entry.setdefault("hints", 0)
         if verdict.status == "correct":
-            entry |= {"solved": entry["solved"] or now, "wrong_in_a_row": 0}
+            entry |= {"solved": entry["solved"] or now, "hints": 0}
             return
-        entry["wrong_in_a_row"] += 1
+        entry["hints"] += verdict.earns_hint and not again
         if verdict.misconception is not None:
             seen = entry["misconceptions"]
             seen[verdict.misconception] = seen.get(verdict.misconception, 0) + 1
 
-    return progress.update("exercises", change)[key]["wrong_in_a_row"]
+    return progress.update("exercises", change)[key]["hints"]

@@ -2,6 +2,7 @@
 
 import copy
 import inspect
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
@@ -30,12 +31,25 @@ class Misconception:
 
 
 @dataclass(frozen=True)
+class Slip:
+    """A mistake that ends in an error: `pattern` is searched for in the error's text, `message` says what it means."""
+
+    name: str
+    message: str
+    pattern: str
+
+
+@dataclass(frozen=True)
 class Verdict:
-    """What was found: `explanation` in words; `misconception` is the name of the one recognised, if any."""
+    """What was found: `explanation` in words; `misconception` is the name of the one recognised, if any.
+
+    earns_hint: the answer came as far as a value, or to a mistake with a name.
+    """
 
     status: Literal["correct", "not attempted", "wrong"]
     explanation: str
     misconception: str | None = None
+    earns_hint: bool = False
 
 
 @dataclass(frozen=True)
@@ -48,8 +62,15 @@ class Case:
     seed: int
 
 
+class CalledBackward(Exception):
+    """An answer that should return a number with its graph has backpropagated it already."""
+
+
 def run_case(exercise: "Exercise", function: Callable, inputs: Inputs, seed: int) -> tuple[object, dict, str | None]:
-    """What `function` does with a copy of `inputs`: outcome, gradients, name of an input it changed."""
+    """What `function` does with a copy of `inputs`: outcome, gradients, name of an input it changed.
+
+    Raises what `function` raises, and CalledBackward where gradients count and it has taken them itself.
+    """
     leaves, given = {}, {}
     for name, value in inputs.items():
         given[name] = copy.deepcopy(value)
@@ -58,6 +79,8 @@ def run_case(exercise: "Exercise", function: Callable, inputs: Inputs, seed: int
             given[name] = leaves[name].clone()
     seed_generators(seed)
     result = function(*given.values())
+    if any(leaf.grad is not None for leaf in leaves.values()):
+        raise CalledBackward
     changed = next((name for name in inputs if _changed(exercise, name, inputs, given)), None)
     found = result if exercise.outcome is None else exercise.outcome(result, *given.values())
     gradients = {} if changed else _gradients(result, leaves)
@@ -93,10 +116,11 @@ def judge_cases(exercise: "Exercise", answer: Callable, cases: list[Case]) -> Ve
         return None
     place, fault = next((i, fault) for i, fault in enumerate(faults) if fault)
     where = _describe_inputs(cases[place].inputs)
-    recognised = _recognise(exercise, cases, [outcome[0] for outcome in outcomes])
+    recognised = _recognise(exercise, cases, outcomes)
     if recognised is None:
-        return Verdict("wrong", f"{fault}\n    Input: {where}.")
-    return Verdict("wrong", f"{recognised.message}\n    {fault}\n    Input: {where}.", recognised.name)
+        return Verdict("wrong", f"{fault}\n    Input: {where}.", earns_hint=True)
+    said = f"{recognised.message}\n    {fault}\n    Input: {where}."
+    return Verdict("wrong", said, recognised.name, earns_hint=True)
 
 
 def _attempt(exercise: "Exercise", answer: Callable, case: Case) -> tuple[Verdict | None, tuple]:
@@ -119,11 +143,27 @@ def _attempt(exercise: "Exercise", answer: Callable, case: Case) -> tuple[Verdic
     except BaseException as error:
         if is_stub_error(error):
             return Verdict("not attempted", "The function above is still the stub."), ()
-        return Verdict("wrong", tell_error(answer, error) + where), ()
+        return _judge_error(exercise, tell_error(answer, error) + where, error), ()
     if _did_nothing(exercise, outcome[0], case):
         said = "The function above returns nothing; if you have written it, does it end in `return`?"
         return Verdict("not attempted", said), ()
     return None, outcome
+
+
+_BACKWARD_INSIDE = (
+    "Your function calls backward itself. Only the number is asked for, with its graph: return that, and let whoever "
+    "calls the function backpropagate it."
+)
+
+
+def _judge_error(exercise: "Exercise", told: str, error: BaseException) -> Verdict:
+    """The verdict on an answer that raised: with the name of the slip behind it, where it is known."""
+    if isinstance(error, CalledBackward):
+        return Verdict("wrong", _BACKWARD_INSIDE, "backward inside", earns_hint=True)
+    for slip in exercise.slips:
+        if re.search(slip.pattern, str(error)):
+            return Verdict("wrong", f"{slip.message}\n    {told}", slip.name, earns_hint=True)
+    return Verdict("wrong", told)
 
 
 def _did_nothing(exercise: "Exercise", found: object, case: Case) -> bool:
@@ -140,7 +180,10 @@ def _fault(exercise: "Exercise", case: Case, outcome: tuple) -> str | None:
     if changed is not None:
         return f"It changes its input `{changed}` in place: work on a copy."
     if fault := _difference(exercise, case.expected, found):
-        return fault[0].upper() + fault[1:] + "."
+        note = "" if exercise.note is None else exercise.note(case.expected, found, *case.inputs.values())
+        return f"{fault[0].upper()}{fault[1:]}.{note and f' {note}'}"
+    if exercise.whole and _is_fraction(found):
+        return "The value is right, but it is a float, and an int is asked for: // divides whole numbers."
     for name, gradient in case.gradients.items():
         if name not in gradients:
             cut = ".item(), .detach(), torch.tensor(...) or no_grad"
@@ -155,16 +198,37 @@ def _difference(exercise: "Exercise", expected: object, found: object) -> str | 
     return difference(expected, found, rtol=exercise.rtol, atol=exercise.atol)
 
 
-def _recognise(exercise: "Exercise", cases: list[Case], found: list[object]) -> Misconception | None:
-    """The first misconception that gives what the answer gave, on every one of these inputs."""
+def _is_fraction(found: object) -> bool:
+    """Whether a number is packed as a float."""
+    return found.is_floating_point() if isinstance(found, Tensor) else isinstance(found, float)
+
+
+def _recognise(exercise: "Exercise", cases: list[Case], outcomes: list[tuple]) -> Misconception | None:
+    """The first misconception that does what the answer did, on every one of these inputs, and is wrong there.
+
+    Values decide. Where all of them are right, and the fault lies in the gradients, the gradients must be the same.
+    """
+    pairs = list(zip(cases, outcomes, strict=True))
+    by_gradients = all(_difference(exercise, case.expected, outcome[0]) is None for case, outcome in pairs)
     for misconception in exercise.misconceptions:
-        same = (
-            _difference(exercise, run_case(exercise, misconception.wrong, case.inputs, case.seed)[0], value) is None
-            for case, value in zip(cases, found, strict=True)
-        )
-        if all(same):
+        if all(_does_the_same(exercise, misconception, *pair, by_gradients) for pair in pairs):
             return misconception
     return None
+
+
+def _does_the_same(
+    exercise: "Exercise", misconception: Misconception, case: Case, outcome: tuple, by_gradients: bool
+) -> bool:
+    try:
+        theirs = run_case(exercise, misconception.wrong, case.inputs, case.seed)
+    except Exception:  # a wrong reference may fail on inputs that another maker made
+        return False
+    if _difference(exercise, theirs[0], outcome[0]) is not None:
+        return False
+    if not by_gradients:
+        return True
+    alike = difference(theirs[1], outcome[1], rtol=exercise.gradient_error, atol=exercise.gradient_error) is None
+    return alike and theirs[2] == outcome[2] and _fault(exercise, case, theirs) is not None
 
 
 def _describe_inputs(inputs: Inputs) -> str:
