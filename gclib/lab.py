@@ -5,20 +5,21 @@ Everything here answers in words or numbers, so that a slider, a table and a tes
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 from typing import Any
 
 import torch
 
-from gclib.encoder import SIZES
-from gclib.forecast import GPU_MEMORY_BYTES, STEPS, MemoryForecast, forecast_step
+from gclib.encoder import SIZES, bert_config
+from gclib.forecast import GPU_MEMORY_BYTES, OPTIMIZERS, STEPS, MemoryForecast, forecast_step, largest_batch
 from gclib.ledger import KINDS
 from gclib.losses import ContrastiveLoss
+from gclib.presets import PRESETS, config_of
 from gclib.tiled import tiled_contrastive_loss
 from gclib.timeline import largest_kinds
 from gclib.units import GiB, MiB, format_bytes
-from gclib.validation import one_of, positive_int, refuse
+from gclib.validation import int_at_least, one_of, positive_int, refuse
 
 TEMPERATURE = 0.05
 MOST_TILES = 64  # the forecast of a tiled loss runs every tile once, with fake tensors
@@ -30,6 +31,14 @@ BUDGETS = {
     **GPU_MEMORY_BYTES,
 }
 MODEL_KINDS = ("parameters", "gradients", "optimizer")
+MODELS = (*SIZES, *(name for name, preset in PRESETS.items() if "Vision" not in preset.config))
+PRECISIONS: dict[str, dict[str, torch.dtype]] = {
+    "float32": {},
+    "bf16 autocast": {"autocast": torch.bfloat16},
+    "pure bf16": {"dtype": torch.bfloat16},
+}
+LARGEST_BATCH = 2**20
+TILES_REASON = "That is a limit of this forecast, which runs every tile once, and not of the method."
 STEP_WORDS = {
     "naive": "whole batch at once (naive)",
     "accumulation": "gradient accumulation",
@@ -42,7 +51,8 @@ _fitted: set[tuple] = set()
 class LabSettings:
     """One position of all controls.
 
-    length: tokens that every query and passage is padded to. tile_size: None for the dense loss.
+    length: tokens that every passage is padded to; query_length: every query, None for the same. tile_size: None for
+    the dense loss. retain_chunks: R of the gradient cache; the other steps have none.
     """
 
     step: str = "grad_cache"
@@ -51,12 +61,21 @@ class LabSettings:
     chunk_size: int = 8
     length: int = 64
     tile_size: int | None = None
+    query_length: int | None = None
+    retain_chunks: int = 0
+    precision: str = "float32"
+    optimizer: str = "adamw"
 
     def __post_init__(self) -> None:
         one_of("step", self.step, tuple(STEPS))
-        one_of("model", self.model, tuple(SIZES))
+        one_of("model", self.model, MODELS)
+        one_of("precision", self.precision, tuple(PRECISIONS))
+        one_of("optimizer", self.optimizer, OPTIMIZERS[1:])
         for name in ("batch_size", "chunk_size", "length"):
             positive_int(name, getattr(self, name))
+        int_at_least("retain_chunks", self.retain_chunks, 0)
+        if self.query_length is not None:
+            positive_int("query_length", self.query_length)
         if self.tile_size is not None:
             positive_int("tile_size", self.tile_size)
             if self.tiles > MOST_TILES:
@@ -64,30 +83,69 @@ class LabSettings:
                 raise refuse("tile_size", rule, f"{self.tile_size:,}, which makes {self.tiles:,}")
 
     @property
+    def lengths(self) -> tuple[int, int]:
+        """Tokens of a query and of a passage."""
+        return self.query_length or self.length, self.length
+
+    @property
     def tiles(self) -> int:
         """Tiles that the B x B logits are cut into; 1 for the dense loss."""
         return 1 if self.tile_size is None else (-(-self.batch_size // self.tile_size)) ** 2
+
+    @property
+    def retained(self) -> int:
+        """Chunks whose graph is kept: at most as many as there are."""
+        chunks = 2 * -(-self.batch_size // self.chunk_size)
+        return min(self.retain_chunks, chunks) if self.step == "grad_cache" else 0
 
     @property
     def law(self) -> tuple:
         """Settings with the same law are forecast without another fake run of the encoder."""
         single_rows = 1 in (self.rows_at_once, self.batch_size % self.rows_at_once)
         tiled = self.tile_size and (self.batch_size, self.tile_size)
-        return (self.step, self.model, self.length, single_rows, tiled)
+        return (self.step, self.model, self.lengths, self.precision, single_rows, tiled)
 
     @property
     def rows_at_once(self) -> int:
         """Rows of one encoder call with a graph: the chunk's, or the whole batch's."""
         return self.batch_size if self.step == "naive" else min(self.chunk_size, self.batch_size)
 
+    def arguments(self) -> dict[str, Any]:
+        """What `forecast_step` takes beside the step and the loss."""
+        query_length, passage_length = self.lengths
+        found = {"config": self.model, "batch_size": self.batch_size}
+        if self.step != "naive":
+            found["chunk_size"] = self.chunk_size
+        if self.retained:
+            found["retain_chunks"] = self.retained
+        found |= {"query_length": query_length, "passage_length": passage_length, "optimizer": self.optimizer}
+        return found | PRECISIONS[self.precision]
+
     def described(self) -> str:
         """The settings in words."""
         chunk = "" if self.step == "naive" else f" in chunks of {self.chunk_size:,}"
+        kept = f", {self.retained:,} of them retained" if self.retained else ""
         tile = "" if self.tile_size is None else f", logits in tiles of {self.tile_size:,}"
+        short, long = self.lengths
+        tokens = f"{long:,} tokens a text" if short == long else f"{short:,} tokens a query and {long:,} a passage"
+        rest = "" if self.precision == "float32" else f", {self.precision}"
+        rest += "" if self.optimizer == "adamw" else ", SGD"
         return (
-            f"{STEP_WORDS[self.step]}, {self.model} model, batch {self.batch_size:,}{chunk}, "
-            f"{self.length:,} tokens a text{tile}"
+            f"{STEP_WORDS[self.step]}, {self.model} model, batch {self.batch_size:,}{chunk}{kept}, {tokens}{tile}{rest}"
         )
+
+    def as_code(self) -> str:
+        """A program that prints this forecast: for copying out of the lab."""
+        lines = ["import torch", ""] if PRECISIONS[self.precision] else []
+        if self.tile_size is not None:
+            lines.append("from gclib import ContrastiveLoss")
+        lines += ["from gclib.forecast import forecast_step", "", "forecast = forecast_step(", f'    "{self.step}",']
+        for name, value in self.arguments().items():
+            shown = f'"{value}"' if isinstance(value, str) else str(value)
+            lines.append(f"    {name}={shown},")
+        if self.tile_size is not None:
+            lines.append(f"    loss=ContrastiveLoss(tile_size={self.tile_size}),")
+        return "\n".join([*lines, ")", 'print(f"{forecast.peak_bytes:,} bytes at the peak")'])
 
 
 @lru_cache(maxsize=64)
@@ -103,19 +161,10 @@ def is_ready(settings: LabSettings) -> bool:
     return settings.law in _fitted
 
 
-@lru_cache(maxsize=512)
+@lru_cache(maxsize=96)  # some hundreds of kilobytes each
 def forecast_of(settings: LabSettings) -> MemoryForecast:
-    """The exact forecast, one encoder for both towers, AdamW's states included, every text padded to `length`."""
-    found = forecast_step(
-        settings.step,
-        config=settings.model,
-        loss=loss_of(settings.tile_size),
-        batch_size=settings.batch_size,
-        chunk_size=None if settings.step == "naive" else settings.chunk_size,
-        query_length=settings.length,
-        passage_length=settings.length,
-        optimizer="adamw",
-    )
+    """The exact forecast: one encoder for both towers, every text padded to its length, the optimizer's states too."""
+    found = forecast_step(settings.step, loss=loss_of(settings.tile_size), **settings.arguments())
     _fitted.add(settings.law)
     return found
 
@@ -140,6 +189,8 @@ def _room(settings: LabSettings, share: float) -> str:
         return "Leave some room: a GPU takes more than live tensors alone."
     if settings.step == "naive":
         return "There is room: a bigger batch still fits whole, and needs no chunks."
+    if settings.chunk_size >= settings.batch_size:
+        return "There is room: a bigger batch fits too."
     return "There is room: bigger chunks would need fewer, larger encoder calls."
 
 
@@ -164,15 +215,43 @@ def _way_out(settings: LabSettings, at_peak: dict[str, int], budget_bytes: int) 
     return f"The {largest} grow with the batch, not with the chunk: make the batch smaller, or the chunks bigger."
 
 
+def largest_that_fits(settings: LabSettings, budget_bytes: int) -> int:
+    """The largest batch of these settings within the budget, at most `LARGEST_BATCH` (with tiles, as many as are
+    forecast); 0 where none fits."""
+    given = replace(settings, retain_chunks=0).arguments() | {"loss": loss_of(settings.tile_size)}
+    del given["batch_size"]
+    return largest_batch(settings.step, budget_bytes=budget_bytes, largest=most_forecast(settings), **given)
+
+
+def most_forecast(settings: LabSettings) -> int:
+    """The largest batch that is forecast for these settings: of a tiled loss every tile is run once."""
+    if settings.tile_size is None:
+        return LARGEST_BATCH
+    return min(LARGEST_BATCH, int(MOST_TILES**0.5) * settings.tile_size)
+
+
+def compared(pinned: LabSettings, now: LabSettings) -> str:
+    """Two settings against each other, in words: their peaks, and the kind of bytes that moved most."""
+    before, after = forecast_of(pinned), forecast_of(now)
+    said = f"Pinned: {pinned.described()}: {format_bytes(before.peak_bytes)}. Now: {format_bytes(after.peak_bytes)}"
+    if after.peak_bytes == before.peak_bytes:
+        return f"{said}, the same to the byte."
+    moved = {kind: count - before.at_peak()[kind] for kind, count in after.at_peak().items()}
+    kind = max(moved, key=lambda kind: abs(moved[kind]))
+    sign = "more" if moved[kind] > 0 else "less"
+    times = f"{after.peak_bytes / before.peak_bytes:.3g} times as much"
+    return f"{said}, {times}. Most of it: {format_bytes(abs(moved[kind]))} {sign} {kind}."
+
+
 def obstacle(forecast: MemoryForecast, free_bytes: int) -> str | None:
     """Why this step must not run here, in words; None where it may. A quarter is kept for what a ledger can't see."""
     needed = int(1.25 * forecast.peak_bytes) + EVENT_BYTES * operations(forecast)
     if needed <= free_bytes:
         return None
     return (
-        f"Not run: the forecast is {format_bytes(forecast.peak_bytes)}, with room for the rest "
-        f"{format_bytes(needed)}, and this machine has {format_bytes(free_bytes)} free. Nothing was allocated. "
-        "The forecast above holds all the same."
+        f"Not run: the forecast is {format_bytes(forecast.peak_bytes)}. With a quarter more for what it can't see, and "
+        f"the ledger's own notes, that is {format_bytes(needed)}; this machine has {format_bytes(free_bytes)} free. "
+        "Nothing was allocated. The forecast above holds all the same."
     )
 
 
@@ -187,12 +266,17 @@ def seconds_here(settings: LabSettings, forecast: MemoryForecast) -> float:
     A transformer layer costs 24 W^2 + 4 T W operations a token forward and twice that backward; the gradient cache runs
     the forward twice.
     """
-    layers, width, _ = SIZES[settings.model]
-    tokens = 2 * settings.batch_size * settings.length
+    layers, width = _layers_and_width(settings.model)
     forwards = 4 if settings.step == "grad_cache" else 3
-    flops = forwards * tokens * layers * (24 * width**2 + 4 * settings.length * width)
-    flops += 6 * settings.batch_size**2 * width
+    a_pair = sum(tokens * layers * (24 * width**2 + 4 * tokens * width) for tokens in settings.lengths)
+    flops = forwards * settings.batch_size * a_pair + 6 * settings.batch_size**2 * width
     return flops / _flops_per_second() + 60e-6 * operations(forecast)
+
+
+@lru_cache(maxsize=64)
+def _layers_and_width(model: str) -> tuple[int, int]:
+    config = bert_config(model) if model in SIZES else config_of(model)
+    return config.num_hidden_layers, config.hidden_size
 
 
 @lru_cache(maxsize=1)

@@ -21,7 +21,7 @@ from gclib.chunking import Chunk
 from gclib.corpus import fingerprint, installed_sources
 from gclib.data import load_pairs, tokenize_pairs, train_tokenizer
 from gclib.encoder import Encoder
-from gclib.lab import LabSettings, forecast_of, loss_of
+from gclib.lab import PRECISIONS, LabSettings, forecast_of, loss_of
 from gclib.ledger import MemoryLedger, record_memory
 from gclib.randomness import RandomState
 from gclib.steps import accumulation_step, grad_cache_step, naive_step
@@ -109,15 +109,17 @@ class LiveRun:
     def _step(self) -> float:
         self.stage = "building the model"
         self._check_stop()
-        self.encoder = Encoder.from_config(self.settings.model)
+        precision = PRECISIONS[self.settings.precision]
+        self.encoder = Encoder.from_config(self.settings.model).to(precision.get("dtype", torch.float32))
         self.stage = "reading texts"
         inputs, self.texts = make_batch(self.settings)
         self._check_stop()
-        optimizer = warm_optimizer(self.encoder)
+        optimizer = warm_optimizer(self.encoder, self.settings.optimizer)
         loss_fn = loss_of(self.settings.tile_size)
         with record_memory(self.encoder, optimizer=optimizer) as self.ledger:
             step, options = step_of(self.settings)
-            loss = step([self.encoder] * 2, inputs, loss_fn, on_phase=self._on_phase, **options)
+            with torch.autocast("cpu", dtype=torch.bfloat16, enabled="autocast" in precision):
+                loss = step([self.encoder] * 2, inputs, loss_fn, on_phase=self._on_phase, **options)
         return loss.item()
 
     def _on_phase(self, phase: str, **place: Any) -> None:
@@ -147,28 +149,29 @@ def step_of(settings: LabSettings) -> tuple[Any, dict[str, Any]]:
         return accumulation_step, {"chunk_size": settings.chunk_size}
     starts = range(0, settings.batch_size, settings.chunk_size)
     rows = [tuple(range(at, min(at + settings.chunk_size, settings.batch_size))) for at in starts]
-    plan = [Chunk(chunk, settings.length) for chunk in rows]
-    return grad_cache_step, {"plan": [plan, plan]}
+    plans = [[Chunk(chunk, length) for chunk in rows] for length in settings.lengths]
+    return grad_cache_step, {"plan": plans, "retain_chunks": settings.retained}
 
 
 def make_batch(settings: LabSettings) -> tuple[list[dict[str, Tensor]], str]:
-    """Queries and passages of (B, length) tokens each, and in words what they are.
+    """Queries and passages, (B, their length) tokens, and in words what they are.
 
     Real pairs where the corpus has been built, random tokens elsewhere. The last column is padding in every row: the
     forecast is of a padded batch.
     """
-    rows, length = settings.batch_size, settings.length
+    rows, lengths = settings.batch_size, settings.lengths
     texts = _real_texts()
-    if texts is None or length < 4:
-        ids = [torch.randint(5, 8_000, (rows, length)) for _ in range(2)]
-        masks = [torch.ones(rows, length, dtype=torch.long) for _ in range(2)]
-        for mask in masks[: length > 1 and 2]:
-            mask[:, -1] = 0
-        return [_tokens(one, mask) for one, mask in zip(ids, masks, strict=True)], "random tokens"
+    if texts is None or min(lengths) < 4:
+        towers = []
+        for length in lengths:
+            mask = torch.ones(rows, length, dtype=torch.long)
+            mask[:, -1] = int(length == 1)
+            towers.append(_tokens(torch.randint(5, 8_000, (rows, length)), mask))
+        return towers, "random tokens"
     pairs, tokenizer = texts
     chosen = [pairs[row % len(pairs)] for row in range(rows)]
-    towers = tokenize_pairs(chosen, tokenizer, query_length=length - 1, passage_length=length - 1)
-    padded = [_widened(tower, length, tokenizer.pad_token_id) for tower in towers]
+    towers = tokenize_pairs(chosen, tokenizer, query_length=lengths[0] - 1, passage_length=lengths[1] - 1)
+    padded = [_widened(t, length, tokenizer.pad_token_id) for t, length in zip(towers, lengths, strict=True)]
     return padded, "real pairs of your own packages"
 
 
@@ -194,9 +197,12 @@ def _texts_in(corpus: Path) -> tuple[list, Any]:
     return pairs, train_tokenizer(pairs)
 
 
-def warm_optimizer(encoder: Encoder) -> torch.optim.Optimizer:
-    """AdamW with the states that it has from its second step on; the weights are as before (rate 0)."""
-    optimizer = torch.optim.AdamW(encoder.parameters(), lr=0.0, weight_decay=0.0)
+def warm_optimizer(encoder: Encoder, name: str = "adamw") -> torch.optim.Optimizer:
+    """The optimizer with the states that it has from its second step on; the weights are as before (rate 0)."""
+    if name == "adamw":
+        optimizer = torch.optim.AdamW(encoder.parameters(), lr=0.0, weight_decay=0.0)
+    else:
+        optimizer = torch.optim.SGD(encoder.parameters(), lr=0.0)
     for parameter in encoder.parameters():
         parameter.grad = torch.zeros_like(parameter)
     optimizer.step()

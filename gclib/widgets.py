@@ -22,24 +22,31 @@ from gclib.forecast import GPU_MEMORY_BYTES, MemoryForecast
 from gclib.lab import LabSettings
 from gclib.live import LiveRun
 from gclib.machine import ram_bytes
+from gclib.presets import PRESETS
 from gclib.timeline import TimelinePicture, picture_of
 from gclib.units import format_bytes
 from gclib.validation import one_of
 
-BATCHES = [2**n for n in range(1, 18)]
+BATCHES = [2**n for n in range(21)]
 CHUNKS = [1, 2, 4, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 512]
+RETAINED = [0, 1, 2, 4, 8, 16, 32, 64, 128]
 LENGTHS = [16, 32, 64, 128, 256, 512]
 TILES = [("dense", 0), *((f"{size:,}", size) for size in (256, 512, 1024, 2048, 4096, 8192, 16384))]
 REDRAW_SECONDS = 0.4  # between two pictures of a run
 PICTURE_INCHES = (7.8, 3.1)
+COMPARED_INCHES = (7.8, 1.7)
+READY = "Run does this step for real on this machine. Memory is checked first."
 
 
 class MemoryLab(widgets.VBox):
-    """Sliders for step, model, batch, chunk, tokens, tiles and budget over the exact forecast; Run and Stop.
+    """Sliders over the exact forecast of a step, and the step itself on a button.
 
-    Attributes, each an ipywidget: step, model, batch_size, chunk_size, length, tile_size, budget (its value: bytes),
-    run, stop, status and forecast (text), picture. `table()` is the lab as text. `wait()` returns when all that
-    was started has ended. The keywords set where the controls start; each must be one of the control's values.
+    Attributes, each an ipywidget: step, model, precision, optimizer, batch_size, chunk_size, retain_chunks,
+    query_length, length (of passages), tile_size, budget (its value: bytes); run, stop, largest (sets the batch to the
+    largest that fits), pin (keeps these settings to compare with); status, forecast, compared (text), code (a program
+    that prints this forecast), picture. `table()` is the lab as text. `wait()` returns when all that was started has
+    ended.
+    The keywords set where the controls start; each must be one of the control's values.
     """
 
     def __init__(
@@ -50,32 +57,50 @@ class MemoryLab(widgets.VBox):
         batch_size: int = 64,
         chunk_size: int = 8,
         length: int = 64,
+        query_length: int | None = None,
         tile_size: int | None = None,
+        retain_chunks: int = 0,
+        precision: str = "float32",
+        optimizer: str = "adamw",
         budget: str = "256 MiB",
     ):
-        self._make_controls(LabSettings(step, model, batch_size, chunk_size, length, tile_size), budget)
+        start = LabSettings(
+            step, model, batch_size, chunk_size, length, tile_size, query_length, retain_chunks, precision, optimizer
+        )
+        self._make_controls(start, budget)
         self._make_outputs()
-        rows = [
-            widgets.HBox([self.step, self.model], layout=_ROW),
-            widgets.HBox([self.batch_size, self.chunk_size], layout=_ROW),
-            widgets.HBox([self.length, self.tile_size], layout=_ROW),
-            widgets.HBox([self.budget], layout=_ROW),
-        ]
-        buttons = widgets.HBox([self.run, self.stop, self.progress], layout=_ROW)
-        super().__init__([*rows, self.forecast, self.picture, buttons, self.status])
-        self.add_class("gclib-memory-lab")
         self._drawing = threading.RLock()
-        self._figure = _Canvas()
+        self._figure, self._bars = _Canvas(), _Bars()
         self._wanted: LabSettings | None = None
         self._fitter: threading.Thread | None = None
         self._watcher: threading.Thread | None = None
         self._live: LiveRun | None = None
         self._confirmed: LabSettings | None = None
+        self._pinned: LabSettings | None = None
+        super().__init__(self._rows())
+        self.add_class("gclib-memory-lab")
         for control in self.controls:
             control.observe(self._on_move, names="value")
         self.run.on_click(lambda _: self._on_run())
         self.stop.on_click(lambda _: self._on_stop())
+        self.largest.on_click(lambda _: self._on_largest())
+        self.pin.observe(lambda _: self._on_pin(), names="value")
         self.refresh()
+
+    def _rows(self) -> list[widgets.Widget]:
+        pairs = [
+            (self.step, self.model),
+            (self.batch_size, self.chunk_size),
+            (self.query_length, self.length),
+            (self.retain_chunks, self.tile_size),
+            (self.precision, self.optimizer),
+            (self.budget,),
+            (self.run, self.stop, self.progress),
+            (self.largest, self.pin),
+        ]
+        *above, buttons, more = [widgets.HBox(list(row), layout=_ROW) for row in pairs]
+        code = widgets.Accordion([self.code], titles=("This forecast as code",), selected_index=None)
+        return [*above, self.forecast, self.picture, self.compared, buttons, more, self.status, code]
 
     @property
     def controls(self) -> tuple[widgets.Widget, ...]:
@@ -85,8 +110,12 @@ class MemoryLab(widgets.VBox):
             self.model,
             self.batch_size,
             self.chunk_size,
+            self.query_length,
             self.length,
+            self.retain_chunks,
             self.tile_size,
+            self.precision,
+            self.optimizer,
             self.budget,
         )
 
@@ -109,22 +138,29 @@ class MemoryLab(widgets.VBox):
             self.chunk_size.value,
             self.length.value,
             self.tile_size.value or None,
+            self.query_length.value or None,
+            self.retain_chunks.value,
+            self.precision.value,
+            self.optimizer.value,
         )
 
     def refresh(self) -> None:
         """Bring text and picture up to the controls; a law not known yet is read off in a thread, in words."""
         self.chunk_size.disabled = self.step.value == "naive"
+        self.retain_chunks.disabled = self.step.value != "grad_cache"
         try:
             settings = self.settings()
         except ValueError as error:
-            self._say_forecast(f"No forecast: {error}.")
+            self._clear(f"No forecast: {error}. {lab.TILES_REASON}")
             return
+        self.code.value = settings.as_code()
         if lab.is_ready(settings):
             self._draw(settings)
             return
-        self._say_forecast(
-            f"Reading off the memory law of the {settings.model} model at {settings.length} tokens. This takes some "
-            "seconds, once; then every batch and chunk answers at once."
+        tokens = " and ".join(str(length) for length in sorted(set(settings.lengths)))
+        self._clear(
+            f"Reading off the memory law of the {settings.model} model at {tokens} tokens. This takes some seconds, "
+            "once; then every batch and chunk answers at once."
         )
         self._wanted = settings
         if self._fitter is None or not self._fitter.is_alive():
@@ -140,7 +176,10 @@ class MemoryLab(widgets.VBox):
 
     def table(self) -> str:
         """The lab as text: the settings, the advice, the peak of each phase and kind, and the last run of them."""
-        settings = self.settings()
+        try:
+            settings = self.settings()
+        except ValueError as error:
+            return f"No forecast: {error}. {lab.TILES_REASON}"
         forecast, budget = lab.forecast_of(settings), self.budget.value
         picture = picture_of(forecast.timeline)
         phases = [[span.label.replace("\n", " "), format_bytes(peak)] for span, peak in picture.span_peaks()]
@@ -153,16 +192,27 @@ class MemoryLab(widgets.VBox):
         ]
         if self._live is not None and self._live.settings == settings and self._live.result is not None:
             parts.append(_told(self._live, forecast))
+        if self._pinned is not None:
+            parts.append(lab.compared(self._pinned, settings))
         return "\n\n".join(parts)
 
     def _make_controls(self, start: LabSettings, budget: str) -> None:
         steps = [(words, step) for step, words in lab.STEP_WORDS.items()]
         self.step = _dropdown("Step", steps, start.step, "How the gradient is computed")
-        self.model = _slider("Model", list(SIZES), start.model, "Size of the encoder, from 2 x 32 to 12 x 768")
+        models = [(_model_label(name), name) for name in lab.MODELS]
+        self.model = _dropdown("Model", models, start.model, "The encoder: a size of BERT, or a published one's config")
         self.batch_size = _slider("Batch", _numbers(BATCHES), start.batch_size, "Queries whose passages are contrasted")
         self.chunk_size = _slider("Chunk", _numbers(CHUNKS), start.chunk_size, "Rows that are encoded at once")
-        self.length = _slider("Tokens", _numbers(LENGTHS), start.length, "Tokens that every text is padded to")
+        same = [("same", 0), *_numbers(LENGTHS)]
+        self.query_length = _slider("Queries", same, start.query_length or 0, "Tokens of a query; same: as a passage")
+        self.length = _slider("Passages", _numbers(LENGTHS), start.length, "Tokens that every passage is padded to")
         self.tile_size = _slider("Tiles", TILES, start.tile_size or 0, "Side of a tile of logits; dense: all at once")
+        kept = "Chunks whose graph is kept, and which are encoded once"
+        self.retain_chunks = _slider("Retained", _numbers(RETAINED), start.retain_chunks, kept)
+        precisions = [(name, name) for name in lab.PRECISIONS]
+        self.precision = _dropdown("Numbers", precisions, start.precision, "Precision of weights and activations")
+        optimizers = [("AdamW", "adamw"), ("SGD, no momentum", "sgd")]
+        self.optimizer = _dropdown("Optimizer", optimizers, start.optimizer, "Whose states are there during the step")
         budgets = list(lab.BUDGETS.items())
         one_of("budget", budget, tuple(lab.BUDGETS))
         self.budget = _slider("Budget", budgets, lab.BUDGETS[budget], "Memory of the card, whether you own it or not")
@@ -175,14 +225,66 @@ class MemoryLab(widgets.VBox):
         self.run = _button("Run", "Run this step for real on this machine", "play")
         self.stop = _button("Stop", "End the run before its next chunk", "stop")
         self.stop.disabled = True
+        self.largest = _button("Largest batch", "Set the batch to the largest one that fits the budget", "arrows-h")
+        self.pin = widgets.ToggleButton(
+            description="Compare", icon="thumb-tack", tooltip="Keep these settings, and compare others with them"
+        )
+        self.pin.add_class("gclib-compare")
+        self.compared = widgets.HTML()
+        self.compared.add_class("gclib-compared")
+        self.code = widgets.Textarea(disabled=True, layout={"width": "100%", "height": "17em"})
+        self.code.add_class("gclib-code")
         self.progress = widgets.IntProgress(0, 0, 1, tooltip="Pieces of the step that are done")
         self.status = widgets.HTML()
         self.status.add_class("gclib-status")
-        self._say("Run does this step for real on this machine. Memory is checked first.")
+        self._say(READY)
 
     def _on_move(self, _: Any) -> None:
         self._confirmed = None
+        if self._watcher is None or not self._watcher.is_alive():
+            self._say(READY)  # what was said of other settings does not stay beside these
         self.refresh()
+
+    def _on_pin(self) -> None:
+        """Keep what the controls say, or let go of it."""
+        try:
+            self._pinned = self.settings() if self.pin.value else None
+        except ValueError as error:
+            self._say(f"Nothing to compare with: {error}.")
+        self._compare()
+
+    def _compare(self) -> None:
+        """The pinned settings and these, in words and as two bars."""
+        if self._pinned is None:
+            self.compared.value = ""
+            return
+        now = self.settings()
+        if not (lab.is_ready(self._pinned) and lab.is_ready(now)):
+            return
+        said = lab.compared(self._pinned, now)
+        peaks = {"pinned": lab.forecast_of(self._pinned).at_peak(), "now": lab.forecast_of(now).at_peak()}
+        picture = _image(self._bars.render(peaks), said, COMPARED_INCHES)
+        self.compared.value = f'<div aria-live="polite">{html.escape(said)}</div>{picture}'
+
+    def _on_largest(self) -> None:
+        """Set the batch slider to its last place that fits, and say the exact number."""
+        try:
+            settings = self.settings()
+        except ValueError as error:
+            self._say(f"No largest batch: {error}.")
+            return
+        if not lab.is_ready(settings):
+            self._say("The forecast is not there yet. Press again when it is.")
+            return
+        most, name = lab.largest_that_fits(settings, self.budget.value), self.budget_name
+        if most == 0:
+            self._say(f"Not even one pair fits within {name}: look at what the forecast says to change.")
+            return
+        self.batch_size.value = max(size for size in BATCHES if size <= most)
+        reached = " (more is not forecast here)" if most == lab.most_forecast(settings) else ""
+        self._say(
+            f"The largest batch within {name} is {most:,}{reached}; the slider stands on {self.batch_size.label}."
+        )
 
     def _fit(self) -> None:
         """Read off laws until the controls rest on one that is known. Runs in its own thread."""
@@ -209,8 +311,14 @@ class MemoryLab(widgets.VBox):
             alt = plots.describe_timeline(picture, card_bytes=budget, card_name=card)
             if run is not None:
                 alt += f" {_told(run, forecast)}"
-            self.picture.value = _image(png, alt)
+            self.picture.value = _image(png, alt, PICTURE_INCHES)
+            self._compare()
         self._say_forecast(lab.advice(settings, forecast, budget, name))
+
+    def _clear(self, text: str) -> None:
+        """No forecast, and why: no picture of other settings stays beside the words."""
+        self.picture.value = self.code.value = ""
+        self._say_forecast(text)
 
     def _on_run(self) -> None:
         if self._watcher is not None and self._watcher.is_alive():
@@ -301,6 +409,24 @@ class _Canvas:
         return png.getvalue()
 
 
+class _Bars:
+    """Two peaks by kind, one bar each."""
+
+    def __init__(self) -> None:
+        with plots.style():
+            self.figure = Figure(figsize=COMPARED_INCHES, layout="none")
+            self.canvas = FigureCanvasAgg(self.figure)
+
+    def render(self, peaks: dict[str, dict[str, int]]) -> bytes:
+        """The bars as a PNG."""
+        png = io.BytesIO()
+        with plots.style():
+            self.figure.clear()
+            plots.plot_peaks(self.figure.add_axes((0.085, 0.3, 0.72, 0.66)), peaks)
+            self.canvas.print_png(png, pil_kwargs={"compress_level": 1})
+        return png.getvalue()
+
+
 _ROW = widgets.Layout(flex_flow="row wrap", align_items="center")
 _WIDE = widgets.Layout(width="370px")
 _STYLE = {"description_width": "60px"}
@@ -316,23 +442,33 @@ def _slider(label: str, options: list, value: Any, tooltip: str) -> widgets.Sele
 
 
 def _dropdown(label: str, options: list, value: Any, tooltip: str) -> widgets.Dropdown:
-    return widgets.Dropdown(
+    one_of(label.lower(), value, [option[1] for option in options])
+    menu = widgets.Dropdown(
         options=options, value=value, description=label, tooltip=tooltip, style=_STYLE, layout=_WIDE
     )
+    menu.add_class(f"gclib-{label.lower()}")
+    return menu
 
 
 def _button(label: str, tooltip: str, icon: str) -> widgets.Button:
     button = widgets.Button(description=label, tooltip=tooltip, icon=icon)
-    button.add_class(f"gclib-{label.lower()}")
+    button.add_class(f"gclib-{label.lower().replace(' ', '-')}")
     return button
+
+
+def _model_label(name: str) -> str:
+    if name in SIZES:
+        layers, width, _ = SIZES[name]
+        return f"{name} ({layers} × {width})"
+    return f"{name} ({PRESETS[name].parameters / 1e6:,.0f} M)"
 
 
 def _numbers(values: list[int]) -> list[tuple[str, int]]:
     return [(f"{value:,}", value) for value in values]
 
 
-def _image(png: bytes, alt: str) -> str:
-    width, height = (round(100 * inches) for inches in PICTURE_INCHES)
+def _image(png: bytes, alt: str, inches: tuple[float, float]) -> str:
+    width, height = (round(100 * side) for side in inches)
     encoded = base64.b64encode(png).decode("ascii")
     source = f"data:image/png;base64,{encoded}"
     return f'<img alt="{html.escape(alt)}" width="{width}" height="{height}" src="{source}">'

@@ -1,12 +1,15 @@
 """The memory lab: what its controls do, what a run leaves behind, and that nothing a slider does raises."""
 
+import gc
 import random
 import re
 import time
+from dataclasses import replace
 from html import unescape
 
 import ipywidgets
 import numpy as np
+import psutil
 import pytest
 import torch
 
@@ -71,6 +74,10 @@ def test_every_control_that_matters_changes_the_forecast(memory_lab):
         (memory_lab.batch_size, 128),
         (memory_lab.length, 32),
         (memory_lab.budget, lab.BUDGETS["64 MiB"]),
+        (memory_lab.query_length, 16),
+        (memory_lab.retain_chunks, 2),
+        (memory_lab.precision, "pure bf16"),
+        (memory_lab.optimizer, "sgd"),
         (memory_lab.step, "naive"),
         (memory_lab.model, "mini"),
     ]:
@@ -78,7 +85,7 @@ def test_every_control_that_matters_changes_the_forecast(memory_lab):
         control.value = value
         memory_lab.wait()
         assert (memory_lab.forecast.value, memory_lab.picture.value) != (words, picture)
-    assert memory_lab.settings() == LabSettings("naive", "mini", 128, 8, 32)
+    assert memory_lab.settings() == LabSettings("naive", "mini", 128, 8, 32, None, 16, 2, "pure bf16", "sgd")
 
 
 def test_a_law_not_known_yet_is_announced_and_then_drawn(memory_lab, monkeypatch):
@@ -108,13 +115,25 @@ def test_50_random_moves_of_all_controls_raise_nothing(memory_lab):
 
 
 @pytest.mark.slow
-def test_50_random_moves_that_are_each_drawn_raise_nothing(memory_lab):
-    draw = random.Random(2)
-    memory_lab.model.options, memory_lab.length.options = ["tiny"], [("16", 16), ("32", 32)]
-    for _ in range(50):
+def test_1000_random_moves_that_are_each_drawn_raise_nothing_and_leak_nothing(memory_lab):
+    draw, process = random.Random(2), psutil.Process()
+    memory_lab.model.options = [("tiny", "tiny")]
+    memory_lab.length.options, memory_lab.query_length.options = [("16", 16), ("32", 32)], [("same", 0), ("16", 16)]
+    memory_lab.tile_size.options = [("dense", 0), ("1,024", 1024)]
+    memory_lab.precision.options = [("float32", "float32"), ("bf16 autocast", "bf16 autocast")]
+    for number in range(1000):
         move(memory_lab, draw)
         memory_lab.wait()
         assert text_of(memory_lab.forecast).startswith("Peak ") or memory_lab.tile_size.value
+        if draw.random() < 0.05:
+            draw.choice(
+                [memory_lab.largest.click, lambda: setattr(memory_lab.pin, "value", not memory_lab.pin.value)]
+            )()
+        if number == 400:  # laws read off, caches filled
+            gc.collect()
+            settled = process.memory_info().rss
+    gc.collect()
+    assert process.memory_info().rss <= 1.05 * settled
 
 
 @pytest.mark.parametrize("step", list(lab.STEP_WORDS))
@@ -130,6 +149,70 @@ def test_the_largest_of_everything_is_forecast_refused_in_words_and_allocates_no
     assert "Not run: the forecast is" in text_of(memory_lab.status)
     assert "Nothing was allocated" in text_of(memory_lab.status)
     assert memory_lab.live is None and not memory_lab.run.disabled
+
+
+def test_the_largest_batch_of_all_answers_in_tib(memory_lab):
+    memory_lab.batch_size.value = 2**20
+    assert re.search(r"Peak [\d.]+ TiB", text_of(memory_lab.forecast))
+
+
+def test_find_the_largest_batch(memory_lab):
+    memory_lab.budget.value = lab.BUDGETS["64 MiB"]
+    memory_lab.largest.click()
+    said = re.search(r"The largest batch within 64 MiB is ([\d,]+)", text_of(memory_lab.status))
+    most, settings = int(said[1].replace(",", "")), memory_lab.settings()
+    at, beyond = (forecast_of(replace(settings, batch_size=size)).peak_bytes for size in (most, most + 1))
+    assert at <= lab.BUDGETS["64 MiB"] < beyond
+    assert settings.batch_size <= most < 2 * settings.batch_size
+
+
+def test_where_no_batch_fits_that_is_said(memory_lab, monkeypatch):
+    monkeypatch.setattr(lab, "largest_that_fits", lambda settings, budget: 0)
+    memory_lab.largest.click()
+    assert "Not even one pair fits within 256 MiB" in text_of(memory_lab.status)
+    assert memory_lab.batch_size.value == 16
+
+
+def test_compare_two_settings(memory_lab):
+    before = memory_lab.settings()
+    memory_lab.pin.value = True
+    assert "the same to the byte" in text_of(memory_lab.compared)
+    memory_lab.chunk_size.value = 16
+    now, words = memory_lab.settings(), text_of(memory_lab.compared)
+    assert before.described() in words and "times as much" in words and "more activations" in words
+    assert words in memory_lab.table() and format_bytes(forecast_of(now).peak_bytes) in words
+    memory_lab.pin.value = False
+    assert memory_lab.compared.value == ""
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{}, {"step": "naive"}, {"retain_chunks": 2, "query_length": 8}, {"precision": "pure bf16"}, {"tile_size": 8}],
+)
+def test_the_forecast_as_code_gives_the_same_forecast(change, capsys):
+    settings, names = replace(LabSettings(**TINY, batch_size=16, chunk_size=4), **change), {}
+    exec(settings.as_code(), names)
+    assert names["forecast"].peak_bytes == forecast_of(settings).peak_bytes
+    assert f"{names['forecast'].peak_bytes:,} bytes" in capsys.readouterr().out
+
+
+def test_the_code_follows_the_controls(memory_lab):
+    memory_lab.chunk_size.value = 16
+    assert memory_lab.code.value == memory_lab.settings().as_code()
+
+
+def test_words_about_other_settings_do_not_stay(memory_lab):
+    memory_lab.run.click()
+    memory_lab.wait()
+    assert text_of(memory_lab.status).startswith("Finished")
+    memory_lab.chunk_size.value = 16
+    assert text_of(memory_lab.status) == widgets.READY
+
+
+def test_every_published_model_has_a_forecast_estimate_of_time():
+    forecast = forecast_of(LabSettings(**TINY))
+    for model in lab.MODELS:
+        assert lab.seconds_here(LabSettings(model=model), forecast) > 0
 
 
 def test_too_many_tiles_are_refused_in_words(memory_lab):
@@ -190,6 +273,15 @@ def test_the_table_says_what_the_picture_says(memory_lab):
 
 
 # --- the run --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("precision", list(lab.PRECISIONS))
+@pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
+@pytest.mark.parametrize("step", list(lab.STEP_WORDS))
+def test_a_run_in_every_precision_takes_what_was_forecast(step, precision, optimizer):
+    settings = LabSettings(step, "tiny", 7, 3, 16, None, 8, 1, precision, optimizer)
+    result = LiveRun(settings).run()
+    assert (result.ending, result.peak_bytes) == ("finished", forecast_of(settings).peak_bytes), result.error
 
 
 @pytest.mark.parametrize("tile_size", [None, 5])
