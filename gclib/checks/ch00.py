@@ -10,13 +10,18 @@ from .judging import Inputs
 
 
 def _matrix(rng: np.random.Generator) -> Inputs:
-    shape = tuple(int(side) for side in rng.integers(3, 5000, size=2))
+    shape = tuple(int(side) for side in rng.integers(3, 3000, size=2))
     return {"shape": shape, "bits": int(rng.choice([16, 32, 64]))}
 
 
 def _activations(rng: np.random.Generator) -> Inputs:
-    shape = tuple(int(side) for side in rng.integers(2, 300, size=4))
+    shape = tuple(int(side) for side in rng.integers(2, 50, size=4))
     return {"shape": shape, "bits": int(rng.choice([8, 16, 32]))}
+
+
+def _packed(rng: np.random.Generator) -> Inputs:
+    """Numbers smaller than a byte, a whole number of bytes together."""
+    return {"shape": (int(rng.integers(3, 300)), 8 * int(rng.integers(2, 90))), "bits": int(rng.choice([1, 4]))}
 
 
 def _one_number(rng: np.random.Generator) -> Inputs:
@@ -29,9 +34,10 @@ tensor_bytes = Exercise(
     spec="the bytes of a tensor of this shape whose numbers take this many bits each (an int).",
     line_budget=2,
     oracle=lambda shape, bits: math.prod(shape) * bits // 8,
-    makers=(_matrix, _activations, _one_number),
+    makers=(_matrix, _activations, _one_number, _packed),
     rtol=0,
     atol=0,
+    whole=True,
     misconceptions=(
         Misconception(
             "bits, not bytes",
@@ -47,6 +53,17 @@ tensor_bytes = Exercise(
             "sides added",
             "It looks as if the sides of the shape are added: a table of 3 by 5 holds 15 numbers, not 8.",
             lambda shape, bits: sum(shape) * bits // 8,
+        ),
+        Misconception(
+            "first side only",
+            "It looks as if only the first side of the shape counts: a table holds a number for each row and column.",
+            lambda shape, bits: shape[0] * bits // 8,
+        ),
+        Misconception(
+            "bytes of one number rounded down",
+            "Right for whole bytes. It looks as if bits // 8 comes first, which is 0 for numbers smaller than a byte: "
+            "multiply first, then divide.",
+            lambda shape, bits: math.prod(shape) * (bits // 8),
         ),
         Misconception(
             "always four bytes",
@@ -85,6 +102,7 @@ peak_bytes = Exercise(
     makers=(_timeline,),
     rtol=0,
     atol=0,
+    whole=True,
     misconceptions=(
         Misconception(
             "peaks of the kinds added",
@@ -106,6 +124,16 @@ peak_bytes = Exercise(
             "one kind alone",
             "That is the largest entry of the table, one kind alone: at each moment the kinds add up.",
             lambda kind_bytes: int(kind_bytes.max()),
+        ),
+        Misconception(
+            "down the columns",
+            "It looks as if each kind is added up over all moments: rows are moments, so add along a row.",
+            lambda kind_bytes: int(kind_bytes.sum(dim=0).max()),
+        ),
+        Misconception(
+            "where the peak is, not how high",
+            "That is the number of the moment at which the peak stands: its bytes are asked for.",
+            lambda kind_bytes: int(kind_bytes.sum(dim=1).argmax()),
         ),
         Misconception(
             "the mean, not the peak",

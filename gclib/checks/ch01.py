@@ -51,6 +51,11 @@ chance_loss = Exercise(
             lambda batch_size, hard_negatives: math.log(batch_size + hard_negatives),
         ),
         Misconception(
+            "only the hard negatives",
+            "That is log(B K): the B positives of the batch are among the passages too.",
+            lambda batch_size, hard_negatives: math.log(batch_size * hard_negatives),
+        ),
+        Misconception(
             "positive left out",
             "That is log(N - 1): the positive is in the denominator too.",
             lambda batch_size, hard_negatives: math.log(batch_size * (1 + hard_negatives) - 1),
@@ -128,6 +133,7 @@ info_nce = Exercise(
     oracle=_reference_info_nce,
     makers=(_ordinary_reps, _sharp_reps),
     differentiable=True,
+    without=frozenset({"contrastive_loss", "ContrastiveLoss"}),
     atol=1e-3,  # logits of 200 carry float32 rounding of 1e-5 each
     gradient_error=1e-2,
     misconceptions=(
@@ -167,6 +173,17 @@ info_nce = Exercise(
             "positive left out of the denominator",
             "It looks as if the denominator holds the negatives only: the positive belongs to it too.",
             _without_positive,
+        ),
+        Misconception(
+            "both directions",
+            "That is the symmetric loss: the mean of rows and columns. Equation (1) asks the queries only.",
+            lambda q, p, t: (_cross_entropy(_logits(q, p, t)) + _cross_entropy(_logits(q, p, t).T)) / 2,
+        ),
+        Misconception(
+            "normalised once more",
+            "The value is right because these representations have length 1 already, but F.normalize takes a part of "
+            "the gradient away: the loss takes representations as they are.",
+            lambda q, p, t: _cross_entropy(_logits(F.normalize(q, dim=1), F.normalize(p, dim=1), t)),
         ),
         Misconception(
             "softmax twice",
@@ -233,6 +250,11 @@ labels_with_hard_negatives = Exercise(
             "counted from one",
             "Those are one too far to the right: columns are counted from 0.",
             lambda batch_size, hard_negatives: torch.arange(batch_size) * (1 + hard_negatives) + 1,
+        ),
+        Misconception(
+            "hard negatives skipped once",
+            "Those are consecutive columns, moved by K: every query brings K hard negatives, so the steps are 1 + K.",
+            lambda batch_size, hard_negatives: torch.arange(batch_size) + hard_negatives,
         ),
         Misconception(
             "place within the group",
@@ -328,9 +350,38 @@ def _mask_with_whole_groups(queries: list[str], passages: list[str]) -> Tensor:
     )
 
 
+def _mask_of_twin_groups(queries: list[str], passages: list[str]) -> Tensor:
+    """All passages of other queries with the same text, and no other."""
+    return _mask(queries, passages, lambda i, j, group: j // group != i and queries[j // group] == queries[i])
+
+
+def _mask_of_same_groups(queries: list[str], passages: list[str]) -> Tensor:
+    """All passages of every query with the same text, but for the query's own positive."""
+    return _mask(queries, passages, lambda i, j, group: j != i * group and queries[j // group] == queries[i])
+
+
+def _mask_without_own_text(queries: list[str], passages: list[str]) -> Tensor:
+    return _mask(
+        queries,
+        passages,
+        lambda i, j, group: passages[j] != passages[i * group] and _is_right(queries, passages, i, j, group),
+    )
+
+
 def _mask_of_column_i(queries: list[str], passages: list[str]) -> Tensor:
     """Right but for one thing: passage i is taken for the positive of query i."""
     return _mask(queries, passages, lambda i, j, group: j != i and _is_right(queries, passages, i, j, 1))
+
+
+def _texts_of_first_difference(expected: Tensor, got: object, queries: list[str], passages: list[str]) -> str:
+    if not isinstance(got, Tensor) or got.shape != expected.shape or got.dtype != expected.dtype:
+        return ""
+    i, j = (expected != got).nonzero()[0].tolist()
+    own = i * (len(passages) // len(queries))
+    return (
+        f"Query {i} is {queries[i]!r}, its own positive, passage {own}, is {passages[own]!r}; passage {j} is "
+        f"{passages[j]!r}."
+    )
 
 
 false_negative_mask = Exercise(
@@ -341,6 +392,7 @@ false_negative_mask = Exercise(
     line_budget=8,
     oracle=_reference_mask,
     makers=(_texts_with_twins, _texts_without_hard_negatives),
+    note=_texts_of_first_difference,
     misconceptions=(
         Misconception(
             "positive masked",
@@ -373,6 +425,24 @@ false_negative_mask = Exercise(
             "hard negatives of a twin masked",
             "For a query that is asked twice, the other's hard negatives are masked too: only its positive is right.",
             _mask_with_whole_groups,
+        ),
+        Misconception(
+            "whole group of a twin masked",
+            "For a query that is asked twice, the other's whole group is masked: only its positive is right, its hard "
+            "negatives are wrong answers. And texts are to be compared, wherever they stand.",
+            _mask_of_twin_groups,
+        ),
+        Misconception(
+            "own hard negatives masked",
+            "Whole groups are masked, the query's own hard negatives among them: those are wrong answers. Compare the "
+            "texts of passages.",
+            _mask_of_same_groups,
+        ),
+        Misconception(
+            "own text spared everywhere",
+            "No passage with the text of the query's own positive is masked. Only the one in column i * (1 + K) stays: "
+            "the same text elsewhere is a false negative.",
+            _mask_without_own_text,
         ),
         Misconception(
             "positive looked for in column i",
