@@ -153,10 +153,10 @@ def encoder_cost(encoder: nn.Module) -> EncoderCost:
 
     found = {width: counts(2, width) for width in WIDTHS}
     laws = [FlopsLaw.through({width: count[n] // 2 for width, count in found.items()}) for n in (0, 1)]
-    width = WIDTHS[-1]
-    if any(law.at(rows, width) != counts(rows, width)[n] for rows in (1, 3) for n, law in enumerate(laws)):
-        raise refuse("encoder", "must cost FLOPs that are linear in the rows", "one where rows cost unlike")
-    return EncoderCost(*laws, dimensions=found[width][2])
+    for rows in (1, 3):
+        if counts(rows, WIDTHS[-1])[:2] != tuple(law.at(rows, WIDTHS[-1]) for law in laws):
+            raise refuse("encoder", "must cost FLOPs that are linear in the rows", f"others for {rows} of them")
+    return EncoderCost(*laws, dimensions=found[WIDTHS[0]][2])
 
 
 def forecast_flops(
@@ -257,6 +257,19 @@ def median_ratio(seconds: Sequence[float], others: Sequence[float]) -> float:
     if not seconds or len(seconds) != len(others):
         raise refuse("others", f"must hold as many rounds as seconds, {len(seconds)} and not none", len(others))
     return statistics.median(one / other for one, other in zip(seconds, others, strict=True))
+
+
+def page_faults() -> int | None:
+    """Pages of memory that the system has handed to this process so far (none read from disk); None on Windows.
+
+    A tensor on memory that was given back before is handed new pages, cleared, on first touch: that takes time which no
+    FLOP shows.
+    """
+    try:
+        import resource
+    except ImportError:
+        return None
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
 
 
 def plan_step(

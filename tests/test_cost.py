@@ -19,6 +19,7 @@ from gclib.cost import (
     encoder_cost,
     forecast_flops,
     median_ratio,
+    page_faults,
     plan_step,
     seconds_by_round,
     time_ratio,
@@ -271,6 +272,13 @@ def test_calls_take_turns_and_the_warm_up_is_not_timed():
     assert "".join(order) == "ab" * 4
     assert {name: len(times) for name, times in seconds.items()} == {"a": 3, "b": 3}
     assert median_ratio([1.0, 9.0, 4.0], [2.0, 3.0, 4.0]) == 1.0
+
+
+def test_page_faults_count_fresh_memory():
+    if (before := page_faults()) is None:
+        pytest.skip("this system does not count page faults")
+    fresh = bytearray(64 * 2**20)
+    assert len(fresh) and page_faults() > before
 
 
 # --- refusals -------------------------------------------------------------------------------------------------
