@@ -7,20 +7,34 @@ while they run in `gclib.forecast` and `gclib.ledger`. The training core loads n
 from gclib.chunking import Chunk, plan_chunks
 from gclib.distance import distance_cache_step
 from gclib.encoder import Encoder
-from gclib.forecast import GPU_MEMORY_BYTES, MemoryForecast, choose_retained, forecast_step, largest_batch
+from gclib.forecast import (
+    GPU_MEMORY_BYTES,
+    MemoryForecast,
+    choose_retained,
+    forecast_step,
+    largest_batch,
+    largest_chunk,
+)
 from gclib.ledger import MemoryLedger, record_memory
 from gclib.losses import ContrastiveLoss, contrastive_loss
+from gclib.planning import StepPlan, best_plan
+from gclib.presets import PRESETS, config_of
 from gclib.randomness import RandomState
 from gclib.steps import accumulation_step, grad_cache_step, naive_step
 from gclib.tiled import tiled_contrastive_loss
 
 __all__ = [
     "GPU_MEMORY_BYTES",
+    "PRESETS",
     "MemoryForecast",
     "MemoryLedger",
+    "StepPlan",
+    "best_plan",
     "choose_retained",
+    "config_of",
     "forecast_step",
     "largest_batch",
+    "largest_chunk",
     "record_memory",
     "tiled_contrastive_loss",
     "Chunk",

@@ -83,6 +83,15 @@ class Encoder(nn.Module):
         """Whether `forward` takes pixel_values (rows, channels, height, width) and not token ids."""
         return getattr(self.model, "main_input_name", "input_ids") == "pixel_values"
 
+    def checkpoint_activations(self) -> "Encoder":
+        """From now on keep each layer's input alone, and compute the rest again in the backward; returns the encoder.
+
+        Chen et al. 2016 (arXiv 1604.06174).
+        """
+        renamed = getattr(self.model, "activation_checkpointing_enable", None)  # the name in newer transformers
+        (renamed or self.model.gradient_checkpointing_enable)()
+        return self
+
     def forward(
         self, input_ids: Tensor | None = None, attention_mask: Tensor | None = None, **model_inputs: Tensor
     ) -> Tensor:

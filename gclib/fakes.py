@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from gclib.encoder import Encoder, config_for, pooling_for
+from gclib.lawfiles import LawFiles
 from gclib.laws import FakeStep, fake_copy
 from gclib.losses import ContrastiveLoss
 from gclib.validation import one_of, refuse
@@ -114,21 +115,20 @@ def _signature(module: Any) -> str:
 @lru_cache(maxsize=16)
 def _from_configs(configs: Keyed, built: Built, loss: Keyed, autocast: Any) -> FakeStep:
     given, loss_fn = configs.take(), loss.take()
+    files = LawFiles(f"{configs.text} {built} {autocast}", loss.text if isinstance(loss_fn, nn.Module) else None)
 
     def make(mode: Any) -> tuple[list[nn.Module], Any]:
         fakes = [fake_copy(_on_meta(*each, built), mode) for each in zip(given, built.poolings, strict=True)]
         return [fakes[0], fakes[-1]], fake_copy(loss_fn, mode)
 
-    return FakeStep(make, autocast)
+    return FakeStep(make, autocast, files)
 
 
 def _on_meta(config: Any, pooling: str, built: Built) -> Encoder:
     """An encoder in training mode that takes no memory."""
     with torch.device("meta"):
         encoder = Encoder.from_config(config, pooling=pooling).to(built.dtype).train()
-    if built.gradient_checkpointing:
-        encoder.model.gradient_checkpointing_enable()
-    return encoder
+    return encoder.checkpoint_activations() if built.gradient_checkpointing else encoder
 
 
 @lru_cache(maxsize=16)

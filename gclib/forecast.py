@@ -151,7 +151,23 @@ def largest_batch(step: str, *, budget_bytes: int, largest: int = 2**20, **same:
     def fits(batch_size: int) -> bool:
         return forecast_step(step, batch_size=batch_size, **same).peak_bytes <= budget_bytes
 
-    return _last_true(fits, positive_int("largest", largest))
+    return last_true(fits, positive_int("largest", largest))
+
+
+def largest_chunk(step: str = "grad_cache", *, budget_bytes: int, batch_size: int, **same: Any) -> int:
+    """The largest chunk_size, up to the tower with the most rows, whose forecast stays within budget_bytes; 0 for none.
+
+    step: "grad_cache" or "accumulation". `same`: the other arguments of `forecast_step`, without chunk_size.
+    """
+    positive_int("budget_bytes", budget_bytes)
+    one_of("step", step, ("grad_cache", "accumulation"))
+    most = batch_size * (1 + same.get("negatives", 0)) if step == "grad_cache" else batch_size
+
+    def fits(chunk_size: int) -> bool:
+        given = {"batch_size": batch_size, "chunk_size": chunk_size, **same}
+        return forecast_step(step, **given).peak_bytes <= budget_bytes
+
+    return last_true(fits, most)
 
 
 def choose_retained(budget_bytes: int, **same: Any) -> int:
@@ -167,7 +183,7 @@ def choose_retained(budget_bytes: int, **same: Any) -> int:
     def fits(retained: int) -> bool:
         return forecast_step("grad_cache", **same, retain_chunks=retained).peak_bytes <= budget_bytes
 
-    return _last_true(fits, _count_chunks(**same))
+    return last_true(fits, _count_chunks(**same))
 
 
 class _Assembly:
@@ -193,8 +209,8 @@ class _Assembly:
         """The naive step, or accumulation: first chunk, like later chunks, a short last one."""
         queries = self.rows[0]
         if step == "naive":
-            for segment, events in self.fake.whole(step, queries, negatives, self.widths):
-                self.add(segment.phase, events, tower=segment.tower, rows=queries)
+            for place, events in self.fake.whole(step, queries, negatives, self.widths):
+                self.add(place.phase, events, tower=place.tower, rows=queries)
             return self.timeline
         self.entry()
         size = min(chunk_size, queries)
@@ -207,11 +223,9 @@ class _Assembly:
 
     def add_chunks(self, pieces: list, rows: int, repeats: int) -> None:
         """Accumulation's chunk, piece after piece; later chunks leave nothing behind, so one stands for all."""
-        for segment, events in pieces:
-            single = Segment(
-                segment.phase, segment.tower, segment.chunk, rows, repeats, self.now + events, 0 * events[-1]
-            )
-            self.timeline.append(single)
+        for place, events in pieces:
+            held = self.now + events
+            self.timeline.append(Segment(place.phase, place.tower, place.chunk, rows, repeats, held, 0 * events[-1]))
             self.now = self.now + events[-1]
 
     def grad_cache(self, sizes: Sequence[int], retain: int) -> list[Segment]:
@@ -366,7 +380,7 @@ def _check_kinds_of_input(fake: FakeStep, lengths: Sequence[Any]) -> None:
             raise refuse(name, "must be a number of tokens, or one a row, for a tower that reads tokens", length)
 
 
-def _last_true(fits: Any, largest: int) -> int:
+def last_true(fits: Any, largest: int) -> int:
     """The largest n up to `largest` with fits(n), for a fits that turns from True to False once; 0 where none."""
     low, high = 0, 1
     while high <= largest and fits(high):

@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from gclib.chunking import Chunk
+from gclib.lawfiles import LawFiles
 from gclib.ledger import KINDS, MemoryLedger, Segment, record_memory
 from gclib.randomness import RandomState
 from gclib.steps import accumulation_step, cache_gradients, grad_cache_step, naive_step
@@ -99,6 +100,15 @@ def relative(ledger: MemoryLedger) -> list[tuple[Segment, np.ndarray]]:
 
 
 @dataclass(frozen=True)
+class Place:
+    """Where in a step a piece belongs."""
+
+    phase: str
+    tower: int | None
+    chunk: int | None
+
+
+@dataclass(frozen=True)
 class Piece:
     """One piece of a chunk: its events relative to its start, and which of them mark something.
 
@@ -126,15 +136,23 @@ class FakeStep:
     Parameters have shapes, dtypes and devices but take no memory. Laws are kept: the second forecast of a
     configuration runs nothing but its loss. Safe to use from several threads.
 
-    make(mode) returns the encoders, one a tower, and the loss, made with `fake_copy`.
+    make(mode) returns the encoders, one a tower, and the loss, made with `fake_copy`. files: where laws are kept from
+    one session to the next; None for encoders that no text describes.
     """
 
-    def __init__(self, make: Callable[[FakeTensorMode], tuple[Sequence[nn.Module], Any]], autocast: torch.dtype | None):
+    def __init__(
+        self,
+        make: Callable[[FakeTensorMode], tuple[Sequence[nn.Module], Any]],
+        autocast: torch.dtype | None,
+        files: LawFiles | None = None,
+    ):
+        self.files = files
         self.mode = FakeTensorMode()
         self.lock = threading.RLock()
         self.autocast = autocast
         self.runs = 0
         self._laws: dict[Any, Any] = {}
+        self._last_loss: tuple[Any, tuple[np.ndarray, np.ndarray]] | None = None
         self.encoders, self.loss = make(self.mode)
 
     @property
@@ -212,16 +230,16 @@ class FakeStep:
         return rows * sum(tensor.nbytes for tensor in row.values())
 
     def whole(
-        self, step: str, queries: int, negatives: int, widths: tuple[int, ...]
-    ) -> list[tuple[Segment, np.ndarray]]:
+        self, step: str, queries: int, negatives: int, widths: tuple[int | None, ...]
+    ) -> list[tuple[Place, np.ndarray]]:
         """The naive step's pieces; or those of accumulation's first and later chunk of this many queries."""
         single = queries == 1
-        key = ("whole", step, negatives, widths, single)
-        with self.lock:
-            if key not in self._laws:
-                runs = [self._whole_run(step, n, negatives, widths) for n in ((1,) if single else (2, 3, 4))]
-                self._laws[key] = _joined(runs)
-        return [(segment, law.at(2 if single else queries)) for segment, law in self._laws[key]]
+
+        def fit() -> list[tuple[dict[str, Any], Law]]:
+            return _joined([self._whole_run(step, n, negatives, widths) for n in ((1,) if single else (2, 3, 4))])
+
+        laws = self._kept(("whole", step, negatives, widths, single), fit, with_loss=True)
+        return [(Place(**place), law.at(FEW if single else queries)) for place, law in laws]
 
     def _whole_run(self, step: str, queries: int, negatives: int, widths: tuple[int, ...]) -> list:
         if step == "naive":
@@ -233,12 +251,29 @@ class FakeStep:
     def chunk(self, tower: int, width: int, rows: int, retained: bool) -> dict[tuple[str, bool], Piece]:
         """The pieces of one chunk of gradient caching, by (phase, whether it is the first of its encoder)."""
         single, encoder = rows == 1, self.encoder_index(tower)
-        key = ("chunk", encoder, width, retained, single)
+
+        def fit() -> list[tuple[dict[str, Any], Law]]:
+            return self._chunk_laws(encoder, width, retained, single)
+
+        laws = self._kept(("chunk", encoder, width, retained, single), fit, with_loss=False)
+        n = FEW if single else rows
+        return {
+            (marks["phase"], marks["first"]): Piece(law.at(n), marks["room_at"], marks["encoded_at"])
+            for marks, law in laws
+        }
+
+    def _kept(self, key: tuple, fit: Callable[[], list], *, with_loss: bool) -> list[tuple[dict[str, Any], Law]]:
+        """The laws under this key: of this session, of an earlier one, or fitted now."""
         with self.lock:
             if key not in self._laws:
-                self._laws[key] = self._chunk_laws(encoder, width, retained, single)
-        n = FEW if single else rows
-        return {name: Piece(law.at(n), *marks) for name, (law, *marks) in self._laws[key].items()}
+                found = self.files.read(key, with_loss=with_loss) if self.files else None
+                laws = fit() if found is None else [(described, Law(law)) for described, law in found]
+                if found is None and self.files:
+                    self.files.write(
+                        key, [(described, law.differences) for described, law in laws], with_loss=with_loss
+                    )
+                self._laws[key] = laws
+            return self._laws[key]
 
     def _chunk_run(
         self, encoder: int, width: int | None, sizes: Sequence[int], retained: bool, until: str = ""
@@ -258,21 +293,30 @@ class FakeStep:
                 pieces[segment.phase, segment.chunk == 0] = replace(_without_room(events, room), encoded_at=end)
         return pieces
 
-    def _chunk_laws(self, encoder: int, width: int | None, retained: bool, single: bool) -> dict:
+    def _chunk_laws(
+        self, encoder: int, width: int | None, retained: bool, single: bool
+    ) -> list[tuple[dict[str, Any], Law]]:
         """For each phase, a law of later chunks, and a law of the first beside it."""
         pieces = self._chunk_run(encoder, width, (1, 1) if single else (FEW, MANY), retained)
-        laws: dict[tuple[str, bool], tuple[Law, int | None, int | None]] = {}
-        for phase in {phase for phase, _ in pieces}:
+        laws: list[tuple[dict[str, Any], Law]] = []
+        for phase in sorted({phase for phase, _ in pieces}):
             first, later = pieces[phase, True], pieces[phase, False]
             law = Law((later.kind_bytes,)) if single else Law.line(_as_later(first), later.kind_bytes)
-            laws[phase, False] = (law, None, later.encoded_at)
-            laws[phase, True] = (law.beside(first.kind_bytes, first.room_at), first.room_at, first.encoded_at)
+            beside = law.beside(first.kind_bytes, first.room_at)
+            for piece, fitted in ((first, beside), (later, law)):
+                marks = {"room_at": piece.room_at, "encoded_at": piece.encoded_at}
+                laws.append(({"phase": phase, "first": piece is first, **marks}, fitted))
         if not single:
-            seen = self._chunk_run(encoder, width, (CHECKED,), retained, until="loss")["first_forward", True]
-            expected = laws["first_forward", True][0].at(CHECKED)
-            if not np.array_equal(seen.kind_bytes[: len(expected)], expected):  # what follows is let go of by stopping
-                raise LawBroken
+            self._check_forward(encoder, width, retained, laws)
         return laws
+
+    def _check_forward(self, encoder: int, width: int | None, retained: bool, laws: list) -> None:
+        """A first forward of CHECKED rows lies on its law. Raises LawBroken where it does not."""
+        seen = self._chunk_run(encoder, width, (CHECKED,), retained, until="loss")["first_forward", True]
+        law = next(law for marks, law in laws if marks["first"] and marks["phase"] == "first_forward")
+        expected = law.at(CHECKED)
+        if not np.array_equal(seen.kind_bytes[: len(expected)], expected):  # what follows is let go of by stopping
+            raise LawBroken
 
     def row_of(self, tower: int, width: int) -> tuple[tuple[int, ...], torch.dtype]:
         """Shape behind the rows, and dtype, of the tower's representations."""
@@ -291,8 +335,16 @@ class FakeStep:
     def cached_loss(self, rows: Sequence[int], widths: Sequence[int | None]) -> tuple[np.ndarray, np.ndarray]:
         """Step 2 at its real size, for the loss alone is a few operations: bytes relative to its start.
 
-        And, by kind, what autocast's copies of representations hold until the next forward has ended.
+        And, by kind, what autocast's copies of representations hold until the next forward has ended. The last answer
+        is remembered: who looks for a chunk asks again and again for the same rows.
         """
+        with self.lock:
+            asked = (tuple(rows), tuple(widths))
+            if self._last_loss is None or self._last_loss[0] != asked:
+                self._last_loss = (asked, self._cached_loss(rows, widths))
+            return self._last_loss[1]
+
+    def _cached_loss(self, rows: Sequence[int], widths: Sequence[int | None]) -> tuple[np.ndarray, np.ndarray]:
         kinds = [self.row_of(tower, width) for tower, width in enumerate(widths)]
         loss = [self.loss] if isinstance(self.loss, nn.Module) else []
         with self._faked(), record_memory(*loss) as ledger:
@@ -389,11 +441,16 @@ def _without_room(events: np.ndarray, room_bytes: int) -> Piece:
     return Piece(events - rest, at - 1)
 
 
-def _joined(runs: Sequence[list[tuple[Segment, np.ndarray]]]) -> list[tuple[Segment, Law]]:
+def _joined(runs: Sequence[list[tuple[Segment, np.ndarray]]]) -> list[tuple[dict[str, Any], Law]]:
     """One law a piece, through the same piece of every run."""
     if len({len(run) for run in runs}) != 1:
         raise LawBroken
-    return [(pieces[0][0], Law.through([events for _, events in pieces])) for pieces in zip(*runs, strict=True)]
+    laws = []
+    for pieces in zip(*runs, strict=True):
+        segment = pieces[0][0]
+        place = {"phase": segment.phase, "tower": segment.tower, "chunk": segment.chunk}
+        laws.append((place, Law.through([events for _, events in pieces])))
+    return laws
 
 
 def _as_later(first: Piece) -> np.ndarray:

@@ -57,7 +57,7 @@ def both(step, name, *, batch_size, negatives=0, lengths=(8, 12), tied=True, los
     for encoder in encoders:
         encoder.train().to(options.get("dtype", torch.float32))
         if options.get("gradient_checkpointing"):
-            encoder.model.gradient_checkpointing_enable()
+            encoder.checkpoint_activations()
     encoders = [encoders[0], encoders[-1]]
     loss = loss or ContrastiveLoss()
     rows = (batch_size, batch_size * (1 + negatives))
