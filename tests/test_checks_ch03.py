@@ -114,7 +114,47 @@ def test_right_answers_in_other_words_are_right():
         assert ch03.accumulate.judge(accumulate, seed=seed).status == "correct"
 
 
+def split_alike(loss_fn, queries, passages, chunk_size):
+    total = torch.zeros(())
+    for q, p in zip(queries.split(chunk_size), passages.split(chunk_size), strict=False):
+        total = total + loss_fn(q, p) * (len(q) / len(queries))
+    return total
+
+
+def split_alike_strictly(loss_fn, queries, passages, chunk_size):
+    pairs = zip(queries.split(chunk_size), passages.split(chunk_size), strict=True)
+    return sum(loss_fn(q, p) * len(q) for q, p in pairs) / len(queries)
+
+
+@pytest.mark.parametrize("answer", [split_alike, split_alike_strictly])
+def test_passages_that_are_split_like_queries_are_told(answer):
+    for seed in range(5):
+        verdict = ch03.accumulate.judge(answer, seed=seed)
+        assert verdict.misconception == "passages split like queries"
+
+
 def test_a_backward_inside_the_loop_is_told():
+    def accumulate(loss_fn, queries, passages, chunk_size):
+        total = 0
+        for q, p in zip(queries.split(chunk_size), passages.split(chunk_size), strict=False):
+            loss = loss_fn(q, p) * len(q) / len(queries)
+            loss.backward()
+            total = total + loss
+        return total
+
+    assert ch03.accumulate.judge(accumulate).misconception == "backward inside"
+
+
+@pytest.mark.parametrize("cut", [lambda loss: loss.detach(), lambda loss: torch.tensor(loss.item())])
+def test_right_weights_without_a_gradient_are_not_called_wrong_weights(cut):
+    def accumulate(loss_fn, queries, passages, chunk_size):
+        return cut(ch03.accumulate.oracle(loss_fn, queries, passages, chunk_size))
+
+    verdict = ch03.accumulate.judge(accumulate)
+    assert verdict.misconception is None and "no gradient reaches `queries`" in verdict.explanation
+
+
+def test_a_gradient_that_item_cuts_off_is_told():
     def accumulate(loss_fn, queries, passages, chunk_size):
         group = len(passages) // len(queries)
         total = 0.0

@@ -144,3 +144,43 @@ def test_a_number_without_a_graph_is_told():
 def test_a_surrogate_for_each_row_is_told_by_its_shape():
     verdict = ch04.surrogate.judge(lambda reps, cached: (reps * cached.detach()).sum(dim=1))
     assert verdict.status == "wrong" and "expected shape () (a scalar)" in verdict.explanation
+
+
+def rows_averaged(reps, cached):
+    return torch.stack([torch.dot(r, u) for r, u in zip(reps, cached, strict=True)]).mean()
+
+
+def test_a_mean_over_rows_is_told_with_and_without_detach():
+    assert ch04.surrogate.judge(rows_averaged).misconception == "mean over the rows, cache not detached"
+    detached = ch04.surrogate.judge(lambda reps, cached: rows_averaged(reps, cached.detach()))
+    assert detached.misconception == "mean over the rows"
+
+
+def test_a_backward_in_place_of_the_surrogate_is_told():
+    verdict = ch04.surrogate.judge(lambda reps, cached: reps.backward(cached))
+    assert (verdict.status, verdict.misconception) == ("wrong", "backward inside")
+
+
+def test_autograd_does_not_do_the_exercise():
+    def gradient(query_reps, passage_reps, temperature):
+        q = query_reps.clone().requires_grad_()
+        return torch.autograd.grad(contrastive_loss(q, passage_reps, temperature=temperature), q)[0]
+
+    def linear(inputs, cached):
+        weight = torch.zeros(cached[0].shape[1], inputs[0].shape[1], requires_grad=True)
+        for x, u in zip(inputs, cached, strict=True):
+            (x @ weight.T).backward(u)
+        return weight.grad
+
+    for exercise, answer in ((ch04.representation_gradient, gradient), (ch04.linear_gradient, linear)):
+        assert "does the work" in exercise.judge(answer).explanation
+
+
+def test_eight_bytes_a_number_are_told():
+    explanation = ch04.bytes_to_store.judge(lambda b, d, k: 8 * d * (2 * b + b * k)).explanation
+    assert "A float32 number takes 4 bytes, not 8" in explanation
+
+
+def test_lists_of_chunks_are_described_by_their_shapes():
+    explanation = ch04.linear_gradient.judge(lambda inputs, cached: 0, seed=0).explanation
+    assert "inputs = a list of" in explanation and "tensor(" not in explanation

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from .engine import Exercise, Misconception
+from .engine import Exercise, Misconception, Slip
 from .judging import Inputs
 
 
@@ -260,6 +260,16 @@ def _passages_by_query_rows(loss_fn: Callable, queries: Tensor, passages: Tensor
     return sum(losses) / len(queries)
 
 
+def _split_alike(loss_fn: Callable, queries: Tensor, passages: Tensor, chunk_size: int) -> Tensor:
+    """C passages for C queries; what is left of the passages meets nobody."""
+    pairs = zip(queries.split(chunk_size), passages.split(chunk_size), strict=False)
+    return sum(loss_fn(q, p) * len(q) for q, p in pairs) / len(queries)
+
+
+def _weighted_by_chunk_size(loss_fn: Callable, queries: Tensor, passages: Tensor, chunk_size: int) -> Tensor:
+    return sum(loss for loss, _ in _parts(loss_fn, queries, passages, chunk_size)) * chunk_size / len(queries)
+
+
 def _all_passages(loss_fn: Callable, queries: Tensor, passages: Tensor, chunk_size: int) -> Tensor:
     losses = [
         loss_fn(queries[rows.start : rows.stop], passages) * len(rows) for rows in _rows_of(len(queries), chunk_size)
@@ -271,6 +281,11 @@ def _without_short_chunk(loss_fn: Callable, queries: Tensor, passages: Tensor, c
     parts = [loss for loss, rows in _parts(loss_fn, queries, passages, chunk_size) if rows == chunk_size]
     return torch.stack(parts).mean() if parts else torch.zeros(())
 
+
+_SPLIT_ALIKE = (
+    "Right without hard negatives. It looks as if the passages are split every C, like the queries: C queries bring "
+    "C (1 + K) passages, so passages.split(chunk_size * (1 + K))."
+)
 
 accumulate = Exercise(
     chapter=3,
@@ -333,6 +348,12 @@ accumulate = Exercise(
             _unweighted_mean,
         ),
         Misconception(
+            "every chunk weighted with C / B",
+            "Right where C divides B. It looks as if each chunk is weighted with C / B: a short last chunk, or one that "
+            "is the whole batch, has len(chunk) queries, not C.",
+            _weighted_by_chunk_size,
+        ),
+        Misconception(
             "short last chunk dropped",
             "It looks as if the short last chunk is left out: it holds queries too. (range(0, B, C) reaches it.)",
             _without_short_chunk,
@@ -343,7 +364,9 @@ accumulate = Exercise(
             "(1 + K).",
             _passages_by_query_rows,
         ),
+        Misconception("passages split like queries", _SPLIT_ALIKE, _split_alike),
     ),
+    slips=(Slip("passages split like queries", _SPLIT_ALIKE, r"zip\(\) argument 2 is longer"),),
     hints=(
         "Loop over start = 0, C, 2C, ... below B. Which rows of the passages belong to the queries start : start + C?",
         "1 + K is len(passages) // len(queries): passages start * (1 + K) : (start + C) * (1 + K). loss_fn gives "

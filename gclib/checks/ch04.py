@@ -3,12 +3,16 @@
 Letters: B queries, K hard negatives per query, N = B * (1 + K) passages, D dimensions.
 """
 
+from collections.abc import Callable
+
 import numpy as np
 import torch
 from torch import Tensor
 
 from .engine import Exercise, Misconception
 from .judging import Inputs
+
+_AUTOGRAD = frozenset({"autograd", "backward", "grad"})  # for exercises that ask for the formula itself
 
 
 def _numbers(rng: np.random.Generator, *shape: int) -> Tensor:
@@ -33,12 +37,20 @@ def _blunt(rng: np.random.Generator) -> Inputs:
     return _reps(rng, (1.5, 3.0))
 
 
-def _gradient_by_autograd(query_reps: Tensor, passage_reps: Tensor, temperature: float) -> Tensor:
-    """The definition itself: differentiate equation (1), in double precision."""
-    queries = query_reps.detach().double().requires_grad_()
-    logits = queries @ passage_reps.detach().double().T / temperature
-    loss = (logits.logsumexp(dim=1) - logits.diagonal()).mean()
-    return torch.autograd.grad(loss, queries)[0].float()
+def _differentiated(function: Callable[[Tensor], Tensor], at: Tensor) -> Tensor:
+    """The gradient of a scalar function, by autograd."""
+    leaf = at.detach().requires_grad_()
+    return torch.autograd.grad(function(leaf), leaf)[0]
+
+
+def _gradient_by_definition(query_reps: Tensor, passage_reps: Tensor, temperature: float) -> Tensor:
+    """Equation (1), differentiated in double precision."""
+
+    def loss(queries: Tensor) -> Tensor:
+        logits = queries @ passage_reps.double().T / temperature
+        return (logits.logsumexp(dim=1) - logits.diagonal()).mean()
+
+    return _differentiated(loss, query_reps.double()).float()
 
 
 def _pull(query_reps: Tensor, passage_reps: Tensor, temperature: float, over: int = 1) -> Tensor:
@@ -57,7 +69,8 @@ representation_gradient = Exercise(
     name="representation_gradient",
     spec="equation (5) for all queries at once: dL/dq of the contrastive loss, (B, D), without autograd.",
     line_budget=2,
-    oracle=_gradient_by_autograd,
+    without=_AUTOGRAD,
+    oracle=_gradient_by_definition,
     makers=(_sharp, _blunt),
     misconceptions=(
         Misconception(
@@ -148,27 +161,42 @@ def _value_and_gradients(result: object, reps: Tensor, cached: Tensor) -> object
     return {"value": result, "gradient of reps": found[0], "gradient of cached": found[1]}
 
 
+def _detached_or_not(name: str, message: str, wrong: Callable[[Tensor, Tensor], Tensor]) -> list[Misconception]:
+    """The mistake alone, and together with a cache that is not detached."""
+    both = f"{message} (And the cache is not detached.)"
+    return [
+        Misconception(name, message, lambda r, u: wrong(r, u.detach())),
+        Misconception(f"{name}, cache not detached", both, wrong),
+    ]
+
+
 surrogate = Exercise(
     chapter=4,
     name="surrogate",
-    spec="the scalar whose gradient at reps is cached, (rows, D) each; cached itself must get no gradient.",
+    spec="the dot product of reps and cached, (rows, D) each, as a scalar whose gradient at reps is cached; cached "
+    "itself must get no gradient.",
     line_budget=1,
     oracle=_reference_surrogate,
     makers=(_chunk_of_many, _chunk_of_one),
     outcome=_value_and_gradients,
     differentiable=True,
     misconceptions=(
-        Misconception(
+        *_detached_or_not(
             "mean over everything",
             "It looks as if the products are averaged: then every gradient is divided by their number. The mean over B "
             "is in the cached gradients already.",
-            lambda r, u: (r * u.detach()).mean(),
+            lambda r, u: (r * u).mean(),
         ),
-        Misconception(
+        *_detached_or_not(
             "mean over the rows",
             "It looks as if the rows are averaged: then every gradient is divided by the rows of the chunk. The mean "
             "over B is in the cached gradients already.",
-            lambda r, u: (r * u.detach()).sum(dim=1).mean(),
+            lambda r, u: (r * u).sum(dim=1).mean(),
+        ),
+        *_detached_or_not(
+            "wrong sign",
+            "That is minus the surrogate: an optimizer goes down the gradient by itself.",
+            lambda r, u: -(r * u).sum(),
         ),
         Misconception(
             "cosine instead of dot product",
@@ -235,11 +263,13 @@ def _ragged_chunks(rng: np.random.Generator) -> Inputs:
     return _linear_case(rng, ragged=True)
 
 
-def _linear_by_autograd(inputs: list[Tensor], cached: list[Tensor]) -> Tensor:
-    weight = torch.zeros(cached[0].shape[1], inputs[0].shape[1], requires_grad=True)
-    for rows, gradients in zip(inputs, cached, strict=True):
-        (rows @ weight.T).backward(gradients)
-    return weight.grad
+def _linear_by_definition(inputs: list[Tensor], cached: list[Tensor]) -> Tensor:
+    """The sum of all u . W x, differentiated at any W: it is linear."""
+
+    def surrogates(weight: Tensor) -> Tensor:
+        return sum((u * (x @ weight.T)).sum() for x, u in zip(inputs, cached, strict=True))
+
+    return _differentiated(surrogates, torch.zeros(cached[0].shape[1], inputs[0].shape[1]))
 
 
 def _products(inputs: list[Tensor], cached: list[Tensor]) -> list[Tensor]:
@@ -251,7 +281,8 @@ linear_gradient = Exercise(
     name="linear_gradient",
     spec="equation (8) for r = W x: dL/dW, (D, X), from lists of chunks: inputs (rows, X), cached gradients (rows, D).",
     line_budget=2,
-    oracle=_linear_by_autograd,
+    without=_AUTOGRAD,
+    oracle=_linear_by_definition,
     makers=(_even_chunks, _ragged_chunks),
     misconceptions=(
         Misconception(
@@ -264,6 +295,22 @@ linear_gradient = Exercise(
             "last chunk only",
             "That is the last chunk's share alone: the chunks' gradients are added, as .grad adds them.",
             lambda inputs, cached: _products(inputs, cached)[-1],
+        ),
+        Misconception(
+            "mean over all rows",
+            "It looks as if the sum is divided by the number of rows: the mean over B is in the cached gradients "
+            "already.",
+            lambda inputs, cached: sum(_products(inputs, cached)) / sum(map(len, inputs)),
+        ),
+        Misconception(
+            "stacked, not summed",
+            "Those are the chunks' shares side by side: equation (8) adds them up.",
+            lambda inputs, cached: torch.stack(_products(inputs, cached)),
+        ),
+        Misconception(
+            "a list, not a sum",
+            "Those are the chunks' shares in a list: equation (8) adds them up.",
+            _products,
         ),
         Misconception(
             "transposed",
@@ -316,6 +363,7 @@ bytes_to_store = Exercise(
         rows * dimensions * 4 for rows in [batch_size] * (2 + hard_negatives)
     ),
     makers=(_with_hard_negatives, _without_hard_negatives),
+    whole=True,
     rtol=0,
     atol=0,
     misconceptions=(
@@ -340,14 +388,31 @@ bytes_to_store = Exercise(
             lambda b, d, k: b * (2 + k) * d,
         ),
         Misconception(
-            "representations counted too",
-            "That is twice as much: representations and cache. Once the cache is there, the representations can go.",
+            "twice as much",
+            "That is twice as much. A float32 number takes 4 bytes, not 8; and once the cache is there, the "
+            "representations need not be kept beside it.",
             lambda b, d, k: 2 * b * (2 + k) * d * 4,
         ),
         Misconception(
             "the logits",
             "Those are the B x N logits: they live only while the loss does. The cache holds D numbers a text.",
             lambda b, d, k: b * b * (1 + k) * 4,
+        ),
+        Misconception(
+            "as many queries as passages",
+            "It looks as if there were as many queries as passages, 2 B (1 + K) texts: hard negatives are passages, so "
+            "there are B queries and B (1 + K) passages.",
+            lambda b, d, k: 2 * b * (1 + k) * d * 4,
+        ),
+        Misconception(
+            "B + K texts",
+            "It looks as if there were B + K texts: every query brings a passage and K hard negatives of its own.",
+            lambda b, d, k: (b + k) * d * 4,
+        ),
+        Misconception(
+            "MiB, not bytes",
+            "That is in MiB (2**20 bytes): the answer is asked for in bytes.",
+            lambda b, d, k: b * (2 + k) * d * 4 / 2**20,
         ),
         Misconception(
             "batch and negatives added",
