@@ -251,9 +251,9 @@ class MemoryLab(widgets.VBox):
             self._pinned = self.settings() if self.pin.value else None
         except ValueError as error:
             self._say(f"Nothing to compare with: {error}.")
-        self._compare()
+        self._show_comparison()
 
-    def _compare(self) -> None:
+    def _show_comparison(self) -> None:
         """The pinned settings and these, in words and as two bars."""
         if self._pinned is None:
             self.compared.value = ""
@@ -312,7 +312,7 @@ class MemoryLab(widgets.VBox):
             if run is not None:
                 alt += f" {_told(run, forecast)}"
             self.picture.value = _image(png, alt, PICTURE_INCHES)
-            self._compare()
+            self._show_comparison()
         self._say_forecast(lab.advice(settings, forecast, budget, name))
 
     def _clear(self, text: str) -> None:
