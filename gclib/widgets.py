@@ -204,8 +204,12 @@ class MemoryLab(widgets.VBox):
         self.batch_size = _slider("Batch", _numbers(BATCHES), start.batch_size, "Queries whose passages are contrasted")
         self.chunk_size = _slider("Chunk", _numbers(CHUNKS), start.chunk_size, "Rows that are encoded at once")
         same = [("same", 0), *_numbers(LENGTHS)]
-        self.query_length = _slider("Queries", same, start.query_length or 0, "Tokens of a query; same: as a passage")
-        self.length = _slider("Passages", _numbers(LENGTHS), start.length, "Tokens that every passage is padded to")
+        self.query_length = _slider(
+            "Query tokens", same, start.query_length or 0, "Tokens that every query is padded to; same: as passages"
+        )
+        self.length = _slider(
+            "Passage tokens", _numbers(LENGTHS), start.length, "Tokens that every passage is padded to"
+        )
         self.tile_size = _slider("Tiles", TILES, start.tile_size or 0, "Side of a tile of logits; dense: all at once")
         kept = "Chunks whose graph is kept, and which are encoded once"
         self.retain_chunks = _slider("Retained", _numbers(RETAINED), start.retain_chunks, kept)
@@ -428,8 +432,8 @@ class _Bars:
 
 
 _ROW = widgets.Layout(flex_flow="row wrap", align_items="center")
-_WIDE = widgets.Layout(width="370px")
-_STYLE = {"description_width": "60px"}
+_WIDE = widgets.Layout(width="400px")
+_STYLE = {"description_width": "100px"}
 
 
 def _slider(label: str, options: list, value: Any, tooltip: str) -> widgets.SelectionSlider:
@@ -437,7 +441,7 @@ def _slider(label: str, options: list, value: Any, tooltip: str) -> widgets.Sele
     slider = widgets.SelectionSlider(
         options=options, value=value, description=label, tooltip=tooltip, style=_STYLE, layout=_WIDE
     )
-    slider.add_class(f"gclib-{label.lower()}")
+    slider.add_class(_class_of(label))
     return slider
 
 
@@ -446,14 +450,19 @@ def _dropdown(label: str, options: list, value: Any, tooltip: str) -> widgets.Dr
     menu = widgets.Dropdown(
         options=options, value=value, description=label, tooltip=tooltip, style=_STYLE, layout=_WIDE
     )
-    menu.add_class(f"gclib-{label.lower()}")
+    menu.add_class(_class_of(label))
     return menu
 
 
 def _button(label: str, tooltip: str, icon: str) -> widgets.Button:
     button = widgets.Button(description=label, tooltip=tooltip, icon=icon)
-    button.add_class(f"gclib-{label.lower().replace(' ', '-')}")
+    button.add_class(_class_of(label))
     return button
+
+
+def _class_of(label: str) -> str:
+    """The name by which a browser test finds a control: "Query tokens" -> "gclib-query-tokens"."""
+    return f"gclib-{label.lower().replace(' ', '-')}"
 
 
 def _model_label(name: str) -> str:

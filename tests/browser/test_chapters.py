@@ -43,10 +43,17 @@ def test_memory_lab_redraws_runs_and_stops(open_chapter):
     if "GCLIB_PICTURE" in os.environ:
         lab.screenshot(path=os.environ["GCLIB_PICTURE"])
 
+    pin, compared = lab.locator(".gclib-compare"), lab.locator(".gclib-compared")
+    pin.focus()
+    pin.press("Space")
+    wait_until(lambda: "the same to the byte" in compared.inner_text(), compared.inner_text)
+    assert compared.locator("img").count() == 1
+
     text_before = forecast.inner_text()
     for _ in range(3):  # eight times the batch, so that Stop comes in time
         notebook.press_on_slider(lab.locator(".gclib-batch"), "ArrowRight")
     wait_until(lambda: forecast.inner_text() != text_before, forecast.inner_text)
+    wait_until(lambda: "times as much" in compared.inner_text(), compared.inner_text)
     lab.locator(".gclib-run").click()
     wait_until(lambda: "Press Run again" in status.inner_text() or "Piece" in status.inner_text(), status.inner_text)
     if "Press Run again" in status.inner_text():
