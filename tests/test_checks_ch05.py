@@ -1,6 +1,7 @@
 """Chapter 05's checks: the probe counts graphs truly, and mistakes written in other words are recognised."""
 
 import copy
+from functools import partial
 
 import numpy as np
 import pytest
@@ -132,3 +133,90 @@ def test_the_surrogate_written_out_is_right_too():
             torch.einsum("bd,bd->", encoder(chunk), rows).backward()
 
     assert ch05.replay.judge(replay).status == "correct"
+
+
+def cut_by_chunk(encoder, chunks, cache, states):
+    for chunk, state, rows in zip(chunks, states, cache.chunk(len(chunks)), strict=True):
+        torch.set_rng_state(state)
+        encoder(chunk).backward(rows)
+
+
+def cut_by_chunk_and_multiplied(encoder, chunks, cache, states):
+    for chunk, state, rows in zip(chunks, states, cache.tensor_split(len(chunks)), strict=True):
+        torch.set_rng_state(state)
+        (encoder(chunk) * rows).sum().backward()
+
+
+@pytest.mark.parametrize("answer", [cut_by_chunk, cut_by_chunk_and_multiplied])
+def test_a_cache_cut_unlike_the_rows_never_passes(answer):
+    for seed in range(25):
+        verdict = ch05.replay.judge(answer, seed=seed)
+        assert (verdict.status, verdict.misconception) == ("wrong", "cache cut unlike the rows")
+        assert "torch.chunk" in verdict.explanation
+
+
+def whole_step(setup, queries, passages, chunk_size, *, cut=torch.split, late=False, steps=1):
+    """The method in other words: `cut` divides the cache, `late` clears .grad after it, `steps` optimizer steps."""
+    setup.optimizer.zero_grad()
+    towers, states, leaves = [queries.split(chunk_size), passages.split(chunk_size)], [], []
+    with torch.no_grad():
+        for chunks in towers:
+            reps = []
+            for chunk in chunks:
+                states.append(torch.get_rng_state())
+                reps.append(setup.encoder(chunk))
+            leaves.append(torch.cat(reps))
+    for leaf in leaves:
+        leaf.requires_grad_()
+    loss = setup.loss_fn(*leaves)
+    loss.backward()
+    if late:
+        setup.optimizer.zero_grad()
+    for chunks, leaf in zip(towers, leaves, strict=True):
+        pieces = cut(leaf.grad, chunk_size if cut is torch.split else len(chunks))
+        for chunk, rows in zip(chunks, pieces, strict=True):
+            torch.set_rng_state(states.pop(0))
+            setup.encoder(chunk).backward(rows)
+    for _ in range(steps):
+        setup.optimizer.step()
+    return loss.detach()
+
+
+def test_a_whole_step_with_a_cache_cut_unlike_the_rows_never_passes():
+    for seed in range(20):
+        verdict = ch05.gradient_cache_step.judge(partial(whole_step, cut=torch.chunk), seed=seed)
+        assert (verdict.status, verdict.misconception) == ("wrong", "cache cut unlike the rows")
+
+
+def naive(setup, queries, passages, chunk_size):
+    setup.optimizer.zero_grad()
+    loss = setup.loss_fn(*map(setup.encoder, (queries, passages)))
+    loss.backward()
+    setup.optimizer.step()
+    return loss.detach()
+
+
+@pytest.mark.parametrize(
+    ("answer", "name"),
+    [
+        (partial(whole_step, steps=0), "no optimizer step"),
+        (partial(whole_step, late=True), "temperature's gradient cleared"),
+        (naive, "the plain step"),
+    ],
+)
+def test_a_mistake_in_the_step_is_recognised_however_it_is_written(answer, name):
+    assert ch05.gradient_cache_step.judge(answer).misconception == name
+
+
+def test_the_whole_step_in_other_words_is_right():
+    assert ch05.gradient_cache_step.judge(whole_step).status == "correct"
+
+
+def test_a_second_backward_of_one_graph_is_told():
+    def build_cache(reps, loss_fn):
+        loss = loss_fn(*reps)
+        for _ in reps:
+            loss.backward()
+        return loss.detach(), [rep.grad for rep in reps]
+
+    assert ch05.build_cache.judge(build_cache).misconception == "graph used twice"

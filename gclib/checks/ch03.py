@@ -349,8 +349,8 @@ accumulate = Exercise(
         ),
         Misconception(
             "every chunk weighted with C / B",
-            "Right where C divides B. It looks as if each chunk is weighted with C / B: a short last chunk, or one that "
-            "is the whole batch, has len(chunk) queries, not C.",
+            "Right where C divides B. It looks as if each chunk is weighted with C / B: a short last chunk, or one "
+            "that is the whole batch, has len(chunk) queries, not C.",
             _weighted_by_chunk_size,
         ),
         Misconception(

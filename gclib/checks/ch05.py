@@ -20,7 +20,7 @@ from torch.nn import functional as F
 
 from gclib.losses import ContrastiveLoss
 
-from .engine import Exercise, Misconception
+from .engine import Exercise, Misconception, Slip
 from .judging import Inputs
 
 
@@ -66,9 +66,10 @@ def _rows(rng: np.random.Generator, rows: int, features: int) -> Tensor:
 
 
 def _sizes(rng: np.random.Generator, *, short: bool) -> tuple[int, int, int, int]:
-    """(F, D, rows of a chunk, rows in all): three chunks, or three and a short one."""
-    chunk = int(rng.integers(4, 7))
-    return int(rng.integers(3, 6)), int(rng.integers(3, 6)), chunk, 3 * chunk + (2 if short else 0)
+    """(F, D, rows of a chunk, rows in all): three chunks, or three and one so short that torch.chunk cuts elsewhere."""
+    chunk = int(rng.integers(6, 9)) if short else int(rng.integers(4, 7))
+    rest = int(rng.integers(1, 3)) if short else 0
+    return int(rng.integers(3, 6)), int(rng.integers(3, 6)), chunk, 3 * chunk + rest
 
 
 def _loss(rng: np.random.Generator) -> ContrastiveLoss:
@@ -228,6 +229,25 @@ def _graph_returned(reps: list[Tensor], loss_fn: nn.Module) -> tuple[Tensor, lis
     return loss, [rep.grad for rep in reps]
 
 
+def _representations_returned(reps: list[Tensor], loss_fn: nn.Module) -> tuple[Tensor, list[Tensor]]:
+    return _cache(reps, loss_fn)[0], reps
+
+
+def _backward_twice(reps: list[Tensor], loss_fn: nn.Module) -> tuple[Tensor, list[Tensor]]:
+    _cache(reps, loss_fn)
+    return _cache(reps, loss_fn)
+
+
+def _loss_for_each_tower(reps: list[Tensor], loss_fn: nn.Module) -> tuple[Tensor, list[Tensor]]:
+    _cache(reps, loss_fn, passages=False)
+    return _cache(reps, loss_fn, queries=False)[0], [rep.grad for rep in reps]
+
+
+def _swapped_in_the_loss(reps: list[Tensor], loss_fn: nn.Module) -> tuple[Tensor, list[Tensor]]:
+    loss, (second, first) = _cache(reps[::-1], loss_fn)
+    return loss, [first, second]
+
+
 def _one_cache(reps: list[Tensor], loss_fn: nn.Module) -> tuple[Tensor, list[Tensor]]:
     loss, (first, second) = _cache(reps, loss_fn)
     return loss, [second, first]
@@ -241,6 +261,13 @@ def _cache_outcome(result: Any, reps: list[Tensor], loss_fn: ContrastiveLoss) ->
     return found | {"the loss carries a graph": isinstance(loss, Tensor) and loss.requires_grad}
 
 
+_GRAPH_USED_TWICE = Slip(
+    "graph used twice",
+    "A graph was backpropagated a second time. There is one backward for the loss, which gives both caches at once, "
+    "and one for each chunk of the replay, which is encoded anew.",
+    "backward through the graph a second time",
+)
+
 build_cache = Exercise(
     chapter=5,
     name="build_cache",
@@ -251,6 +278,7 @@ build_cache = Exercise(
     oracle=_reference_cache,
     makers=(partial(_leaves, hard=0), partial(_leaves, hard=2)),
     outcome=_cache_outcome,
+    slips=(_GRAPH_USED_TWICE,),
     rtol=1e-9,
     atol=1e-12,
     misconceptions=(
@@ -291,6 +319,29 @@ build_cache = Exercise(
             "towers swapped",
             "The two caches changed places: queries first, then passages.",
             _one_cache,
+        ),
+        Misconception(
+            "towers swapped in the loss",
+            "It looks as if the passages were given to the loss as queries: then passages choose among queries. "
+            "loss_fn(queries, passages).",
+            _swapped_in_the_loss,
+        ),
+        Misconception(
+            "representations instead of gradients",
+            "Those are the representations themselves. Their cache is the gradient that the backward left in .grad.",
+            _representations_returned,
+        ),
+        Misconception(
+            "backward twice",
+            "Everything is twice too large: the loss was backpropagated twice, and .grad adds up. One backward gives "
+            "both caches.",
+            _backward_twice,
+        ),
+        Misconception(
+            "a loss for each tower",
+            "The caches are right, but the temperature's gradient was counted once for each tower: one loss, one "
+            "backward gives both caches.",
+            _loss_for_each_tower,
         ),
     ),
     hints=(
@@ -341,11 +392,13 @@ def _replay(
     mean: bool = False,
     last: bool = True,
     at_once: bool = False,
+    before: Callable[[], object] = lambda: None,
     after: Callable[[], object] = lambda: None,
 ) -> None:
-    """The replay, right but for what is named; `after` is called after each chunk."""
+    """The replay, right but for what is named; `before` and `after` are called around each chunk."""
     total = torch.zeros((), dtype=cache.dtype)
     for number, (chunk, state) in enumerate(zip(chunks, states, strict=True)):
+        before()
         if not last and len(chunk) < len(chunks[0]):
             continue
         if restored == "each" or restored == "once" and number == 0:
@@ -361,6 +414,14 @@ def _replay(
         total.backward()
 
 
+def _cleared_each(encoder: SmallEncoder, chunks: Sequence[Tensor], cache: Tensor, states: list[Tensor]) -> None:
+    _replay(encoder, chunks, cache, states, before=encoder.zero_grad)
+
+
+def _states_reversed(encoder: SmallEncoder, chunks: Sequence[Tensor], cache: Tensor, states: list[Tensor]) -> None:
+    _replay(encoder, chunks, cache, states[::-1])
+
+
 def _replay_outcome(
     result: Any, encoder: SmallEncoder, chunks: Sequence[Tensor], cache: Tensor, states: list[Tensor]
 ) -> dict[str, Any]:
@@ -372,7 +433,25 @@ _NOT_REPLAYED = (
     "Dropout drew new masks in the second forward, so the cache belongs to other representations than the ones that "
     "are backpropagated. Put each chunk's state back before you encode it again: torch.set_rng_state."
 )
+_CUT_UNLIKE_THE_ROWS = Slip(
+    "cache cut unlike the rows",
+    "The cache is cut unlike the rows, so a chunk meets a piece of another length: torch.chunk and tensor_split make "
+    "parts of about equal length, but the last chunk is short. Cut both at the same places: cache.split([len(chunk) "
+    "for chunk in chunks]).",
+    "Mismatch in shape|must match the size of tensor",
+)
 _SURROGATES = (
+    Misconception(
+        "backpropagated twice",
+        "The encoder's gradient is twice too large: it looks as if each chunk was backpropagated twice, and .grad adds "
+        "up.",
+        partial(_replay, surrogate=lambda reps, rows: 2 * (reps * rows).sum()),
+    ),
+    Misconception(
+        "wrong sign",
+        "The encoder's gradient has the wrong sign: an optimizer goes down the gradient by itself.",
+        partial(_replay, surrogate=lambda reps, rows: -(reps * rows).sum()),
+    ),
     Misconception(
         "mean instead of dot product",
         "It looks as if the surrogate was averaged over its entries, so that every gradient is too small by the size "
@@ -409,6 +488,7 @@ replay = Exercise(
     oracle=_reference_replay,
     makers=(partial(_recorded, short=False), partial(_recorded, short=True)),
     outcome=_replay_outcome,
+    slips=(_CUT_UNLIKE_THE_ROWS, _GRAPH_USED_TWICE),
     rtol=1e-8,
     atol=1e-10,
     misconceptions=(
@@ -418,6 +498,17 @@ replay = Exercise(
             "Only the first chunk's state was put back. Between two chunks other numbers may have been drawn (by "
             "another tower, say): each chunk needs its own state.",
             partial(_replay, restored="once"),
+        ),
+        Misconception(
+            "states reversed",
+            "It looks as if the states were put back in reverse order: chunk i takes state i, as in the first forward.",
+            _states_reversed,
+        ),
+        Misconception(
+            "gradients cleared for each chunk",
+            "Only the last chunk's gradient is left: it looks as if .grad was cleared for every chunk. The chunks' "
+            "gradients add up.",
+            _cleared_each,
         ),
         Misconception(
             "mean over the chunks",
@@ -509,22 +600,33 @@ def _cached_step(
     chunk_size: int,
     *,
     graph: str = "none",
-    zeroed: bool = True,
+    order: int = 1,
+    cached: Callable[[list[Tensor], nn.Module], tuple[Tensor, list[Tensor]]] = _cache,
+    cleared: str = "first",
     passages_trained: bool = True,
-    step_each: bool = False,
+    stepped: str = "once",
     **replayed: Any,
 ) -> Tensor:
-    """The step, right but for what is named; `replayed` goes to the replay."""
-    if zeroed:
-        setup.optimizer.zero_grad()
+    """The step, right but for what is named; `replayed` goes to the replay.
+
+    order: -1 encodes passages first. cached: makes the cache. cleared: "first", "never", "late" (after the cache) or
+    "each" chunk. stepped: "once", or after each "chunk" or "tower", or "never".
+    """
+    nothing, (clear, step) = lambda: None, (setup.optimizer.zero_grad, setup.optimizer.step)
+    if cleared in ("first", "each"):
+        clear()
     towers = [rows.split(chunk_size) for rows in (queries, passages)]
-    first = [_first(setup.encoder, chunks, graph=graph) for chunks in towers]
-    loss, caches = _cache([reps for reps, _ in first], setup.loss_fn)
-    after = setup.optimizer.step if step_each else lambda: None
+    first = [_first(setup.encoder, chunks, graph=graph) for chunks in towers[::order]][::order]
+    loss, caches = cached([reps for reps, _ in first], setup.loss_fn)
+    if cleared == "late":
+        clear()
+    around = {"before": clear if cleared == "each" else nothing, "after": step if stepped == "chunk" else nothing}
     for chunks, cache, (_, states) in list(zip(towers, caches, first, strict=True))[: 1 + passages_trained]:
-        _replay(setup.encoder, chunks, cache, states, after=after, **replayed)
-    if not step_each:
-        setup.optimizer.step()
+        _replay(setup.encoder, chunks, cache, states, **around, **replayed)
+        if stepped == "tower":
+            step()
+    if stepped == "once":
+        step()
     return loss
 
 
@@ -533,6 +635,15 @@ def _no_cache(setup: Setup, queries: Tensor, passages: Tensor, chunk_size: int) 
     setup.optimizer.zero_grad()
     reps = [torch.cat([setup.encoder(part) for part in rows.split(chunk_size)]) for rows in (queries, passages)]
     loss = setup.loss_fn(*reps)
+    loss.backward()
+    setup.optimizer.step()
+    return loss.detach()
+
+
+def _plain_step(setup: Setup, queries: Tensor, passages: Tensor, chunk_size: int) -> Tensor:
+    """No chunks at all."""
+    setup.optimizer.zero_grad()
+    loss = setup.loss_fn(setup.encoder(queries), setup.encoder(passages))
     loss.backward()
     setup.optimizer.step()
     return loss.detach()
@@ -612,10 +723,17 @@ gradient_cache_step = Exercise(
         partial(_training, short=False, stale=True),
     ),
     outcome=_step_outcome,
+    slips=(_CUT_UNLIKE_THE_ROWS, _GRAPH_USED_TWICE),
     may_change=frozenset({"setup"}),
     rtol=1e-8,
     atol=1e-10,
     misconceptions=(
+        Misconception(
+            "the plain step",
+            "That is the plain step: each tower went through the encoder whole, with a graph for all of its rows. "
+            "Encode chunk_size rows at a time: first without a graph, then, with the cache, again.",
+            _plain_step,
+        ),
         Misconception(
             "every graph kept",
             "The step is right, but all chunks' graphs waited for one backward: chunks alone save nothing. Encode "
@@ -658,6 +776,38 @@ gradient_cache_step = Exercise(
             "both are replayed.",
             partial(_cached_step, passages_trained=False),
         ),
+        Misconception(
+            "passages encoded first",
+            "It looks as if the passages were encoded before the queries: right as a method, but dropout draws its "
+            "masks in the order of encoding, so the numbers are others. The exercise asks for the queries first.",
+            partial(_cached_step, order=-1),
+        ),
+        Misconception(
+            "no optimizer step",
+            "The parameters did not change: the gradients are there, but setup.optimizer.step() was not called.",
+            partial(_cached_step, stepped="never"),
+        ),
+        Misconception(
+            "temperature's gradient cleared",
+            "The encoder is right, but the temperature did not move: its gradient comes with the cache, and a "
+            "zero_grad() after that wiped it out. Clear at the start of the step.",
+            partial(_cached_step, cleared="late"),
+        ),
+        Misconception(
+            "gradients cleared for each chunk",
+            "Only the last chunk's gradient was left: .grad was cleared for every chunk. Clear once, at the start; the "
+            "chunks' gradients add up.",
+            partial(_cached_step, cleared="each"),
+        ),
+        Misconception(
+            "loss backpropagated twice",
+            "Every gradient is twice too large: the loss was backpropagated twice (once for each tower?), and .grad "
+            "adds up. One backward gives both caches.",
+            partial(_cached_step, cached=_backward_twice),
+        ),
+        Misconception(
+            "temperature once per tower", _ONCE.format("tower"), partial(_cached_step, cached=_loss_for_each_tower)
+        ),
         *(
             Misconception(wrong.name, wrong.message, partial(_cached_step, **wrong.wrong.keywords))
             for wrong in _SURROGATES
@@ -672,7 +822,13 @@ gradient_cache_step = Exercise(
             "optimizer step for each chunk",
             "The optimizer stepped after every chunk, so later chunks were replayed with other weights than those "
             "their cache belongs to. Step once, when all chunks have been added up.",
-            partial(_cached_step, step_each=True),
+            partial(_cached_step, stepped="chunk"),
+        ),
+        Misconception(
+            "optimizer step for each tower",
+            "The optimizer stepped after each tower, so the passages were replayed with other weights than those their "
+            "cache belongs to. Step once, when both towers have been added up.",
+            partial(_cached_step, stepped="tower"),
         ),
         Misconception(
             "short last chunk dropped",
@@ -699,7 +855,7 @@ gradient_cache_step = Exercise(
             "old gradients kept",
             "Right the first time only: .grad still held the gradients of the step before. Clear them: "
             "setup.optimizer.zero_grad().",
-            partial(_cached_step, zeroed=False),
+            partial(_cached_step, cleared="never"),
         ),
     ),
     hints=(

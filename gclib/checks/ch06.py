@@ -64,6 +64,22 @@ two_batch_sizes = Exercise(
             lambda b, c, k: (min(c, b * (1 + k)), b * (1 + k)),
         ),
         Misconception(
+            "a chunk of queries with all their passages",
+            "It looks as if a chunk held C queries and brought C (1 + K) passages, as in gradient accumulation. Here C "
+            "counts rows: at most C passages are encoded at once.",
+            lambda b, c, k: (min(c * (1 + k), b * (1 + k)), b * (1 + k) - 1),
+        ),
+        Misconception(
+            "limited by the queries",
+            "It looks as if a chunk could hold at most B rows. There are B * (1 + K) passages to fill it.",
+            lambda b, c, k: (min(c, b), b * (1 + k) - 1),
+        ),
+        Misconception(
+            "a batch of passages at once",
+            "It looks as if B passages were encoded at once. The chunk is the limit, and it does not know the batch.",
+            lambda b, c, k: (b, b * (1 + k) - 1),
+        ),
+        Misconception(
             "chunk larger than the tower",
             "A chunk can't hold more rows than there are: here all passages fit in one short chunk.",
             lambda b, c, k: (c, b * (1 + k) - 1),
@@ -133,6 +149,11 @@ peak_of_step = Exercise(
             "It looks as if the phase with the largest fixed part always wins. With many rows a steeper one "
             "overtakes it.",
             lambda fixed, per_row, rows: max(fixed) + per_row[fixed.index(max(fixed))] * rows,
+        ),
+        Misconception(
+            "first phase only",
+            "That is what the first phase holds: a peak can be anywhere in the step.",
+            lambda fixed, per_row, rows: fixed[0] + per_row[0] * rows,
         ),
         Misconception(
             "last phase only",
@@ -240,6 +261,18 @@ largest_chunk = Exercise(
             "one too many",
             "That is the first chunk that does not fit: the answer is the one before it.",
             lambda peak, budget, batch: min(batch, _search(peak, budget, batch) + 1),
+        ),
+        Misconception(
+            "batch itself left out",
+            "It looks as if the search stops at batch_size - 1: range(1, batch_size) leaves its end out, and a chunk "
+            "that is the whole batch is allowed.",
+            lambda peak, budget, batch: min(batch - 1, _search(peak, budget, batch)),
+        ),
+        Misconception(
+            "budget divided by one row's peak",
+            "It looks as if the budget was divided by the peak of one row. That counts the fixed part, the model, once "
+            "for every row.",
+            lambda peak, budget, batch: min(batch, budget // peak(1)),
         ),
         Misconception(
             "larger than the batch",
