@@ -1,0 +1,142 @@
+"""Chapter 07's checks: the counting encoder counts truly, and mistakes written in other words are recognised."""
+
+import numpy as np
+import pytest
+import torch
+
+from gclib import plan_chunks
+from gclib.checks import ch07
+from gclib.cost import count_tokens, time_ratio
+
+
+def test_the_encoder_counts_tokens_and_rows_and_does_not_see_padding():
+    inputs = ch07.encode_sorted.makers[0](np.random.default_rng(0))
+    encoder, rows, lengths = inputs["encoder"], inputs["rows"], inputs["lengths"]
+    whole = encoder(rows)
+    assert (encoder.tokens, encoder.most_rows) == (rows.shape[0] * rows.shape[1], rows.shape[0])
+    alone = torch.cat([encoder(row[None, :length]) for row, length in zip(rows, lengths, strict=True)])
+    torch.testing.assert_close(alone, whole)
+    assert encoder.tokens == rows.shape[0] * rows.shape[1] + sum(lengths)
+
+
+def test_the_exercises_ask_for_what_the_library_does():
+    rng = np.random.default_rng(0)
+    for maker in ch07.padded_tokens.makers:
+        lengths, size = maker(rng).values()
+        assert ch07.padded_tokens.oracle(lengths, size) == sum(
+            chunk.tokens for chunk in plan_chunks(lengths, chunk_size=size)
+        )
+        tokens = count_tokens([lengths], chunk_size=size, retain_chunks=1)
+        asked = ch07.price.oracle(tokens.padded, tokens.encoded, tokens.retained)
+        assert asked == pytest.approx(tokens.time_ratio) == pytest.approx(time_ratio(tokens.rho, tokens.retained_share))
+
+
+def backward_like_forward(padded, encoded, retained):
+    naive, cached = 2 * padded, retained * 2 + (encoded - retained) * 3
+    return cached / naive
+
+
+def rho_ignored(padded, encoded, retained):
+    r = retained / encoded
+    return 1 + (1 - r) / 3
+
+
+def overhead(padded, encoded, retained):
+    return encoded * (1 + (1 - retained / encoded) / 3) / padded - 1.0
+
+
+def slices_in_file_order(lengths, chunk_size):
+    total = 0
+    for start in range(0, len(lengths), chunk_size):
+        part = lengths[start : start + chunk_size]
+        total += max(part) * len(part)
+    return total
+
+
+def rising(lengths, chunk_size):
+    rows = sorted(lengths)
+    return sum(len(rows[i : i + chunk_size]) * rows[i : i + chunk_size][-1] for i in range(0, len(rows), chunk_size))
+
+
+def all_full(lengths, chunk_size):
+    return sum(chunk_size * width for width in sorted(lengths, reverse=True)[::chunk_size])
+
+
+def gathered_by_the_order(encoder, rows, lengths, chunk_size):
+    order = torch.tensor(sorted(range(len(lengths)), key=lambda row: -lengths[row]))
+    reps = torch.cat([encoder(rows[part, : lengths[part[0]]]) for part in order.split(chunk_size)])
+    return reps.index_select(0, order)
+
+
+def left_in_order(encoder, rows, lengths, chunk_size):
+    order = sorted(range(len(lengths)), key=lambda row: -lengths[row])
+    parts = []
+    for start in range(0, len(order), chunk_size):
+        part = order[start : start + chunk_size]
+        parts.append(encoder(rows[part][:, : lengths[part[0]]]))
+    return torch.vstack(parts)
+
+
+def whole_chunks_only(encoder, rows, lengths, chunk_size):
+    order = torch.tensor(lengths).argsort(descending=True, stable=True)
+    reps = torch.zeros(len(lengths), encoder.weight.shape[1], dtype=rows.dtype)
+    for number in range(len(lengths) // chunk_size):
+        part = order[number * chunk_size : (number + 1) * chunk_size]
+        reps[part] = encoder(rows[part, : lengths[part[0]]]).detach()
+    return reps
+
+
+def full_width(encoder, rows, lengths, chunk_size):
+    order = torch.tensor(lengths).argsort(descending=True)
+    return torch.cat([encoder(rows[part]) for part in order.split(chunk_size)])[order.argsort()]
+
+
+def beside_the_replay(graph, loss, replay, budget, chunks):
+    kept = 0
+    while kept < chunks and replay + (kept + 1) * graph <= budget:
+        kept += 1
+    return kept
+
+
+def strictly_below(graph, loss, replay, budget, chunks):
+    return max(r for r in range(chunks + 1) if r == 0 or loss + r * graph < budget)
+
+
+@pytest.mark.parametrize(
+    ("exercise", "answer", "name"),
+    [
+        (ch07.price, backward_like_forward, "backward counted as one forward"),
+        (ch07.price, rho_ignored, "padding forgotten"),
+        (ch07.price, overhead, "the surcharge instead of the ratio"),
+        (ch07.padded_tokens, slices_in_file_order, "not sorted"),
+        (ch07.padded_tokens, rising, "shortest first"),
+        (ch07.padded_tokens, all_full, "short last chunk counted as full"),
+        (ch07.encode_sorted, gathered_by_the_order, "put back with the order itself"),
+        (ch07.encode_sorted, left_in_order, "not put back"),
+        (ch07.encode_sorted, whole_chunks_only, "last chunk lost"),
+        (ch07.encode_sorted, full_width, "not trimmed"),
+        (ch07.graphs_to_retain, beside_the_replay, "graphs held beside the replay"),
+        (ch07.graphs_to_retain, strictly_below, "exact fit refused"),
+    ],
+)
+def test_a_misconception_is_recognised_however_it_is_written(exercise, answer, name):
+    for seed in range(4):
+        assert exercise.judge(answer, seed=seed).misconception == name
+
+
+def test_right_answers_in_other_words_are_right():
+    def encode_sorted(encoder, rows, lengths, chunk_size):
+        order = sorted(range(len(lengths)), key=lambda row: lengths[row], reverse=True)
+        reps = [None] * len(order)
+        for start in range(0, len(order), chunk_size):
+            part = order[start : start + chunk_size]
+            for row, rep in zip(part, encoder(rows[part][:, : lengths[part[0]]]), strict=True):
+                reps[row] = rep
+        return torch.stack(reps)
+
+    def graphs_to_retain(graph, loss, replay, budget, chunks):
+        return max(r for r in range(chunks + 1) if r == 0 or loss + r * graph <= budget)
+
+    assert ch07.encode_sorted.judge(encode_sorted).status == "correct"
+    assert ch07.graphs_to_retain.judge(graphs_to_retain).status == "correct"
+    assert ch07.price.judge(lambda p, e, r: (4 * e - r) / (3 * p)).status == "correct"
