@@ -68,19 +68,42 @@ def test_predictions_are_shown_back(capsys):
     ]
 
 
+def answer(box, value):
+    """Type or choose `value`, press the button; what the widget says."""
+    box.answer.value = value
+    box.keep.click()
+    return box.status.value
+
+
 def test_the_widget_keeps_a_number():
     box = predict(1, "loss", "How large is the loss?", unit="nats")
     box.keep.click()
     assert box.status.value == "Type a number first." and recall(1) == {}
-    box.answer.value = "about four"
-    box.keep.click()
-    assert box.status.value.startswith("That is not a number") and recall(1) == {}
-    box.answer.value = "nan"
-    box.keep.click()
-    assert box.status.value.startswith("That is not a number") and recall(1) == {}
-    box.answer.value = " 1,200.5 "
-    box.keep.click()
-    assert recall(1) == {"loss": 1200.5} and box.status.value.startswith("Kept: ")
+    assert answer(box, "about <four>") == "That is not a number: about &lt;four&gt;." and recall(1) == {}
+    assert answer(box, "nan").startswith("That is not a number") and recall(1) == {}
+    assert answer(box, " 1,200.5 ").startswith("Kept: ") and recall(1) == {"loss": 1200.5}
+
+
+@pytest.mark.parametrize("typed", ["4096 MiB", "4,096MiB", " 4096  MiB ", "4096"])
+def test_the_unit_may_be_typed(typed):
+    answer(predict(1, "peak", "How much?", unit="MiB"), typed)
+    assert recall(1) == {"peak": 4096}
+
+
+def test_a_number_out_of_range_is_refused_and_the_older_one_stays():
+    box = predict(1, "cosine", "Which cosine?", unit="(from -1 to 1)", low=-1, high=1)
+    assert answer(box, "7") == "7 is too high: it can&#x27;t be above 1." and recall(1) == {}
+    assert answer(box, "1").startswith("Kept: ") and answer(box, "-1").startswith("Kept: ")
+    said = answer(box, "-1.5")
+    assert said.startswith("-1.5 is too low") and said.endswith("What you said earlier is still kept: -1.")
+    assert answer(box, "").startswith("Type a number first. What you said earlier is still kept")
+    assert recall(1) == {"cosine": -1}
+
+
+def test_an_exact_hit_is_told_as_one(capsys):
+    record_prediction(1, "loss", 4.85)
+    show_back(1, "loss", 4.852, unit="nats")
+    assert capsys.readouterr().out.splitlines()[1] == "That is as good as exact."
 
 
 def test_the_widget_keeps_a_choice_and_shows_it_again():
@@ -108,6 +131,7 @@ def test_the_question_is_shown_as_text():
         ({"unit": None}, "options"),
         ({"unit": None, "options": ["a"]}, "options"),
         ({"unit": None, "options": "ab"}, "options"),
+        ({"low": 1, "high": 1}, "low"),
         ({"chapter": 1.5}, "chapter"),
         ({"key": ""}, "key"),
     ],

@@ -64,7 +64,8 @@ def show_back(chapter: int, key: str, measured: object, *, unit: str = "", how: 
     print(f"{said}. {how}: {found}.")
     if isinstance(predicted, Real) and isinstance(measured, Real) and predicted > 0 and measured > 0:
         factor = max(predicted / measured, measured / predicted)
-        print(f"That is within a factor of {factor:.2g}.")
+        near = f"within a factor of {factor:.2g}" if factor >= 1.05 else "as good as exact"
+        print(f"That is {near}.")
 
 
 def predict(
@@ -74,13 +75,18 @@ def predict(
     *,
     options: Sequence[str] | None = None,
     unit: str | None = None,
+    low: float = -math.inf,
+    high: float = math.inf,
 ) -> "ipywidgets.VBox":
-    """A widget that asks `question` and keeps the answer: one of `options`, or a number in `unit`.
+    """A widget that asks `question` and keeps the answer: one of `options`, or a number in `unit` from `low` to `high`.
 
-    Its attributes `answer`, `keep` (a button) and `status` work from the keyboard alone. An earlier
-    prediction is shown and can be changed. Raises ValueError unless exactly one of `options` and `unit` is given.
+    The unit may be typed behind the number. The attributes `answer`, `keep` (a button) and `status` work from the
+    keyboard alone. An earlier prediction is shown and can be changed. Raises ValueError unless exactly one of `options`
+    and `unit` is given, and low < high.
     """
     _check_question(chapter, key, question, options, unit)
+    if not low < high:
+        raise refuse("low", "must be below high", f"low={low!r}, high={high!r}")
     import ipywidgets as widgets
 
     earlier = recall(chapter).get(key)
@@ -99,24 +105,48 @@ def predict(
         )
     keep = widgets.Button(description="Keep my prediction", layout={"width": "auto"})
     status = widgets.HTML("" if earlier is None else f"Kept earlier: {escape(_told(earlier))}.")
-    keep.on_click(lambda _: _keep(chapter, key, answer, status))
+
+    def keep_answer(_: object) -> None:
+        try:
+            value = answer.value if options is not None else _read_number(answer.value, unit, low, high)
+            status.value = escape(_keep(chapter, key, value))
+        except ValueError as refused:
+            status.value = escape(f"{refused}{_still_kept(chapter, key)}")
+
+    keep.on_click(keep_answer)
     box = widgets.VBox([ask, answer, keep, status])
     box.answer, box.keep, box.status = answer, keep, status
     return box
 
 
-def _keep(chapter: int, key: str, answer: "ipywidgets.DOMWidget", status: "ipywidgets.HTML") -> None:
-    value = answer.value
-    if value in (None, ""):
-        status.value = "Choose an answer first." if hasattr(answer, "options") else "Type a number first."
-        return
+def _read_number(text: str, unit: str, low: float, high: float) -> float:
+    """The number in `text`, which may have commas and end in the unit; ValueError, in words, for anything else."""
+    if not text.strip():
+        raise ValueError("Type a number first.")
     try:
-        kept = value if hasattr(answer, "options") else float(value.strip().replace(",", ""))
-        record_prediction(chapter, key, kept)
+        number = float(text.strip().removesuffix(unit).replace(",", "").strip())
     except ValueError:
-        status.value = f"That is not a number that can be kept: {escape(str(value))}."
-        return
-    status.value = f"Kept: {escape(_told(kept))}. Go on, and see."
+        raise ValueError(f"That is not a number: {text}.") from None
+    if not math.isfinite(number):
+        raise ValueError(f"That is not a number that can be kept: {text}.")
+    if number < low:
+        raise ValueError(f"{_told(number)} is too low: it can't be below {_told(low)}.")
+    if number > high:
+        raise ValueError(f"{_told(number)} is too high: it can't be above {_told(high)}.")
+    return number
+
+
+def _keep(chapter: int, key: str, value: Prediction | None) -> str:
+    """Keep the prediction; what to tell the learner. ValueError, in words, where nothing was chosen."""
+    if value is None:
+        raise ValueError("Choose an answer first.")
+    record_prediction(chapter, key, value)
+    return f"Kept: {_told(value)}. Go on, and see."
+
+
+def _still_kept(chapter: int, key: str) -> str:
+    earlier = recall(chapter).get(key)
+    return "" if earlier is None else f" What you said earlier is still kept: {_told(earlier)}."
 
 
 def _check_question(chapter: int, key: str, question: str, options: Sequence[str] | None, unit: str | None) -> None:
