@@ -143,3 +143,12 @@ def test_the_command_says_how_to_use_it(arguments, capsys):
         command.main(arguments)
     assert stopped.value.code == 2
     assert "usage: python -m gclib" in capsys.readouterr().err
+
+
+def test_the_help_says_what_is_trained_and_where_it_is_kept(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "1000")
+    with pytest.raises(SystemExit):
+        command.main(["table1", "--help"])
+    told = capsys.readouterr().out
+    assert "Train the same small encoder three times" in told and "order of the pairs (default: 0)" in told
+    assert str(command.cache_folder()) in told
