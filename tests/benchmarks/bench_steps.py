@@ -4,8 +4,9 @@
 
 One tied encoder (BERT, 4 layers of 256, dropout on), mined pairs in file order from a fixed place, queries of at most
 64 tokens, passages of at most 128, float32. Each round runs every version once, so that a slow minute hurts them all;
-medians are printed. Before the rounds each version runs once for its FLOPs, rows and tokens, and once for its
-allocator peak (not for the naive step at large batches). "Pre-sorted" rows show what sorting alone buys elsewhere.
+medians are printed. At the smallest batch each version runs once before the rounds for its FLOPs, and once for its
+allocator peak; larger batches are run once each, after that warm-up. "Pre-sorted" rows show what sorting alone buys
+elsewhere.
 
 `predicted` is rho * (1 + (1 - r) / 3) with rho = encoded tokens of one forward / padded tokens of the batch and
 r = the share of rows whose graph is retained: a step's time over the padded naive step's, if time went with tokens.
@@ -17,7 +18,7 @@ import random
 import statistics
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
@@ -60,11 +61,12 @@ COLUMNS = ("version", "batch_size", "chunk_size", "seconds", "over_naive", "pred
 COLUMNS += ("gigaflops", "rounds", "threads")
 
 
-def make_batch(batch_size: int) -> tuple[Batch, Batch]:
-    """B pairs drawn with a fixed seed, in file order: no order of lengths."""
+def make_batch(batch_size: int, packages: Sequence[str] = ()) -> tuple[Batch, Batch]:
+    """B pairs drawn with a fixed seed, in file order: no order of lengths. packages: of these alone."""
     pairs = load_pairs()
     tokenizer = train_tokenizer(pairs[:4_000])
     rows = load_corpus().split("train")
+    rows = [row for row in rows if not packages or row.module.split(".")[0] in packages]
     chosen = sorted(random.Random(0).sample(rows, batch_size), key=lambda row: (row.module, row.line))
     pairs = [TextPair(row.query, row.passage) for row in chosen]
     return tokenize_pairs(pairs, tokenizer, query_length=64, passage_length=128)
@@ -134,9 +136,11 @@ def zeroed(encoder: Counted, run: Callable[[], object]) -> Callable[[], object]:
     return call
 
 
-def bench(batch_size: int, chunk_size: int, rounds: int, peaks: bool) -> tuple[list[dict], dict[str, float]]:
+def bench(
+    batch_size: int, chunk_size: int, rounds: int, first: bool, packages: Sequence[str] = ()
+) -> tuple[list[dict], dict[str, float]]:
     """One row a version, and the ratios that the bars are about."""
-    batch = make_batch(batch_size)
+    batch = make_batch(batch_size, packages)
     torch.manual_seed(0)
     encoder = Counted(Encoder.from_config("small", dropout=0.1))
     for parameter in encoder.parameters():
@@ -145,18 +149,18 @@ def bench(batch_size: int, chunk_size: int, rounds: int, peaks: bool) -> tuple[l
     padded, all_rows = sum(inputs["input_ids"].numel() for inputs in batch), 2 * batch_size
     rows = {}
     for name, run in runs.items():
-        encoder.rows = encoder.tokens = 0
-        flops = flops_of(run)
-        row = {"version": name, "batch_size": batch_size, "chunk_size": chunk_size, "gigaflops": flops / 1e9}
-        again = encoder.rows / all_rows - 1  # 1 where every row is encoded twice
-        row |= {"rows": encoder.rows / all_rows, "tokens": encoder.tokens / padded}
-        row["predicted"] = encoder.tokens / (1 + again) / padded * (1 + again / 3)
-        row["peak_mib"] = allocator_peak(run) / 2**20 if peaks else None
+        row = {"version": name, "batch_size": batch_size, "chunk_size": chunk_size}
+        row["gigaflops"] = flops_of(run) / 1e9 if first or name == OURS else None
+        row["peak_mib"] = allocator_peak(run) / 2**20 if first else None
         rows[name] = row
     seconds: dict[str, list[float]] = {name: [] for name in runs}
     for _ in range(rounds):
         for name, run in runs.items():
+            encoder.rows = encoder.tokens = 0
             seconds[name].append(seconds_of(run))
+            again = encoder.rows / all_rows - 1  # 1 where every row is encoded twice
+            rows[name] |= {"rows": encoder.rows / all_rows, "tokens": encoder.tokens / padded}
+            rows[name]["predicted"] = encoder.tokens / (1 + again) / padded * (1 + again / 3)
     for name, row in rows.items():
         row |= {"seconds": statistics.median(seconds[name]), "rounds": rounds, "threads": torch.get_num_threads()}
         row["over_naive"] = statistics.median(
@@ -174,7 +178,7 @@ def bench(batch_size: int, chunk_size: int, rounds: int, peaks: bool) -> tuple[l
         * 1e9
         / (4 / 3 * unpadded_flops(encoder, batch)),
     }
-    if peaks:
+    if first:
         ratios["allocator peak / official (bar 1.02)"] = rows[OURS]["peak_mib"] / rows[OFFICIAL]["peak_mib"]
     return list(rows.values()), ratios
 
@@ -183,13 +187,14 @@ def show(rows: list[dict], ratios: dict[str, float]) -> None:
     batch_size, chunk_size, rounds, threads = (
         rows[0][key] for key in ("batch_size", "chunk_size", "rounds", "threads")
     )
-    print(f"\nB = {batch_size:,}, C = {chunk_size}; {rounds} rounds, {threads} threads")
+    print(f"\nB = {batch_size:,}, C = {chunk_size}; rounds: {rounds}, threads: {threads}")
     print(f"{'':36}{'seconds':>9}{'/ naive':>9}{'predicted':>11}{'peak MiB':>10}{'rows':>7}{'tokens':>8}{'GFLOP':>9}")
     for row in rows:
         peak = f"{row['peak_mib']:.1f}" if row["peak_mib"] else "-"
+        flops = f"{row['gigaflops']:.0f}" if row["gigaflops"] else "-"
         print(
             f"{row['version']:36}{row['seconds']:9.2f}{row['over_naive']:9.2f}{row['predicted']:11.2f}{peak:>10}"
-            f"{row['rows']:7.3f}{row['tokens']:8.3f}{row['gigaflops']:9.0f}"
+            f"{row['rows']:7.3f}{row['tokens']:8.3f}{flops:>9}"
         )
     for name, value in ratios.items():
         print(f"  gclib (defaults): {name}: {value:.3f}")
@@ -231,13 +236,14 @@ def main() -> None:
     parser.add_argument("--batches", type=int, nargs="+", default=[256, 1024])
     parser.add_argument("--chunks", type=int, nargs="+", default=[16, 32])
     parser.add_argument("--rounds", type=int, default=3, help="at the smallest batch; larger ones get one each")
+    parser.add_argument("--packages", nargs="*", default=[], help="pairs of these packages alone, such as tkinter")
     parser.add_argument("--out", type=Path, default=RESULTS)
     options = parser.parse_args()
     every = []
     for batch_size in options.batches:
         first = batch_size == min(options.batches)
         for chunk_size in options.chunks:
-            rows, ratios = bench(batch_size, chunk_size, options.rounds if first else 1, peaks=first)
+            rows, ratios = bench(batch_size, chunk_size, options.rounds if first else 1, first, options.packages)
             show(rows, ratios)
             every += rows
     save(every, options.out)
