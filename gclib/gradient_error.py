@@ -64,6 +64,8 @@ def compare_gradients(expected: Mapping[str, Tensor], found: Mapping[str, Tensor
 def plot_gradient_errors(axes: Sequence[Axes], errors: Mapping[str, GradientError]) -> None:
     """Two panels of bars, a bar for each part: the cosine on axes[0], the size on axes[1]; a line where both are right.
 
+    The numbers stand inside bars that are long enough and end before the line.
+
     A cosine that is not defined (a gradient of zero) is said in words.
     """
     panels = (("cosine", "cosine with the full batch's gradient"), ("size", "size / size of the full batch's gradient"))
@@ -75,7 +77,9 @@ def plot_gradient_errors(axes: Sequence[Axes], errors: Mapping[str, GradientErro
         for place, value in enumerate(values):
             said = "no direction: zero" if np.isnan(value) else f"{value:.2f}"
             where = (max(0.0, np.nan_to_num(value)), place)
-            panel.annotate(said, where, (5, 0), textcoords="offset points", va="center", bbox=paper, zorder=5)
+            inside = 0.3 < where[0] < 1.005
+            beside = {"xytext": (-4, 0), "ha": "right"} if inside else {"xytext": (5, 0), "bbox": paper}
+            panel.annotate(said, where, textcoords="offset points", va="center", zorder=5, **beside)
         panel.axvline(1, color=plots.INK, linestyle="--", linewidth=1)
         panel.set(xlim=(min(0.0, np.nanmin([*values, 0])), max(1.3, 1.2 * np.nanmax([*values, 1]))), xlabel=label)
         panel.invert_yaxis()

@@ -10,8 +10,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import ipywidgets as widgets
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
-from matplotlib.patches import FancyBboxPatch
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.patches import FancyBboxPatch, Patch
 
 from gclib import plots
 from gclib.units import format_bytes
@@ -30,12 +33,28 @@ _KIND_OF = {
 _SIZES = {"graph": (1.5, 0.66), "rep": (0.5, 0.3), "cache": (0.5, 0.3), "loss": (0.6, 0.6), "gradients": (0.74, 0.6)}
 _COLUMNS = {"gradients": 0.0, "graph": 1.62, "rep": 3.1, "cache": 3.1, "loss": 4.35}
 _END = "end of the replay"
-_BACKWARD = plots.OKABE_ITO["vermillion"]
+_BACKWARD = plots.CARD_COLOR  # dark red, and no box has it
+_NAMES = {
+    "graph": "a graph in the encoder",
+    "rep": "r, representations",
+    "cache": "u, cached gradients",
+    "loss": "the loss's graph",
+    "gradients": "∂L/∂θ",
+}
+_EDGES = {
+    "remembered": {"color": plots.INK, "linewidth": 2.0, "linestyle": "-"},
+    "passing": {"color": plots.INK, "linewidth": 0.9, "linestyle": "--"},
+    "backward": {"color": _BACKWARD, "linewidth": 1.6, "linestyle": "-."},
+}
 
 
 def states(walk: Walk, index: int) -> dict[Node, str]:
-    """The state of every node at moment `index`, from the bytes that were measured."""
+    """The state of every node at moment `index`, from the bytes that were measured.
+
+    A step that never caches gradients has no node for them.
+    """
     moment, found = walk.moments[index], {}
+    caches = any(other.kind_bytes["cache"] for other in walk.moments)
     had_graph = {piece for earlier in walk.moments[:index] for piece in earlier.graph_bytes}
     caching = moment.phase == "loss" and any(later.kind_bytes["cache"] for later in walk.moments)
     for row in walk.rows:
@@ -43,7 +62,8 @@ def states(walk: Walk, index: int) -> dict[Node, str]:
         stored = moment.kind_bytes["representations"] and row in moment.encoded and row not in had_graph
         found["graph", row] = "remembered" if remembered else "passing" if made_now else "gone"
         found["rep", row] = "held" if remembered or stored and not made_now else "passing" if made_now else "gone"
-        found["cache", row] = "held" if moment.kind_bytes["cache"] else "passing" if caching else "gone"
+        if caches:
+            found["cache", row] = "held" if moment.kind_bytes["cache"] else "passing" if caching else "gone"
     found["loss", WHOLE] = "remembered" if any(tower is None for tower, _ in moment.graph_bytes) else "gone"
     growing = moment.phase in ("replay", "backward") and moment.graph_bytes
     held = moment.kind_bytes["gradients"]
@@ -61,10 +81,10 @@ def edges(walk: Walk, index: int) -> list[tuple[Node, Node, str]]:
             found.append((graph, rep, state[graph]))
         if state[loss] == "remembered" and state[rep] != "gone":
             found.append((rep, loss, "remembered"))
-            if state[cache] == "passing":
+            if state.get(cache) == "passing":
                 found.append((loss, cache, "backward"))
         if state[graph] == "remembered" and phase in ("replay", "backward"):
-            source = cache if state[cache] == "held" else rep
+            source = cache if state.get(cache) == "held" else rep
             found += [(source, graph, "backward"), (graph, gradients, "backward")]
             if source == rep and state[loss] == "remembered":
                 found.append((loss, rep, "backward"))
@@ -137,7 +157,8 @@ def table_of(walk: Walk) -> tuple[list[str], list[list[str]]]:
 def plot_moment(axes: Axes, walk: Walk, index: int, *, title: str | None = None) -> None:
     """Draw moment `index`: rows of graph, representation and cached gradient between the loss and ∂L/∂θ.
 
-    Solid thick arrows: remembered edges; thin dashed: computed and forgotten; red dash-dotted: gradients going back.
+    Solid thick arrows: remembered edges; thin dashed: computed and forgotten; dark red dash-dotted: gradients going
+    back.
     """
     state, moment = states(walk, index), walk.moments[index]
     for start, end, kind in edges(walk, index):
@@ -194,9 +215,10 @@ class GraphWalk(widgets.VBox):
 
     def _draw(self) -> None:
         index = self.moment.value - 1
-        figure, axes = plots.new_figure(width=7.6, height=0.6 + 0.72 * max(3, len(self.walk.rows)))
+        figure, axes = plots.new_figure(width=7.6, height=1.1 + 0.72 * max(3, len(self.walk.rows)))
         with plots.style():
             plot_moment(axes, self.walk, index, title="")
+            _add_legend(figure, self.walk)
         place = f"<b>{self.moment.value} of {self.moment.max} · {html.escape(title_of(self.walk, index))}.</b>"
         said = html.escape(sentence_of(self.walk, index))
         self.words.value = f'<div role="status" aria-live="polite">{place} {said}</div>'
@@ -205,9 +227,27 @@ class GraphWalk(widgets.VBox):
 
 
 def plot_walk(panels: Sequence[Axes], walk: Walk, indices: Sequence[int]) -> None:
-    """Draw the moments `indices`, one on each of `panels`, numbered as on the slider."""
+    """Draw the moments `indices`, one on each of `panels`, numbered as on the slider, with a legend below."""
+    panels = list(panels)
     for axes, index in zip(panels, indices, strict=True):
         plot_moment(axes, walk, index, title=f"{index + 1}. {title_of(walk, index)}")
+        axes.axis("on")
+        axes.set(xticks=[], yticks=[])
+        for spine in axes.spines.values():
+            spine.set(visible=True, color=plots.OKABE_ITO["grey"], linewidth=0.6)
+    _add_legend(panels[0].figure, walk)
+
+
+def _add_legend(figure: Figure, walk: Walk) -> None:
+    """What the boxes and arrows of this walk mean, under the picture."""
+    kinds = dict.fromkeys(kind for kind, _ in states(walk, 0))
+    look = {"edgecolor": plots.INK, "linewidth": 1.0}
+    handles: list[Artist] = [
+        Patch(facecolor=plots.COLORS[_KIND_OF[kind]], label=_NAMES[kind], **look) for kind in kinds
+    ]
+    words = {"remembered": "remembered", "passing": "computed, forgotten", "backward": "gradients going back"}
+    handles += [Line2D([], [], label=words[kind], **edge) for kind, edge in _EDGES.items()]
+    figure.legend(handles=handles, loc="outside lower center", ncols=4, fontsize=8, frameon=False)
 
 
 def _spoken(phase: str) -> str:
@@ -232,11 +272,7 @@ def _place(walk: Walk, node: Node) -> tuple[float, float]:
 def _draw_edge(
     axes: Axes, start: tuple[float, float], end: tuple[float, float], source: Node, target: Node, kind: str
 ) -> None:
-    look = {
-        "remembered": {"color": plots.INK, "linewidth": 2.0, "linestyle": "-"},
-        "passing": {"color": plots.INK, "linewidth": 0.9, "linestyle": "--"},
-        "backward": {"color": _BACKWARD, "linewidth": 1.6, "linestyle": "-."},
-    }[kind]
+    look = _EDGES[kind]
     rightwards = 1 if end[0] > start[0] else -1
     lift = {"rep": 0.08, "cache": -0.08, "graph": -0.1 if kind == "backward" else 0.1}
     drop = -0.1 if kind == "backward" and "rep" in (source[0], target[0]) else 0.0

@@ -58,7 +58,7 @@ def test_what_is_lit_was_measured(walks):
         assert (state["loss", WHOLE] == "remembered") == any(tower is None for tower, _ in moment.graph_bytes)
         assert (state["gradients", WHOLE] == "held") == (moment.kind_bytes["gradients"] > 0)
         for row in walk.rows:
-            assert (state["cache", row] == "held") == (moment.kind_bytes["cache"] > 0)
+            assert (state.get(("cache", row)) == "held") == (moment.kind_bytes["cache"] > 0)
         if moment.phase == "loss" and moment.piece == WHOLE:
             assert all(state["rep", row] == "held" for row in walk.rows)
 
@@ -77,6 +77,22 @@ def test_representations_are_gone_once_the_cache_is_there(walks):
     state = states(walk, index)
     assert all(state["rep", row] == "gone" and state["cache", row] == "held" for row in walk.rows)
     assert edges(walk, index) == []
+
+
+def test_a_step_without_a_cache_has_no_node_for_one(walks):
+    kinds = {name: {kind for kind, _ in states(walk, 0)} for name, walk in walks.items()}
+    assert "cache" not in kinds["naive"] | kinds["accumulation"]
+    assert "cache" in kinds["gradient cache"] & kinds["one retained"]
+
+
+def test_panels_share_one_legend_that_names_what_is_drawn(walks):
+    for name, cached in (("naive", False), ("gradient cache", True)):
+        figure, panels = plots.new_figure(1, 2)
+        plot_walk(panels, walks[name], [0, 1])
+        (legend,) = figure.legends
+        named = [text.get_text() for text in legend.get_texts()]
+        assert ("u, cached gradients" in named) == cached
+        assert {"a graph in the encoder", "the loss's graph", "gradients going back"} <= set(named)
 
 
 def test_edges_join_only_what_is_there(walks):
