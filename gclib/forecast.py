@@ -27,6 +27,7 @@ from gclib.validation import int_at_least, one_of, positive_int, refuse
 
 STEPS = {"naive": naive_step, "accumulation": accumulation_step, "grad_cache": grad_cache_step}
 OPTIMIZERS = (None, "sgd", "adamw")
+MOST_CHUNKS = 4_096  # that are run one by one with fake tensors
 LENGTHS = ("query_length", "passage_length")
 GIB = 2**30
 
@@ -99,8 +100,9 @@ def forecast_step(
     ambient autocast. optimizer: None, "sgd" (no momentum) or "adamw": its states, as from the second step on;
     temporaries of its own update are not forecast. Gradients are zeroed to None before the step.
 
-    The first forecast of a configuration runs its step with fake tensors; later ones run only the loss.
-    Raises ValueError for arguments that do not fit.
+    The first forecast of a configuration runs its step with fake tensors; later ones, also those of a later session,
+    run only the loss. Where no law holds, and for rows of unlike lengths, every forecast runs the whole step with fake
+    tensors, up to `MOST_CHUNKS` chunks. Raises ValueError for arguments that do not fit.
     """
     one_of("step", step, tuple(STEPS))
     one_of("optimizer", optimizer, OPTIMIZERS)
@@ -235,8 +237,7 @@ class _Assembly:
         ordered = [group for kept in (False, True) for group in groups if group[3] == kept]
         seen: set[int] = set()
         for tower, rows, repeats, kept in ordered:
-            room = 0 if tower in seen else self.rows[tower] * self.fake.row_bytes(tower, self.widths[tower])
-            self.add_group("first_forward", tower, rows, repeats, kept, tower not in seen, room)
+            self.add_group("first_forward", tower, rows, repeats, kept, tower not in seen)
             seen.add(tower)
         loss, copies = self.fake.cached_loss(self.rows, self.widths)
         self.add("loss", loss)
@@ -260,7 +261,6 @@ class _Assembly:
         repeats: int,
         kept: bool,
         first: bool,
-        room: int = 0,
         freed: np.ndarray | int = 0,
     ) -> None:
         """`repeats` chunks of one size: the first may make room or create gradients, the others are alike.
@@ -272,7 +272,7 @@ class _Assembly:
             return  # a frozen tower: nothing is replayed
         if first:
             piece = pieces[phase, True]
-            events = piece.with_room(room)
+            events = piece.with_room(self.rows[tower] * self.fake.row_bytes(tower, self.widths[tower]))
             events[piece.encoded_at :] -= freed
             self.add(phase, events, tower=tower, rows=rows)
             repeats -= 1
@@ -306,15 +306,23 @@ def _fake_run(
     options: dict[str, Any] = {}
     if step == "accumulation":
         options["chunk_size"] = cut.values[0]
+        _refuse_too_many(-(-rows[0] // cut.values[0]))
     elif step == "grad_cache":
         options["plan"] = [_plan(*given, cut.by) for given in zip(lengths, rows, cut.values, strict=True)]
         options["retain_chunks"] = retain
+        _refuse_too_many(sum(map(len, options["plan"])))
     ledger = fake.run(STEPS[step], rows, widths, **options)
     now, timeline = start, [Segment("start", None, None, None, 1, start[None], start)]
     for segment, events in relative(ledger):
         timeline.append(Segment(segment.phase, segment.tower, segment.chunk, None, 1, now + events, events[-1]))
         now = now + events[-1]
     return timeline
+
+
+def _refuse_too_many(chunks: int) -> None:
+    if chunks > MOST_CHUNKS:
+        rule = f"must make at most {MOST_CHUNKS:,} chunks where no law holds, for each of them is then run once"
+        raise refuse("batch_size", rule, f"{chunks:,} chunks")
 
 
 def _plan(length: Any, rows: int, value: int, by: str) -> list[Chunk]:

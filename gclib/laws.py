@@ -197,12 +197,12 @@ class FakeStep:
         towers: Sequence[int] | None = None,
         loss_fn: Any = None,
         until: str = "",
-        encoded_at: list[int] | None = None,
+        on_encoded: Callable[[MemoryLedger, Tensor], None] | None = None,
         **options: Any,
     ) -> MemoryLedger:
         """Run a step on a padded batch of fake inputs, up to a phase or to its end; return its ledger.
 
-        encoded_at: a list that is given the number of events at the end of each forward of an encoder.
+        on_encoded: is called with the ledger so far and the representations at the end of each forward of an encoder.
         """
         encoders = self.encoders if towers is None else [self.encoders[tower] for tower in towers]
         with self._faked():
@@ -210,10 +210,9 @@ class FakeStep:
             inputs = [padded_batch(*given) for given in zip(encoders, rows, widths, strict=True)]
             with record_memory(*self.modules) as ledger, ExitStack() as stack:
                 stack.enter_context(suppress(_Stopped))
-                if encoded_at is not None:
-                    for encoder in encoders:
-                        hook = encoder.register_forward_hook(lambda *_: encoded_at.append(len(ledger.events)))
-                        stack.callback(hook.remove)
+                for encoder in encoders if on_encoded else ():
+                    hook = encoder.register_forward_hook(lambda module, given, reps: on_encoded(ledger, reps))
+                    stack.callback(hook.remove)
 
                 def on_phase(phase: str, **named: Any) -> None:
                     if phase == until:
@@ -236,16 +235,21 @@ class FakeStep:
         single = queries == 1
 
         def fit() -> list[tuple[dict[str, Any], Law]]:
-            return _joined([self._whole_run(step, n, negatives, widths) for n in ((1,) if single else (2, 3, 4))])
+            laws = _joined([self._whole_run(step, n, negatives, widths) for n in ((1,) if single else (2, 3, 4))])
+            if not single:
+                seen = self._whole_run(step, CHECKED, negatives, widths, until="loss")
+                for (_, law), (_, events) in zip(laws, seen, strict=False):
+                    _check(events, law.at(CHECKED))
+            return laws
 
         laws = self._kept(("whole", step, negatives, widths, single), fit, with_loss=True)
         return [(Place(**place), law.at(FEW if single else queries)) for place, law in laws]
 
-    def _whole_run(self, step: str, queries: int, negatives: int, widths: tuple[int, ...]) -> list:
+    def _whole_run(self, step: str, queries: int, negatives: int, widths: tuple[Any, ...], until: str = "") -> list:
         if step == "naive":
-            return relative(self.run(naive_step, _rows(queries, negatives), widths))
+            return relative(self.run(naive_step, _rows(queries, negatives), widths, until=until))
         rows = _rows(2 * queries, negatives)
-        pieces = relative(self.run(accumulation_step, rows, widths, chunk_size=queries))
+        pieces = relative(self.run(accumulation_step, rows, widths, chunk_size=queries, until=until))
         return [piece for piece in pieces if piece[0].chunk is not None]
 
     def chunk(self, tower: int, width: int, rows: int, retained: bool) -> dict[tuple[str, bool], Piece]:
@@ -283,7 +287,12 @@ class FakeStep:
         plan = [Chunk(tuple(range(at, at + size)), width or 1) for at, size in zip(starts, sizes, strict=True)]
         options = {"plan": plan, "retain_chunks": len(sizes) if retained else 0, "until": until}
         ends: list[int] = []
-        ledger = self.run(grad_cache_step, [sum(sizes)], [width], [encoder], _total, encoded_at=ends, **options)
+
+        def on_encoded(ledger: MemoryLedger, reps: Tensor) -> None:
+            ends.append(len(ledger.events))
+            self._laws["row", encoder, width] = (tuple(reps.shape[1:]), reps.dtype)
+
+        ledger = self.run(grad_cache_step, [sum(sizes)], [width], [encoder], _total, on_encoded=on_encoded, **options)
         room = sum(sizes) * self.row_bytes(encoder, width)
         starts = [start for start, _ in ledger.pieces[1:]]
         pieces = {}
@@ -314,9 +323,7 @@ class FakeStep:
         """A first forward of CHECKED rows lies on its law. Raises LawBroken where it does not."""
         seen = self._chunk_run(encoder, width, (CHECKED,), retained, until="loss")["first_forward", True]
         law = next(law for marks, law in laws if marks["first"] and marks["phase"] == "first_forward")
-        expected = law.at(CHECKED)
-        if not np.array_equal(seen.kind_bytes[: len(expected)], expected):  # what follows is let go of by stopping
-            raise LawBroken
+        _check(seen.kind_bytes, law.at(CHECKED))
 
     def row_of(self, tower: int, width: int) -> tuple[tuple[int, ...], torch.dtype]:
         """Shape behind the rows, and dtype, of the tower's representations."""
@@ -439,6 +446,12 @@ def _without_room(events: np.ndarray, room_bytes: int) -> Piece:
     at = int(named.argmax())
     rest = Piece(np.zeros_like(events), at - 1).with_room(room_bytes)
     return Piece(events - rest, at - 1)
+
+
+def _check(events: np.ndarray, expected: np.ndarray) -> None:
+    """Raise LawBroken unless the events are those expected; what a stopped run lets go of may follow."""
+    if not np.array_equal(events[: len(expected)], expected):
+        raise LawBroken
 
 
 def _joined(runs: Sequence[list[tuple[Segment, np.ndarray]]]) -> list[tuple[dict[str, Any], Law]]:

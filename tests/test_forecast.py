@@ -6,6 +6,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch import nn
 
 from gclib import ContrastiveLoss, Encoder, choose_retained, forecast_step, largest_batch, record_memory
 from gclib.chunking import Chunk
@@ -232,6 +233,15 @@ def test_kinds_add_up():
         ({"step": "accumulation", "retain_chunks": 1}, "retain_chunks"),
         ({"retain_chunks": -1}, "retain_chunks"),
         ({"query_length": 0}, "query_length"),
+        ({"query_length": None}, "query_length must be a number of tokens"),
+        ({"config": "clip-vit-b-32-vision"}, "query_length must be None for a tower that is given pictures"),
+        ({"config": ["tiny", "tiny", "tiny"]}, "config must be one config, or one for each"),
+        ({"chunk_tokens": 64}, "chunk_size and chunk_tokens: exactly one"),
+        ({"chunk_size": None, "chunk_tokens": 0}, "chunk_tokens"),
+        ({"step": "accumulation", "chunk_size": None, "chunk_tokens": 64}, "chunk_tokens must be None"),
+        ({"pooling": "max"}, "pooling"),
+        ({"gradient_checkpointing": "yes"}, "gradient_checkpointing"),
+        ({"config": None, "encoders": [nn.Linear(1, 1)] * 2, "pooling": "mean"}, "pooling and gradient_checkpointing"),
         ({"passage_length": [1, 2]}, "passage_length"),
         ({"dtype": torch.int64}, "dtype"),
         ({"autocast": "bf16"}, "autocast"),
@@ -256,3 +266,48 @@ def test_a_temperature_that_was_learned_asks_for_no_new_law():
         next(encoders[0].parameters()).add_(1)
     assert fake_step(None, encoders, loss, True, torch.float32, None) is first
     assert fake_step(None, encoders, ContrastiveLoss(0.1), True, torch.float32, None) is not first
+
+
+class Quadratic(nn.Module):
+    """An encoder whose rows look at each other: its bytes lie on no line."""
+
+    def __init__(self):
+        super().__init__()
+        self.table = nn.Embedding(500, 8)
+
+    def forward(self, input_ids, attention_mask):
+        rows = self.table(input_ids).mean(dim=1)
+        return torch.softmax(rows @ rows.T, dim=1) @ rows
+
+
+class Steps(nn.Module):
+    """An encoder that pads its rows to a multiple of four: no line again, and of whole numbers only at some."""
+
+    def __init__(self):
+        super().__init__()
+        self.table = nn.Embedding(500, 8)
+
+    def forward(self, input_ids, attention_mask):
+        count = len(input_ids)
+        padded = nn.functional.pad(input_ids, (0, 0, 0, -count % 4))
+        return self.table(padded).tanh().mean(dim=1)[:count]
+
+
+@pytest.mark.parametrize(
+    ("step", "kind"),
+    [("grad_cache", Quadratic), ("grad_cache", Steps), ("naive", Steps), ("accumulation", Steps)],
+)
+@pytest.mark.parametrize("rows", [5, 11])
+def test_where_no_law_holds_it_says_so_and_is_exact(step, kind, rows):
+    encoders, loss = [kind()] * 2, ContrastiveLoss()
+    options = {} if step == "naive" else {"chunk_size": 5}
+    ledger = really_run(step, encoders, (rows, rows), loss, **options)
+    told = forecast_step(step, encoders=encoders, loss=loss, batch_size=rows, **SHAPES, **options)
+    assert not told.exact_law
+    assert (told.peak_bytes, told.at_peak()) == (ledger.peak_bytes, ledger.at_peak())
+
+
+def test_where_no_law_holds_a_million_chunks_are_refused_in_words():
+    for step in ("grad_cache", "accumulation"):
+        with pytest.raises(ValueError, match="at most 4,096 chunks where no law holds"):
+            forecast_step(step, encoders=[Steps()] * 2, batch_size=2**20, chunk_size=3, **SHAPES)
