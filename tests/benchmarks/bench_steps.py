@@ -227,7 +227,7 @@ def draw(rows: list[dict], path: Path) -> None:
             axes.plot([row["predicted"] for row in here], range(len(here)), "kD", markersize=4, label="predicted")
             axes.set_yticks(range(len(here)), [row["version"] for row in here])
             axes.set(title=f"B = {batch_size:,}, C = {chunk_size}", xlabel="time / padded naive step")
-            axes.legend(loc="lower right")
+            axes.legend(loc="lower right", bbox_to_anchor=(1, 1))
         figure.savefig(path, dpi=110)
 
 
@@ -246,7 +246,7 @@ def main() -> None:
             rows, ratios = bench(batch_size, chunk_size, options.rounds if first else 1, first, options.packages)
             show(rows, ratios)
             every += rows
-    save(every, options.out)
+            save(every, options.out)
 
 
 if __name__ == "__main__":
