@@ -93,20 +93,20 @@ two_batch_sizes = Exercise(
 )
 
 
-def _phases(rng: np.random.Generator) -> Inputs:
-    """Three phases whose lines cross: which is the highest depends on the rows."""
-    fixed = np.array([900, 500, 100]) + rng.integers(0, 60, 3)
-    per_row = np.array([2, 7, 15]) + rng.integers(0, 3, 3)
-    order = [*rng.permutation([0, 2]), 1]
-    return {
-        "fixed": fixed[order].tolist(),
-        "per_row": per_row[order].tolist(),
-        "rows": int(rng.choice([10, 35, 60, 65, 90, 300])),
-    }
+def _phases(rng: np.random.Generator, rows: tuple[int, ...]) -> Inputs:
+    """A flat and a steep phase whose lines cross at about 60 rows, between two that are never the highest."""
+    fixed = np.array([500, 900, 100, 400]) + rng.integers(0, 60, 4)
+    per_row = np.array([7, 2, 15, 5]) + rng.integers(0, 3, 4)
+    order = [0, *rng.permutation([1, 2]), 3]
+    return {"fixed": fixed[order].tolist(), "per_row": per_row[order].tolist(), "rows": int(rng.choice(rows))}
 
 
-def _one_phase_on_top(rng: np.random.Generator) -> Inputs:
-    return {"fixed": rng.integers(50, 100, 4).tolist(), "per_row": [3, 9, 4, 1], "rows": int(rng.integers(40, 80))}
+def _few_rows(rng: np.random.Generator) -> Inputs:
+    return _phases(rng, (5, 10, 35, 45))
+
+
+def _many_rows(rng: np.random.Generator) -> Inputs:
+    return _phases(rng, (80, 90, 120, 300))
 
 
 def _highest_phase(fixed: list[int], per_row: list[int], rows: int) -> int:
@@ -124,7 +124,7 @@ peak_of_step = Exercise(
     spec="the step's peak in bytes: phase i holds fixed[i] + per_row[i] * rows bytes while it runs (an int).",
     line_budget=1,
     oracle=_highest_phase,
-    makers=(_phases, _one_phase_on_top),
+    makers=(_few_rows, _many_rows),
     misconceptions=(
         Misconception(
             "phases added up",
