@@ -1,5 +1,7 @@
 """The loop: batches, schedule, clipping, records, and what it leaves as it was: `gclib.training`."""
 
+import copy
+import dataclasses
 import functools
 import itertools
 import math
@@ -15,7 +17,7 @@ from gclib.encoder import Encoder
 from gclib.losses import ContrastiveLoss
 from gclib.retrieval import retrieval_metrics
 from gclib.steps import accumulation_step, grad_cache_step, naive_step
-from gclib.training import TrainingRecord, draw_batches, learning_rate_factors, train
+from gclib.training import TrainingRecord, TrainingState, draw_batches, learning_rate_factors, rows_of_rank, train
 
 THINGS = [
     "apples",
@@ -261,6 +263,64 @@ def test_a_loss_that_is_no_number_stops_before_it_reaches_the_weights(bad, encod
     assert torch.equal(weights(encoder), before)
 
 
+def without_seconds(records):
+    return [dataclasses.replace(record, seconds=0.0) for record in records]
+
+
+def test_a_training_goes_on_bit_for_bit_from_any_of_its_states(tokenizer):
+    """36 pairs in batches of 10: stops after a full epoch, inside one, and before the first and after the last step."""
+    encoder = Encoder.from_config("tiny", vocab_size=200, dropout=0.3)
+    optimizer = torch.optim.AdamW(encoder.parameters(), lr=1e-2)
+    options = {"batch_size": 10, "steps": 7, "warmup_steps": 2}
+    kept = [(TrainingState(), copy.deepcopy((encoder.state_dict(), optimizer.state_dict())))]
+
+    def keep(state):
+        kept.append((state, copy.deepcopy((encoder.state_dict(), optimizer.state_dict()))))
+
+    whole = run(encoder, tokenizer, optimizer=optimizer, on_state=keep, **options)
+    assert [(state.step, state.epoch, state.batch) for state, _ in kept] == [
+        *((0, 0, 0), (1, 0, 1), (2, 0, 2), (3, 0, 3), (4, 1, 1), (5, 1, 2), (6, 1, 3), (7, 2, 1))
+    ]
+    end = weights(encoder)
+    for state, (encoder_state, optimizer_state) in kept:
+        encoder.load_state_dict(encoder_state)
+        optimizer.load_state_dict(optimizer_state)
+        optimizer.param_groups[0]["lr"] = 1e-2  # the state was kept inside the training, under the schedule's rate
+        rest = run(encoder, tokenizer, optimizer=optimizer, start=state, **options)
+        assert without_seconds(rest) == without_seconds(whole[state.step :])
+        assert torch.equal(weights(encoder), end)
+        assert all(record.seconds > state.seconds for record in rest)
+
+
+@given(size=st.integers(1, 40), processes=st.integers(1, 40))
+def test_the_ranks_rows_are_the_batchs_and_differ_by_one_at_most(size, processes):
+    if processes > size:
+        return
+    shares = [range(size)[rows_of_rank(size, rank, processes)] for rank in range(processes)]
+    assert [row for share in shares for row in share] == list(range(size))
+    assert {len(share) for share in shares} <= {size // processes, size // processes + 1}
+    assert sorted(map(len, shares), reverse=True) == [len(share) for share in shares]
+
+
+def test_a_rank_is_given_its_own_rows_of_the_same_batch_and_its_own_dropout(encoder, tokenizer):
+    seen = {}
+    draws = set()
+
+    def step(encoders, inputs, loss_fn):
+        seen[rank] = inputs[0]["input_ids"]
+        draws.add(torch.rand(1).item())
+        return naive_step(encoders, inputs, loss_fn)
+
+    for rank in range(3):
+        (record,) = run(encoder, tokenizer, step=step, steps=1, rank=rank, world_size=3)
+        assert record.examples == 8
+    whole = tokenize_pairs(next(draw_batches(PAIRS, 8, seed=0))[1], tokenizer)[0]["input_ids"]
+    rows = [row[row != 0].tolist() for rank in range(3) for row in seen[rank]]
+    assert rows == [row[row != 0].tolist() for row in whole]
+    assert [len(seen[rank]) for rank in range(3)] == [3, 3, 2]
+    assert len(draws) == 3
+
+
 def test_a_learnable_temperature_is_trained_with_the_encoder(encoder, tokenizer):
     loss_fn = ContrastiveLoss(0.05, learnable=True)
     optimizer = torch.optim.AdamW([*encoder.parameters(), *loss_fn.parameters()], lr=1e-2)
@@ -294,6 +354,13 @@ def test_the_progress_bar_can_be_silenced(encoder, tokenizer, capsys):
         ({"step": None}, "step must be callable, got 'NoneType'"),
         ({"loss_fn": 3}, "loss_fn must be callable, got 'int'"),
         ({"on_record": 3}, "on_record must be callable, got 'int'"),
+        ({"on_state": 3}, "on_state must be callable, got 'int'"),
+        ({"start": 3}, "start must be a TrainingState, got 'int'"),
+        ({"start": TrainingState(step=5)}, "start must be of a step from 0 to 4, got 5"),
+        ({"start": TrainingState(generators=(torch.zeros(1),) * 2)}, "start must hold the generators of cpu, got 2"),
+        ({"rank": 1}, "rank must be below world_size, 1, got 1"),
+        ({"world_size": 0}, "world_size must be an int of at least 1, got 0"),
+        ({"world_size": 9}, "batch_size must give each of the 9 processes a row, got 8"),
         ({"batch_size": 0}, "batch_size must be an int of at least 1, got 0"),
         ({"batch_size": 2.5}, "batch_size must be an int of at least 1, got 2.5"),
         ({"batch_size": 37}, "batch_size must be at most the number of pairs, 36, got 37"),
