@@ -6,6 +6,7 @@ while they run in `gclib.forecast` and `gclib.ledger`. The training core loads n
 
 from gclib.chunking import Chunk, plan_chunks
 from gclib.distance import distance_cache_step
+from gclib.distributed import average_gradients, gather_with_grad, process_group
 from gclib.encoder import Encoder
 from gclib.forecast import (
     GPU_MEMORY_BYTES,
@@ -20,6 +21,7 @@ from gclib.losses import ContrastiveLoss, contrastive_loss
 from gclib.planning import StepPlan, best_plan
 from gclib.presets import PRESETS, config_of
 from gclib.randomness import RandomState
+from gclib.ring import ring_contrastive_loss
 from gclib.steps import accumulation_step, grad_cache_step, naive_step
 from gclib.tiled import tiled_contrastive_loss
 
@@ -42,9 +44,13 @@ __all__ = [
     "Encoder",
     "RandomState",
     "accumulation_step",
+    "average_gradients",
     "contrastive_loss",
     "distance_cache_step",
+    "gather_with_grad",
     "grad_cache_step",
     "naive_step",
     "plan_chunks",
+    "process_group",
+    "ring_contrastive_loss",
 ]

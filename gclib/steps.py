@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from gclib.arguments import check_mask, describe
 from gclib.chunking import Chunk, check_plan, choose_largest, plan_chunks
+from gclib.distributed import own_sync_off
 from gclib.inputs import (
     as_tower_list,
     check_devices,
@@ -88,7 +89,7 @@ def naive_step(
     """
     towers = _check_towers(encoders, inputs, loss_fn, mask, on_phase, scaler, batch_norm_allowed=True)
     report = on_phase or silent
-    with _generators_back_on_error(towers) as entry:
+    with own_sync_off(encoders), _generators_back_on_error(towers) as entry:
         torch.clear_autocast_cache()
         reps = []
         for tower in towers:
@@ -128,7 +129,7 @@ def accumulation_step(
     report = on_phase or silent
     chunks = plan_chunks([1] * queries, chunk_size=size, sort=False)
     total = None
-    with _generators_back_on_error(towers) as entry:
+    with own_sync_off(encoders), _generators_back_on_error(towers) as entry:
         torch.clear_autocast_cache()
         report("first_forward", tensors=_batch(towers) + _states(entry))
         for number, chunk in enumerate(chunks):
@@ -172,7 +173,7 @@ def grad_cache_step(
     jobs = schedule([tower.plan for tower in towers], retain)
     jobs = [Job(towers[tower], number, towers[tower].plan[number], kept) for tower, number, kept in jobs]
     report = on_phase or silent
-    with _generators_back_on_error(towers) as entry:
+    with own_sync_off(encoders), _generators_back_on_error(towers) as entry:
         states: list[RandomState] = []
         graphs: list[Tensor] = []
         report("first_forward", tensors=_batch(towers) + _states(entry))

@@ -14,7 +14,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from gclib.losses import contrastive_loss
 from gclib.steps import grad_cache_step, naive_step
-from gclib.tiled import NEGLIGIBLE_EXPONENT, tiled_contrastive_loss
+from gclib.tiled import tiled_contrastive_loss
+from gclib.tiles import NEGLIGIBLE_EXPONENT
 
 NAMES = ("loss", "queries", "passages", "temperature")
 

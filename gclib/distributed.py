@@ -1,0 +1,216 @@
+"""Several processes, one batch: gather representations with their gradient, and average the gradients once a step.
+
+Each of W processes (ranks) encodes its own rows. One rule keeps every scale right, Gao et al. 2021 section 3.4 in
+other words: every rank's loss has the value of the whole batch's loss, and a gradient that is W times its own share
+of it. `average_gradients` then divides the sum over ranks by W, and what every parameter is left with, the
+temperature too, is the gradient that one process would have had for the whole batch.
+
+Letters: W ranks, B queries of the whole batch, b of one rank (ranks may differ), K hard negatives per query.
+"""
+
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from gclib.validation import one_of, positive_number, refuse
+
+BACKENDS = ("gloo", "nccl")
+DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+
+
+@dataclass(frozen=True)
+class Rank:
+    """Which process this is: `rank` of `world_size`, computing on `device`."""
+
+    rank: int
+    world_size: int
+    device: torch.device
+
+    @property
+    def is_first(self) -> bool:
+        """The one that prints and writes."""
+        return self.rank == 0
+
+
+@contextmanager
+def process_group(*, backend: str | None = None, timeout_seconds: float = 300.0) -> Iterator[Rank]:
+    """Join the processes that `torchrun` started; alone, be rank 0 of 1 and set nothing up.
+
+    backend: None for nccl where CUDA is available, else gloo. timeout_seconds: how long a rank waits for another
+    before it stops with an error. The group is left at the end, also after an error.
+    """
+    seconds = positive_number("timeout_seconds", timeout_seconds)
+    cuda = torch.cuda.is_available() and backend != "gloo"
+    chosen = one_of("backend", backend or ("nccl" if cuda else "gloo"), BACKENDS)
+    device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0))) if cuda else torch.device("cpu")
+    if cuda:
+        torch.cuda.set_device(device)
+    if "RANK" not in os.environ or "WORLD_SIZE" not in os.environ:
+        yield Rank(0, 1, device)
+        return
+    dist.init_process_group(chosen, timeout=timedelta(seconds=seconds))
+    try:
+        yield Rank(dist.get_rank(), dist.get_world_size(), device)
+    finally:
+        dist.destroy_process_group()
+
+
+def world_size(group: Any = None) -> int:
+    """W: 1 where no process group was set up."""
+    return dist.get_world_size(group) if dist.is_available() and dist.is_initialized() else 1
+
+
+def rank_of(group: Any = None) -> int:
+    """This process's place in the group; 0 where there is none."""
+    return dist.get_rank(group) if world_size(group) > 1 else 0
+
+
+def gather_with_grad(reps: Tensor, *, rows: Sequence[int] | None = None, group: Any = None) -> Tensor:
+    """Every rank's rows, in the order of ranks: (b, ...) -> (B, ...). The gradient flows back to the rank of each row.
+
+    Forward: an all-gather. Backward: the sum over ranks of the gradient at the gathered rows, of which each rank keeps
+    its own. So where every rank takes the same loss of the gathered rows, each row's gradient is W times that loss's,
+    and `average_gradients` takes the W out again. Ranks may have unlike numbers of rows (b >= 1). rows: those of each
+    rank, where they are known (saves their exchange).
+
+    Alone it returns `reps`. Raises ValueError, on every rank, where the ranks' dtypes or columns differ, and
+    RuntimeError where a rank does not answer. Source: Gao et al. 2021, section 3.4.
+    """
+    if world_size(group) == 1:
+        return reps
+    return _Gather.apply(reps, list(rows or rows_of_ranks(reps, group=group)), group)
+
+
+class _Gather(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, reps, rows, group):
+        ctx.rows, ctx.group = rows, group
+        return torch.cat(_all_gather(reps.detach(), rows, group))
+
+    @staticmethod
+    def backward(ctx, gradient):
+        gradient = gradient.clone(memory_format=torch.contiguous_format)
+        with waiting_for_ranks("gather_with_grad's backward pass"):
+            dist.all_reduce(gradient, group=ctx.group)
+        return gradient[own_rows(ctx.rows, ctx.group)].clone(), None, None
+
+
+def rows_of_ranks(*tensors: Tensor, group: Any = None) -> list[int]:
+    """Each rank's number of rows of the first tensor, once the ranks have shown each other all tensors' shapes.
+
+    The only values that are read while a loss is computed: four numbers a rank, in one small message. Raises
+    ValueError, the same on all ranks, where they differ in dtype, in columns, or in rows for each row of the first.
+    """
+    own = [(t.shape[0], t[0].numel(), DTYPES.index(t.dtype)) for t in tensors]
+    sizes = torch.tensor(own, device=tensors[0].device).flatten()
+    received = [torch.empty_like(sizes) for _ in range(world_size(group))]
+    with waiting_for_ranks("the exchange of shapes"):
+        dist.all_gather(received, sizes, group=group)
+    ranks = [part.view(-1, 3).tolist() for part in received]
+    for place in range(len(tensors)):
+        alike = {(r[place][0] / r[0][0], r[place][1], r[place][2]) for r in ranks}
+        if len(alike) > 1:
+            got = ", ".join(
+                f"rank {n}: {r[place][0]} x {r[place][1]} {DTYPES[r[place][2]]}" for n, r in enumerate(ranks)
+            )
+            raise refuse("representations", "must have the same columns, dtype and K on all ranks", got)
+    return [rank[0][0] for rank in ranks]
+
+
+def own_rows(rows: Sequence[int], group: Any = None) -> slice:
+    """Where this rank's rows stand among all of them."""
+    rank = rank_of(group)
+    return slice(sum(rows[:rank]), sum(rows[: rank + 1]))
+
+
+def average_gradients(*modules: nn.Module, group: Any = None) -> None:
+    """Replace every gradient by its mean over the ranks: after a step, once, in one flattened all-reduce.
+
+    modules: all that was trained, the loss too if its temperature is learnable; tied towers count once. Parameters
+    without a gradient on any rank keep none; one that some rank lacks counts as zero there. Parameters of k dtypes
+    take k all-reduces. Alone it does nothing. Call it before clipping and before the optimizer's step.
+
+    Raises ValueError for what is not a module, RuntimeError where another rank does not answer.
+    Source: Gao et al. 2021, section 3.4: the one reduction of step 4.
+    """
+    for number, module in enumerate(modules):
+        if not isinstance(module, nn.Module):
+            raise refuse(f"modules[{number}]", "must be a torch module", type(module).__name__)
+    if world_size(group) == 1:
+        return
+    trained = {id(p): p for module in modules for p in module.parameters() if p.requires_grad}.values()
+    for kind in dict.fromkeys((p.dtype, p.device) for p in trained):
+        _average([p for p in trained if (p.dtype, p.device) == kind], group)
+
+
+@torch.no_grad()
+def _average(parameters: list[nn.Parameter], group: Any) -> None:
+    """One all-reduce of all gradients, and behind them one number a parameter: how many ranks have it."""
+    present = parameters[0].new_tensor([float(p.grad is not None) for p in parameters])
+    parts = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
+    flat = torch.cat([part.reshape(-1) for part in parts] + [present])
+    with waiting_for_ranks("average_gradients"):
+        dist.all_reduce(flat, group=group)
+    flat[: -len(parameters)] /= world_size(group)
+    missing = [p.grad is None for p in parameters]
+    somewhere = (flat[-len(parameters) :] > 0).tolist() if any(missing) else [True] * len(parameters)
+    pieces = flat[: -len(parameters)].split([p.numel() for p in parameters])
+    for parameter, piece, is_missing, has_some in zip(parameters, pieces, missing, somewhere, strict=True):
+        if not is_missing:
+            parameter.grad.copy_(piece.view_as(parameter))
+        elif has_some:
+            parameter.grad = piece.view_as(parameter).clone()
+
+
+@torch.no_grad()
+def mean_over_ranks(value: Tensor, *, group: Any = None) -> Tensor:
+    """A detached number, averaged over the ranks: what a record shows, no gradient."""
+    mean = value.detach().clone()
+    if world_size(group) > 1:
+        with waiting_for_ranks("the mean of a loss"):
+            dist.all_reduce(mean, group=group)
+    return mean / world_size(group)
+
+
+@contextmanager
+def waiting_for_ranks(what: str) -> Iterator[None]:
+    """A rank that is not answered (another one failed, or the group's timeout passed) says so in words."""
+    try:
+        yield
+    except RuntimeError as error:
+        rule = "got no answer: another rank failed or is late. Look for the first error that another rank printed"
+        raise RuntimeError(f"rank {rank_of()}, {what}: {rule}. ({error})") from error
+
+
+def _all_gather(tensor: Tensor, rows: list[int], group: Any) -> list[Tensor]:
+    """Every rank's rows. Shorter ranks are padded on the way: a collective wants equal shapes."""
+    longest = max(rows)
+    padded = tensor.new_zeros(longest, *tensor.shape[1:])
+    padded[: tensor.shape[0]] = tensor
+    received = [torch.empty_like(padded) for _ in rows]
+    with waiting_for_ranks("gather_with_grad"):
+        dist.all_gather(received, padded, group=group)
+    return [part[:count] for part, count in zip(received, rows, strict=True)]
+
+
+@contextmanager
+def own_sync_off(encoders: Sequence[Any]) -> Iterator[None]:
+    """DistributedDataParallel modules inside the encoders leave the gradients alone meanwhile.
+
+    Their hooks average what the first chunk's backward pass added, and nothing of what the next ones add: with several
+    chunks the ranks would end with unlike gradients. `average_gradients` does it instead, once and for all chunks. A
+    module inside a lambda cannot be seen; averaging afterwards puts that right too, at the cost of a second message.
+    """
+    modules = {module for encoder in encoders if isinstance(encoder, nn.Module) for module in encoder.modules()}
+    with ExitStack() as stack:
+        for module in modules:
+            if isinstance(module, nn.parallel.DistributedDataParallel):
+                stack.enter_context(module.no_sync())
+        yield
