@@ -94,10 +94,10 @@ def train(
     record; raising from it stops the training after that step, with weights and optimizer as they then are.
 
     start: go on from this state, with weights and optimizer as they then were (but for the learning rates: again the
-    schedule's top), to the same records, bit for bit on the same machine; those of the steps still to take are returned.
-    on_state sees the state after each step, after on_record. world_size: so many processes draw the same batches, and
-    `rank` takes its own rows (`rows_of_rank`) with dropout by seed + rank; `step` must then give each of them the loss
-    and the gradient of the whole batch.
+    schedule's top), to the same records, bit for bit on the same machine; the records of the steps still to take are
+    returned. on_state sees the state after each step, after on_record. world_size: so many processes draw the same
+    batches, and `rank` takes its own rows (`rows_of_rank`) with dropout by seed + rank; `step` must then give each of
+    them the loss and the gradient of the whole batch.
 
     Raises ValueError for arguments that can't be, before anything is computed, and FloatingPointError as soon as a loss
     or a gradient is not finite, before it reaches the weights.
