@@ -1,9 +1,9 @@
-"""The two commands: `python -m gclib data-card` and `python -m gclib table1 --quick`."""
+"""Three commands: `python -m gclib data-card`, `python -m gclib table1 --quick` and `python -m gclib train`."""
 
 import argparse
 import sys
 
-from gclib import datacard, experiments
+from gclib import datacard, experiments, trainer
 from gclib.cache import cache_folder
 from gclib.corpus import load_corpus
 
@@ -13,10 +13,21 @@ percent of test queries whose own passage is among the first 1, 5, 20 and 100 of
 reciprocal rank, and the seconds of training. Rows are kept in {folder} and read from there the next time, as long as
 data, settings and code are the same."""
 
+TRAIN = """Train one encoder for queries and passages, alone or in several processes:
+
+  python -m gclib train --output runs/first --batch-size 512 --chunk-size 32 --epochs 2
+  torchrun --nproc-per-node 4 -m gclib train --output runs/second --batch-size 4096 --tile-size auto --ring
+
+The folder holds config.json, records.jsonl (a line a step), evaluations.jsonl, checkpoints and at the end model/, which
+transformers and sentence-transformers load. A run that was stopped or killed goes on with --output FOLDER --resume, to
+the same losses. Everything is read before the first step; a batch is cut into chunks, so it need not fit."""
+
 
 def main(arguments: list[str] | None = None) -> int:
     """Run one command; the exit status."""
     chosen = _parser().parse_args(arguments)
+    if chosen.command == "train":
+        return trainer.command(chosen)
     if chosen.command == "data-card":
         text = datacard.figures(load_corpus())
         if chosen.write:
@@ -51,6 +62,14 @@ def _parser() -> argparse.ArgumentParser:
     table.add_argument("--quick", action="store_true", help="10,240 pairs: minutes; without it, all of them")
     table.add_argument("--seed", type=int, default=0, help="of the weights and the order of the pairs (default: 0)")
     table.add_argument("--fresh", action="store_true", help="train again what was saved")
+    training = commands.add_parser(
+        "train",
+        help="train an encoder with a batch as large as you like, and keep it",
+        description=TRAIN,
+        usage="python -m gclib train --output FOLDER [--resume] [options]",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    trainer.add_arguments(training)
     return parser
 
 

@@ -1,0 +1,378 @@
+"""`python -m gclib train`: options, files, a run that is stopped or killed and goes on, several processes."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from gclib import __main__ as commands
+from gclib import trainer
+from gclib.checkpoints import list_checkpoints, read_checkpoint
+from gclib.encoder import Encoder
+from gclib.retrieval import encode_texts
+from gclib.training import TrainingRecord
+
+ROOT = Path(__file__).resolve().parents[1]
+THINGS = ["apples", "pears", "plums", "figs", "dates", "melons"]
+THINGS += ["cherries", "grapes", "lemons", "limes", "kiwis", "mangos"]
+ROWS = [
+    {"query": f"How to {deed} the {thing}.", "passage": f"def {deed}_{thing}(): return {deed}({thing})"}
+    for thing in THINGS
+    for deed in ("count", "sort", "weigh")
+]
+SMALL = "--model tiny --vocab-size 200 --batch-size 8 --chunk-size 3 --steps 8 --query-length 16 --passage-length 24"
+
+
+@pytest.fixture
+def data(tmp_path):
+    folder = tmp_path / "data"
+    folder.mkdir()
+    for name, rows in (("train", ROWS), ("test", ROWS[:10])):
+        (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return folder
+
+
+@pytest.fixture
+def typed(data):
+    """The arguments of a small run in a folder, with more options behind."""
+
+    def arguments(output, more="", *, small=SMALL):
+        return ["train", "--output", str(output), "--data", str(data), "--quiet", *small.split(), *more.split()]
+
+    return arguments
+
+
+def records(output):
+    """What is told of each step, the seconds left out."""
+    lines = [json.loads(line) for line in (output / "records.jsonl").read_text().splitlines()]
+    return [{name: value for name, value in line.items() if name != "seconds"} for line in lines]
+
+
+def weights(output):
+    return load_file(output / "model" / "model.safetensors")
+
+
+def assert_same_run(one, other):
+    """Records, evaluations and weights are equal, bit for bit."""
+    assert records(one) == records(other)
+    assert (one / "evaluations.jsonl").read_text() == (other / "evaluations.jsonl").read_text()
+    first, second = weights(one), weights(other)
+    assert set(first) == set(second) and all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_a_run_leaves_what_the_help_says(typed, tmp_path, capsys):
+    output = tmp_path / "run"
+    assert commands.main(typed(output, "--checkpoint-every 3 --evaluate-every 3 --keep 2")) == 0
+    names = {path.name for path in output.iterdir()}
+    assert names == {
+        *("config.json", "records.jsonl", "evaluations.jsonl", "model", "checkpoint-000006", "checkpoint-000008")
+    }
+    told = [TrainingRecord(**line, seconds=0.0) for line in records(output)]
+    assert [record.step for record in told] == list(range(1, 9))
+    assert [record.examples for record in told] == list(range(8, 72, 8))
+    assert told[-1].loss < told[0].loss
+    evaluations = [json.loads(line) for line in (output / "evaluations.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in evaluations] == [3, 6, 8]
+    assert all(line["pairs"] == 10 and 0 < line["mrr"] <= 1 for line in evaluations)
+    config = json.loads((output / "config.json").read_text())
+    assert config["settings"]["batch_size"] == 8 and config["processes"] == 1 and config["steps"] == 8
+    assert capsys.readouterr().out == ""
+
+
+def test_nothing_is_pickled(typed, tmp_path):
+    commands.main(typed(tmp_path / "run"))
+    kinds = {path.suffix for path in (tmp_path / "run").rglob("*") if path.is_file()}
+    assert kinds == {".json", ".jsonl", ".safetensors"}
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        "--step naive",
+        "--step accumulation --chunk-size 4",
+        "--chunk-tokens 40 --retain-chunks 1",
+        "--chunk-size 3 --tile-size 4 --symmetric --learnable-temperature",
+        "--tile-size auto --ring",
+        "--negatives 1 --autocast bf16 --clip-norm 0 --schedule constant --warmup-steps 2",
+        "--epochs 1 --pooling cls --test-pairs 0",
+    ],
+)
+def test_every_step_and_loss_trains(more, typed, tmp_path):
+    steps = "" if "--epochs" in more else "--steps 4"
+    small = f"--model tiny --vocab-size 200 --batch-size 8 --query-length 16 --passage-length 24 {steps}"
+    assert commands.main(typed(tmp_path / "run", more, small=small)) == 0
+    assert len(records(tmp_path / "run")) == 4
+
+
+def test_the_steps_losses_agree_without_dropout(typed, tmp_path):
+    small = "--model tiny --vocab-size 200 --batch-size 8 --steps 4 --dropout 0 --test-pairs 0"
+    for name, more in {"one": "--step naive", "two": "--chunk-size 3", "three": "--chunk-size 5 --tile-size 3"}.items():
+        assert commands.main(typed(tmp_path / name, more, small=small)) == 0
+    losses = [[line["loss"] for line in records(tmp_path / name)] for name in ("one", "two", "three")]
+    assert losses[1] == pytest.approx(losses[0], rel=1e-4)
+    assert losses[2] == pytest.approx(losses[0], rel=1e-4)
+
+
+# --- stopped, killed, resumed -----------------------------------------------------------------------------------
+
+KILLED = """
+import os, signal, sys
+from gclib import __main__, checkpoints, trainer
+
+place, arguments = sys.argv[1], sys.argv[2:]
+calls = []
+
+def kill():
+    os.kill(os.getpid(), signal.SIGKILL)
+
+def counted(function, last, when="before"):
+    def wrapped(*args, **options):
+        calls.append(1)
+        if len(calls) == last and when == "inside":
+            options["on_phase"] = lambda phase, **more: kill() if phase == "replay" else None
+        elif len(calls) == last:
+            kill()
+        return function(*args, **options)
+    return wrapped
+
+if place == "inside a step":
+    trainer.grad_cache_step = counted(trainer.grad_cache_step, 7, "inside")
+elif place == "between the files of a checkpoint":
+    checkpoints.save_file = counted(checkpoints.save_file, 5)
+elif place == "before a checkpoint gets its name":
+    checkpoints.os.rename = counted(checkpoints.os.rename, 2)
+elif place == "before the first checkpoint":
+    checkpoints.save_file = counted(checkpoints.save_file, 1)
+elif place == "before the model is written":
+    trainer.save_model_folder = counted(trainer.save_model_folder, 1)
+__main__.main(arguments)
+"""
+PLACES = {
+    "inside a step": [3, 6],
+    "between the files of a checkpoint": [3],
+    "before a checkpoint gets its name": [3],
+    "before the first checkpoint": [],
+    "before the model is written": [6, 8],
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("place", PLACES)
+def test_a_killed_run_goes_on_to_the_same_losses_and_weights(place, typed, tmp_path):
+    more = "--checkpoint-every 3 --evaluate-every 3 --learnable-temperature"
+    assert commands.main(typed(tmp_path / "whole", more)) == 0
+    killed = tmp_path / "killed"
+    done = subprocess.run([sys.executable, "-c", KILLED, place, *typed(killed, more)], cwd=ROOT)
+    assert done.returncode == -signal.SIGKILL
+    assert not (killed / "model").exists()
+    assert [read_checkpoint(path).step for path in list_checkpoints(killed)] == PLACES[place]
+    assert commands.main(["train", "--output", str(killed), "--resume", "--quiet"]) == 0
+    assert_same_run(killed, tmp_path / "whole")
+    assert not list(killed.glob(".*"))
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_stops_after_the_step_and_says_how_to_go_on(number, typed, tmp_path, monkeypatch, capsys):
+    assert commands.main(typed(tmp_path / "whole")) == 0
+    output, write = tmp_path / "run", trainer.Session.write_record
+
+    def interrupted(session, record):
+        write(session, record)
+        if record.step == 3:
+            os.kill(os.getpid(), number)
+
+    monkeypatch.setattr(trainer.Session, "write_record", interrupted)
+    handlers = [signal.getsignal(one) for one in trainer.SIGNALS]
+    arguments = [word for word in typed(output) if word != "--quiet"]
+    assert commands.main(arguments) == 128 + number
+    assert (
+        f"Stopped after step 3. To go on: python -m gclib train --output {output} --resume" in capsys.readouterr().out
+    )
+    assert [signal.getsignal(one) for one in trainer.SIGNALS] == handlers
+    assert [path.name for path in list_checkpoints(output)] == ["checkpoint-000003"]
+    assert len(records(output)) == 3
+    assert commands.main(["train", "--output", str(output), "--resume"]) == 0
+    assert "Resumed after step 3." in capsys.readouterr().out
+    assert_same_run(output, tmp_path / "whole")
+
+
+def test_a_damaged_checkpoint_is_passed_over_and_the_one_before_is_used(typed, tmp_path, capsys):
+    output = tmp_path / "run"
+    commands.main(typed(output, "--checkpoint-every 3 --keep 3"))
+    told, kept = records(output), weights(output)
+    file = output / "checkpoint-000008" / "optimizer.safetensors"
+    file.write_bytes(file.read_bytes()[:-1])
+    with (output / "records.jsonl").open("a") as lines:
+        lines.write('{"step": 9, "loss"')  # as a kill leaves a line
+    assert commands.main(["train", "--output", str(output), "--resume"]) == 0
+    printed = capsys.readouterr().out
+    assert "Passed over a damaged checkpoint: checkpoint-000008: optimizer.safetensors does not match" in printed
+    assert "Resumed after step 6." in printed
+    assert records(output) == told
+    assert all(torch.equal(kept[name], tensor) for name, tensor in weights(output).items())
+
+
+def test_a_finished_run_that_is_resumed_takes_no_step(typed, tmp_path):
+    output = tmp_path / "run"
+    commands.main(typed(output))
+    before = (output / "records.jsonl").read_text(), (output / "evaluations.jsonl").read_text()
+    assert commands.main(["train", "--output", str(output), "--resume", "--quiet"]) == 0
+    assert ((output / "records.jsonl").read_text(), (output / "evaluations.jsonl").read_text()) == before
+
+
+# --- refusals ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        ("--step naive --chunk-size 4", "--chunk-size must not be given with --step naive"),
+        ("--step naive --retain-chunks 1", "--retain-chunks must not be given with --step naive"),
+        ("--step accumulation", "--step accumulation must be given --chunk-size alone"),
+        ("--step accumulation --chunk-size 4 --retain-chunks 1", "--step accumulation must be given --chunk-size"),
+        ("--chunk-size 4 --chunk-tokens 40", "--chunk-tokens must not be given with --chunk-size"),
+        ("--ring", "--ring must be given with --tile-size"),
+        ("--tile-size 0", "--tile-size must be auto or at least 1, got 0"),
+        ("--steps 4 --epochs 1", "--epochs must not be given with --steps"),
+        ("--steps 4 --warmup-steps 5", "--warmup-steps must be at most --steps, 4, got 5"),
+        ("--batch-size 0", "--batch-size must be at least 1, got 0"),
+        ("--keep 0", "--keep must be at least 1, got 0"),
+        ("--learning-rate nan", "--learning-rate must be a finite number above 0, got nan"),
+        ("--temperature 0", "--temperature must be a finite number above 0, got 0.0"),
+        ("--weight-decay -1", "--weight-decay must be a finite number, 0 or more, got -1.0"),
+        ("--dropout 1", "--dropout must be a number from 0 to below 1, got 1.0"),
+        ("--dropout 0 --model minilm-l6", "--dropout must be left out but for tiny"),
+        ("--model enormous", "--model must be one of tiny, mini"),
+    ],
+)
+def test_what_does_not_go_together_is_refused_in_one_line_before_anything_is_loaded(
+    more, message, tmp_path, capsys, monkeypatch
+):
+    monkeypatch.setattr(trainer, "run", None)  # calling it would raise
+    assert commands.main(["train", "--output", str(tmp_path / "run"), *more.split()]) == 2
+    told = capsys.readouterr().err
+    assert message in told and told.startswith("python -m gclib train: error: ") and told.count("\n") == 1
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("more", [[], ["--output", "x", "--batch-size", "many"], ["--output", "x", "--step", "none"]])
+def test_what_can_not_be_read_is_refused_with_the_usage(more, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        commands.main(["train", *more])
+    assert stopped.value.code == 2
+    assert "usage: python -m gclib train --output FOLDER" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        ("--batch-size 37", "--batch-size must be at most the number of pairs, 36, got 37"),
+        ("--passage-length 2000", "must be at most the model's 512 tokens, got 2000"),
+        ("--steps 3 --query-column question", 'texts "question" and "passage"'),
+        ("--negatives 40", "per_query must be at most"),
+    ],
+)
+def test_what_does_not_fit_the_data_or_the_model_is_refused_before_the_folder_is_made(
+    more, message, typed, tmp_path, capsys
+):
+    assert commands.main(typed(tmp_path / "run", more, small="--model tiny --batch-size 8")) == 2
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_run_is_neither_overwritten_nor_resumed_by_other_settings(typed, data, tmp_path, capsys):
+    output = tmp_path / "run"
+    commands.main(typed(output))
+    before = (output / "records.jsonl").read_text()
+    assert commands.main(typed(output)) == 2
+    assert "--output must be a new folder, or be given with --resume" in capsys.readouterr().err
+    for more, message in {
+        "--batch-size 4": "--batch-size must be 8, as in the run that is resumed, got 4",
+        "--epochs 3": "--epochs must be left out, as in the run that is resumed, got 3",
+        "--symmetric": "--symmetric must be left out",
+    }.items():
+        assert commands.main(["train", "--output", str(output), "--resume", *more.split()]) == 2
+        assert message in capsys.readouterr().err
+    assert commands.main(["train", "--output", str(output), "--resume", "--quiet", "--keep", "1"]) == 0
+    with (data / "train.jsonl").open("a") as lines:
+        lines.write(json.dumps({"query": "new", "passage": "newer"}) + "\n")
+    assert commands.main(["train", "--output", str(output), "--resume", "--quiet"]) == 2
+    assert "--resume must find the 36 pairs that the run began with, got 37 pairs" in capsys.readouterr().err
+    assert (output / "records.jsonl").read_text() == before
+
+
+def test_resume_wants_a_run(tmp_path, capsys):
+    assert commands.main(["train", "--output", str(tmp_path), "--resume"]) == 2
+    assert "--resume must be given with the --output of a run" in capsys.readouterr().err
+
+
+# --- the model that is kept -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("pooling", ["mean", "cls", "last"])
+def test_the_kept_model_is_loaded_by_the_encoder_and_by_sentence_transformers(pooling, typed, tmp_path):
+    models = pytest.importorskip("sentence_transformers")
+    commands.main(typed(tmp_path / "run", f"--steps 2 --pooling {pooling}"))
+    folder = tmp_path / "run" / "model"
+    encoder = Encoder.from_pretrained(folder, pooling=pooling).eval()
+    tokenizer = trainer.transformers.AutoTokenizer.from_pretrained(folder)
+    texts = [row["passage"] for row in ROWS] + ["plums " * 60]  # the last is cut
+    with torch.no_grad():
+        ours = encode_texts(encoder, texts, tokenizer, 24, 8)
+    theirs = models.SentenceTransformer(str(folder), device="cpu").encode(texts, convert_to_tensor=True)
+    torch.testing.assert_close(theirs, ours, rtol=1e-4, atol=1e-5)
+
+
+def test_a_run_starts_from_a_folder(typed, tmp_path):
+    assert commands.main(typed(tmp_path / "first")) == 0
+    small = "--batch-size 8 --chunk-size 3 --steps 2 --query-length 16 --passage-length 24"
+    more = f"--model {tmp_path / 'first' / 'model'}"
+    assert commands.main(typed(tmp_path / "second", more, small=small)) == 0
+    first, second = records(tmp_path / "first"), records(tmp_path / "second")
+    assert second[0]["loss"] < first[0]["loss"] - 0.3
+
+
+# --- several processes ------------------------------------------------------------------------------------------
+
+
+def torchrun(arguments, processes=2):
+    started = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
+    return subprocess.run([*started, "-m", "gclib", *arguments], cwd=ROOT, capture_output=True, text=True, timeout=300)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("more", ["", "--ring --tile-size 3 --symmetric --learnable-temperature --negatives 1"])
+def test_two_processes_give_the_records_of_one(more, typed, tmp_path):
+    """A batch of 7: four rows for one process, three for the other."""
+    small = SMALL.replace("--batch-size 8", "--batch-size 7") + " --dropout 0 --checkpoint-every 3"
+    assert commands.main(typed(tmp_path / "one", more, small=small)) == 0
+    done = torchrun(typed(tmp_path / "two", more, small=small))
+    assert done.returncode == 0, done.stderr
+    one, two = records(tmp_path / "one"), records(tmp_path / "two")
+    assert len(two) == 8
+    for ours, theirs in zip(two, one, strict=True):
+        assert ours == pytest.approx(theirs, rel=1e-5, abs=1e-5)
+    kept = read_checkpoint(list_checkpoints(tmp_path / "two")[-1])
+    assert set(kept.generators) == {"rank0.0", "rank1.0"}
+
+
+@pytest.mark.slow
+def test_two_processes_go_on_where_they_were_stopped(typed, tmp_path, capsys):
+    """With dropout: each process has generators of its own."""
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    assert torchrun(typed(whole, "--checkpoint-every 3 --keep 3")).returncode == 0
+    assert torchrun(typed(cut, "--checkpoint-every 3 --keep 3")).returncode == 0
+    assert records(cut) == records(whole)
+    for name in ("model.safetensors", "state.json"):
+        (cut / "checkpoint-000008" / name).unlink()
+    resume = ["train", "--output", str(cut), "--resume", "--quiet"]
+    assert commands.main(resume) == 2
+    assert "the number of processes must be 2, as in the run that is resumed" in capsys.readouterr().err
+    assert torchrun(resume).returncode == 0
+    assert_same_run(cut, whole)
