@@ -9,7 +9,9 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 
 def official_grad_cache() -> type:
@@ -72,6 +74,29 @@ def sentence_transformers_step(
     loss = loss_fn([dict(features) for features in inputs], None)
     loss.backward()
     return loss.detach()
+
+
+def open_clip_loss(queries: Tensor, passages: Tensor, temperature: float | Tensor) -> Tensor:
+    """The dense symmetric loss as open_clip's ClipLoss computes it alone: each direction has a product of its own."""
+    labels = torch.arange(len(queries))
+    losses = [F.cross_entropy(a @ b.T / temperature, labels) for a, b in ((queries, passages), (passages, queries))]
+    return (losses[0] + losses[1]) / 2
+
+
+def sentence_transformers_strips(queries: Tensor, passages: Tensor, *, rows: int, temperature: float) -> Tensor:
+    """CachedMultipleNegativesRankingLoss's loss, symmetric, with its backward pass: `rows` rows of logits at a time."""
+    from sentence_transformers import SentenceTransformer
+    from sentence_transformers.sentence_transformer.losses import CachedMultipleNegativesRankingLoss
+
+    loss_fn = CachedMultipleNegativesRankingLoss(
+        SentenceTransformer(modules=[Embedder(nn.Linear(1, 1))], device="cpu"),
+        scale=1 / temperature,
+        similarity_fct=lambda a, b: a @ b.T,
+        mini_batch_size=rows,
+        directions=("query_to_doc", "doc_to_query"),
+        partition_mode="per_direction",
+    )
+    return loss_fn.calculate_loss([[queries], [passages]], with_backward=True)
 
 
 def sort_and_trim(batch: dict[str, Tensor]) -> dict[str, Tensor]:

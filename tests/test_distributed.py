@@ -194,6 +194,31 @@ def test_ddp_hooks_average_one_chunk_alone_so_they_are_off_and_the_step_averages
         assert right <= 1e-12
 
 
+def without_the_factor(here):
+    """The error of a gathered loss whose gradient is this rank's share, not W times it, after the average."""
+    encoders = models(tied=True)
+    loss_fn = ContrastiveLoss(0.4, learnable=True, gather=True).double()
+    with torch.no_grad():
+        loss_fn.log_temperature.copy_(torch.tensor(0.4).double().log())
+    inputs = [own_part(batch, ROWS[2], here.rank, 1) for batch in batches(ROWS[2], 0)]
+
+    def step(factor):
+        loss = grad_cache_step(encoders, inputs, lambda *reps: loss_fn(*reps) * factor, chunk_size=2)
+        average_gradients(*encoders, loss_fn)
+        return loss
+
+    _, expected = truth(ROWS[2], False, 0, True)
+    modules = [*encoders, loss_fn]
+    return [worst_error(gradients(modules, partial(step, factor))[1], expected) for factor in (1 / 2, 1.0)]
+
+
+def test_a_loss_without_the_factor_w_has_gradients_w_times_too_small(tmp_path):
+    """The trap of GradCache's distributed loss, for which its README asks the caller. Adam would hide it."""
+    for trap, ours in run_ranks(without_the_factor, 2, tmp_path):
+        assert trap == pytest.approx(1 / 2)
+        assert ours <= 1e-12
+
+
 # --- gradients that some ranks lack ---------------------------------------------------------------------------------
 
 

@@ -6,7 +6,9 @@ from rivals import (
     Counted,
     flops_of,
     official_step,
+    open_clip_loss,
     sentence_transformers_step,
+    sentence_transformers_strips,
     sort_and_trim,
     sorted_loss,
     split_trimmed,
@@ -87,3 +89,18 @@ def test_sorting_encodes_fewer_tokens_and_takes_fewer_flops(encoder, batch):
     assert seen["official"][1] == seen["gclib"][1] == 2 * 26
     assert seen["gclib"][2] < seen["official"][2] == 2 * 13 * (9 + 17)
     assert seen["gclib"][0] < seen["official"][0]
+
+
+@pytest.mark.parametrize("rows", [1, 4, 13])
+def test_the_public_losses_of_the_benchmark_are_the_symmetric_loss(rows):
+    pytest.importorskip("sentence_transformers")
+    reps = [torch.randn(13, 6, dtype=torch.float64, requires_grad=True) for _ in range(2)]
+    truth = ContrastiveLoss(0.2, symmetric=True)(*reps)
+    expected = torch.autograd.grad(truth, reps)
+    dense = open_clip_loss(*reps, 0.2)
+    strips = sentence_transformers_strips(*reps, rows=rows, temperature=0.2)
+    for loss in (dense, strips):
+        torch.testing.assert_close(loss.detach(), truth.detach())
+    for wanted, of_dense, rep in zip(expected, torch.autograd.grad(dense, reps), reps, strict=True):
+        torch.testing.assert_close(of_dense, wanted)
+        torch.testing.assert_close(rep.grad, wanted)

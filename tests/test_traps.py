@@ -1,7 +1,8 @@
 """The sharp edges of public code, one named test each: the trap, written small, fails what gclib's step passes.
 
 Every error is measured on absolute gradients (after an SGD step with lr=1), never on directions alone: Adam would hide
-a wrong scale. The traps are described in chapter 11.
+a wrong scale. The traps are described in chapter 11. That of several processes, the lost factor W, is in
+test_distributed.py, with real ranks.
 """
 
 from functools import partial

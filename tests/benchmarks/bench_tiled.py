@@ -1,11 +1,13 @@
-"""Time and memory of the tiled loss against the dense one, and against the machine's matrix product.
+"""Time and memory of the tiled loss against the dense one, public ones, and the machine's matrix product.
 
     python tests/benchmarks/bench_tiled.py [--batch 8192] [--large 65536] [--tile 1024] [--repeats 5] [--csv FILE]
 
-Symmetric, float32, D=256, forward and backward, learnable temperature. Rounds alternate between the versions; medians
-are printed. Every memory figure is a process of its own, gradients included: the allocator's extra peak by
-`torch.profiler`'s events, the resident extra peak by looking every millisecond. The limit is 8 B^2 D FLOPs at the
-rate of a matrix product with the tile's shape, measured between the rounds.
+Symmetric, float32, D=256, forward and backward, learnable temperature (sentence-transformers' is a number). Dense is
+`contrastive_loss`; open_clip's dense loss has a product for each direction; the strips are the cached loss of
+sentence-transformers, whole rows of logits at a time: 32 of them, as by default, or a tile's side. Rounds alternate
+between the versions; medians are printed. Every memory figure is a process of its own, gradients included: the
+allocator's extra peak by `torch.profiler`'s events, the resident extra peak by looking every millisecond. The limit is
+8 B^2 D FLOPs at the rate of a matrix product with the tile's shape, measured between the rounds.
 """
 
 import argparse
@@ -24,13 +26,18 @@ from torch import Tensor
 from torch.nn import functional as F
 
 ROOT = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(ROOT))
+sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
+
+from rivals import open_clip_loss, sentence_transformers_strips  # noqa: E402
 
 from gclib.losses import contrastive_loss  # noqa: E402
 from gclib.tiled import tiled_contrastive_loss  # noqa: E402
 
 RESULTS = Path(__file__).parent / "results"
 MIB = 2**20
+DENSE, TILED, OPEN_CLIP = "dense", "tiled", "open_clip, dense"
+STRIPS, WIDE_STRIPS = "sentence-t., strips of 32", "sentence-t., strips of a tile"
+VERSIONS = (DENSE, TILED, OPEN_CLIP, STRIPS, WIDE_STRIPS)
 COLUMNS = ("version", "batch_size", "dimensions", "tile_size", "threads", "seconds", "gigaflops", "over_limit")
 BYTES = ("allocated_peak_bytes", "resident_peak_bytes")
 
@@ -46,8 +53,15 @@ def make_batch(batch_size: int, dimensions: int) -> tuple[Tensor, Tensor, Tensor
 def run(version: str, batch: tuple[Tensor, Tensor, Tensor], tile_size: int) -> None:
     """One forward and backward."""
     queries, passages, temperature = batch
-    if version == "dense":
+    if version in (STRIPS, WIDE_STRIPS):
+        rows = 32 if version == STRIPS else tile_size
+        sentence_transformers_strips(queries, passages, rows=rows, temperature=0.05)
+        queries.grad = passages.grad = None
+        return
+    if version == DENSE:
         loss = contrastive_loss(queries, passages, temperature=temperature, symmetric=True)
+    elif version == OPEN_CLIP:
+        loss = open_clip_loss(queries, passages, temperature)
     else:
         loss = tiled_contrastive_loss(queries, passages, temperature=temperature, symmetric=True, tile_size=tile_size)
     torch.autograd.grad(loss, batch)
@@ -130,22 +144,23 @@ def memory_in_new_process(row: dict, way: str) -> int:
 
 
 def show(rows: list[dict]) -> None:
-    """The table, and the two ratios that the bars are about."""
+    """The table, and the ratios that the bars are about."""
     print(
-        f"{'version':8}{'B':>8}{'tile':>7}{'seconds':>10}{'GFLOP/s':>9}{'/ limit':>9}"
+        f"{'version':30}{'B':>8}{'tile':>7}{'seconds':>10}{'GFLOP/s':>9}{'/ limit':>9}"
         f"{'alloc MiB':>11}{'resident MiB':>14}"
     )
     for row in rows:
         sizes = [f"{row[way] / MIB:.1f}" if row[way] else "-" for way in BYTES]
         print(
-            f"{row['version']:8}{row['batch_size']:8,}{row['tile_size']:7}{row['seconds']:10.3f}{row['gigaflops']:9.1f}"
+            f"{row['version']:30}{row['batch_size']:8,}{row['tile_size']:7}{row['seconds']:10.3f}{row['gigaflops']:9.1f}"
             f"{row['over_limit']:9.2f}{sizes[0]:>11}{sizes[1]:>14}"
         )
-    dense, tiled = rows[0], rows[1]
-    print(f"tiled / dense at B={dense['batch_size']:,}: time {tiled['seconds'] / dense['seconds']:.3f}", end="")
-    for way in BYTES:
-        print(f", {way.replace('_', ' ')} 1/{dense[way] / tiled[way]:.1f}", end="")
-    print()
+    tiled = rows[VERSIONS.index(TILED)]
+    for other in rows[: len(VERSIONS)]:
+        if other is not tiled:
+            print(f"tiled / {other['version']} at B={other['batch_size']:,}: ", end="")
+            print(f"time {tiled['seconds'] / other['seconds']:.3f}", end="")
+            print("".join(f", {way.replace('_', ' ')} 1/{other[way] / tiled[way]:.1f}" for way in BYTES))
 
 
 def save(rows: list[dict], path: Path) -> None:
@@ -170,9 +185,9 @@ def main() -> None:
     if options.memory:
         print(measure_memory(*json.loads(options.memory)))
         return
-    rows = time_versions(("dense", "tiled"), options.batch, options.dimensions, options.tile, options.repeats)
+    rows = time_versions(VERSIONS, options.batch, options.dimensions, options.tile, options.repeats)
     if options.large:
-        rows += time_versions(("tiled",), options.large, options.dimensions, options.tile, 1)
+        rows += time_versions((TILED,), options.large, options.dimensions, options.tile, 1)
     for row in rows:
         for way in BYTES:
             profiled = way == "allocated_peak_bytes"
