@@ -45,9 +45,10 @@ lab: corpus ## start the course: JupyterLab, opened on chapter 00
 corpus: env ## build the text pairs from the installed packages (cached)
 	$(RUN) -c "from gclib.data import load_pairs; print(f'{len(load_pairs()):,} training pairs')"
 
-lint: env ## check style and formatting
+lint: env ## check style, formatting, links and spelling
 	$(RUN) -m ruff check .
 	$(RUN) -m ruff format --check .
+	$(RUN) tests/texts.py
 
 # In CI a missing Chromium is installed; elsewhere the browser tests are skipped in words.
 chromium:
