@@ -1,12 +1,17 @@
-"""Under nbval: solutions must be right (strict), and nobody's own record of progress is read or changed."""
+"""Under nbval: solutions must be right (strict), and nobody's own record of progress is read or changed.
+
+GCLIB_STRICT=1 makes the chapters strict too: a teacher marks with it.
+"""
 
 import os
 
 import pytest
 
+ALL_STRICT = os.environ.get("GCLIB_STRICT") == "1"
+
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_setup(item):
     """Set what the notebook's kernel inherits; nbval starts it in the setup of the first cell."""
-    os.environ["GCLIB_STRICT"] = str(int("solutions" in item.path.parts))
+    os.environ["GCLIB_STRICT"] = str(int(ALL_STRICT or "solutions" in item.path.parts))
     os.environ["GCLIB_PROGRESS_FOLDER"] = str(item.config._tmp_path_factory.getbasetemp() / "progress")

@@ -23,7 +23,7 @@ from gclib.machine import CORE, COURSE, read_pins
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "gclib"
 NOTEBOOKS = sorted(p for p in (ROOT / "notebooks").rglob("*.ipynb") if ".ipynb_checkpoints" not in p.parts)
-CHAPTERS = [path for path in NOTEBOOKS if path.parent.name == "notebooks"]
+CHAPTERS = [path for path in NOTEBOOKS if path.parent.name == "notebooks" and path.name[0].isdigit()]
 SOLUTIONS = [path for path in NOTEBOOKS if path.parent.name == "solutions"]
 
 # What may be loaded only where a person looks at something
