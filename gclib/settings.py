@@ -182,8 +182,13 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def typed_settings(arguments: argparse.Namespace) -> dict[str, Any]:
-    """The settings that were typed, and they alone."""
-    return {name: getattr(arguments, name) for name in DEFAULTS if hasattr(arguments, name)}
+    """The settings that were typed, and no others; folders by their whole path: a run goes on from anywhere."""
+    typed = {name: getattr(arguments, name) for name in DEFAULTS if hasattr(arguments, name)}
+    for name in ("data", "model"):
+        value = typed.get(name)
+        if value is not None and value not in SIZES and value not in PRESETS and Path(value).exists():
+            typed[name] = str(Path(value).resolve())
+    return typed
 
 
 def resumed(saved: Settings, typed: dict[str, Any]) -> Settings:

@@ -9,10 +9,11 @@ from pathlib import Path
 
 import pytest
 import torch
+import transformers
 from safetensors.torch import load_file
 
 from gclib import __main__ as commands
-from gclib import trainer
+from gclib import session, trainer
 from gclib.checkpoints import list_checkpoints, read_checkpoint
 from gclib.encoder import Encoder
 from gclib.retrieval import encode_texts
@@ -82,7 +83,8 @@ def test_a_run_leaves_what_the_help_says(typed, tmp_path, capsys):
     assert all(line["pairs"] == 10 and 0 < line["mrr"] <= 1 for line in evaluations)
     config = json.loads((output / "config.json").read_text())
     assert config["settings"]["batch_size"] == 8 and config["processes"] == 1 and config["steps"] == 8
-    assert capsys.readouterr().out == ""
+    printed = capsys.readouterr()
+    assert printed.out == "" and printed.err == ""
 
 
 def test_nothing_is_pickled(typed, tmp_path):
@@ -123,7 +125,7 @@ def test_the_steps_losses_agree_without_dropout(typed, tmp_path):
 
 KILLED = """
 import os, signal, sys
-from gclib import __main__, checkpoints, trainer
+from gclib import __main__, building, checkpoints, session
 
 place, arguments = sys.argv[1], sys.argv[2:]
 calls = []
@@ -142,7 +144,7 @@ def counted(function, last, when="before"):
     return wrapped
 
 if place == "inside a step":
-    trainer.grad_cache_step = counted(trainer.grad_cache_step, 7, "inside")
+    building.grad_cache_step = counted(building.grad_cache_step, 7, "inside")
 elif place == "between the files of a checkpoint":
     checkpoints.save_file = counted(checkpoints.save_file, 5)
 elif place == "before a checkpoint gets its name":
@@ -150,7 +152,7 @@ elif place == "before a checkpoint gets its name":
 elif place == "before the first checkpoint":
     checkpoints.save_file = counted(checkpoints.save_file, 1)
 elif place == "before the model is written":
-    trainer.save_model_folder = counted(trainer.save_model_folder, 1)
+    session.save_model_folder = counted(session.save_model_folder, 1)
 __main__.main(arguments)
 """
 PLACES = {
@@ -180,21 +182,21 @@ def test_a_killed_run_goes_on_to_the_same_losses_and_weights(place, typed, tmp_p
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_stops_after_the_step_and_says_how_to_go_on(number, typed, tmp_path, monkeypatch, capsys):
     assert commands.main(typed(tmp_path / "whole")) == 0
-    output, write = tmp_path / "run", trainer.Session.write_record
+    output, write = tmp_path / "run", session.Session.write_record
 
-    def interrupted(session, record):
-        write(session, record)
+    def interrupted(run, record):
+        write(run, record)
         if record.step == 3:
             os.kill(os.getpid(), number)
 
-    monkeypatch.setattr(trainer.Session, "write_record", interrupted)
-    handlers = [signal.getsignal(one) for one in trainer.SIGNALS]
+    monkeypatch.setattr(session.Session, "write_record", interrupted)
+    handlers = [signal.getsignal(one) for one in session.SIGNALS]
     arguments = [word for word in typed(output) if word != "--quiet"]
     assert commands.main(arguments) == 128 + number
     assert (
-        f"Stopped after step 3. To go on: python -m gclib train --output {output} --resume" in capsys.readouterr().out
+        f"Stopped after step 3. To go on: python -m gclib train --output {output} --resume" in capsys.readouterr().err
     )
-    assert [signal.getsignal(one) for one in trainer.SIGNALS] == handlers
+    assert [signal.getsignal(one) for one in session.SIGNALS] == handlers
     assert [path.name for path in list_checkpoints(output)] == ["checkpoint-000003"]
     assert len(records(output)) == 3
     assert commands.main(["train", "--output", str(output), "--resume"]) == 0
@@ -310,6 +312,27 @@ def test_a_run_is_neither_overwritten_nor_resumed_by_other_settings(typed, data,
 def test_resume_wants_a_run(tmp_path, capsys):
     assert commands.main(["train", "--output", str(tmp_path), "--resume"]) == 2
     assert "--resume must be given with the --output of a run" in capsys.readouterr().err
+    for content in ("{", "{}", '{"settings": {"new": 1}}'):
+        (tmp_path / "config.json").write_text(content)
+        assert commands.main(["train", "--output", str(tmp_path), "--resume"]) == 2
+        assert "--resume must find a config.json that this version can read" in capsys.readouterr().err
+
+
+def test_folders_are_kept_by_their_whole_path(typed, data, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "tiny").mkdir()  # a size all the same
+    assert commands.main(typed("run", "--steps 1 --data data")) == 0
+    kept = json.loads((tmp_path / "run" / "config.json").read_text())["settings"]
+    assert (kept["data"], kept["model"]) == (str(data.resolve()), "tiny")
+    monkeypatch.chdir(data)
+    assert commands.main(["train", "--output", str(tmp_path / "run"), "--resume", "--quiet"]) == 0
+
+
+def test_a_loss_that_is_no_number_ends_the_run_in_words(typed, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(session, "step_function", lambda *of: lambda *batch: torch.tensor(torch.nan))
+    assert commands.main(typed(tmp_path / "run")) == 1
+    assert "error: training stopped: the loss is nan" in capsys.readouterr().err
+    assert list_checkpoints(tmp_path / "run") == []
 
 
 # --- the model that is kept -------------------------------------------------------------------------------------
@@ -321,7 +344,7 @@ def test_the_kept_model_is_loaded_by_the_encoder_and_by_sentence_transformers(po
     commands.main(typed(tmp_path / "run", f"--steps 2 --pooling {pooling}"))
     folder = tmp_path / "run" / "model"
     encoder = Encoder.from_pretrained(folder, pooling=pooling).eval()
-    tokenizer = trainer.transformers.AutoTokenizer.from_pretrained(folder)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
     texts = [row["passage"] for row in ROWS] + ["plums " * 60]  # the last is cut
     with torch.no_grad():
         ours = encode_texts(encoder, texts, tokenizer, 24, 8)
@@ -343,7 +366,7 @@ def test_a_run_starts_from_a_folder(typed, tmp_path):
 
 def torchrun(arguments, processes=2):
     started = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
-    return subprocess.run([*started, "-m", "gclib", *arguments], cwd=ROOT, capture_output=True, text=True, timeout=300)
+    return subprocess.run([*started, *arguments], cwd=ROOT, capture_output=True, text=True, timeout=300)
 
 
 @pytest.mark.slow
@@ -352,7 +375,7 @@ def test_two_processes_give_the_records_of_one(more, typed, tmp_path):
     """A batch of 7: four rows for one process, three for the other."""
     small = SMALL.replace("--batch-size 8", "--batch-size 7") + " --dropout 0 --checkpoint-every 3"
     assert commands.main(typed(tmp_path / "one", more, small=small)) == 0
-    done = torchrun(typed(tmp_path / "two", more, small=small))
+    done = torchrun(["-m", "gclib", *typed(tmp_path / "two", more, small=small)])
     assert done.returncode == 0, done.stderr
     one, two = records(tmp_path / "one"), records(tmp_path / "two")
     assert len(two) == 8
@@ -362,17 +385,39 @@ def test_two_processes_give_the_records_of_one(more, typed, tmp_path):
     assert set(kept.generators) == {"rank0.0", "rank1.0"}
 
 
+INTERRUPTED = """
+import os, signal, sys
+from gclib import __main__, session
+
+write = session.Session.write_record
+
+def interrupted(run, record):
+    write(run, record)
+    if record.step == 5 and run.rank.rank == 1:
+        os.kill(os.getpid(), signal.SIGTERM)
+
+session.Session.write_record = interrupted
+sys.exit(__main__.main(sys.argv[1:]))
+"""
+
+
 @pytest.mark.slow
-def test_two_processes_go_on_where_they_were_stopped(typed, tmp_path, capsys):
-    """With dropout: each process has generators of its own."""
-    whole, cut = tmp_path / "whole", tmp_path / "cut"
-    assert torchrun(typed(whole, "--checkpoint-every 3 --keep 3")).returncode == 0
-    assert torchrun(typed(cut, "--checkpoint-every 3 --keep 3")).returncode == 0
-    assert records(cut) == records(whole)
-    for name in ("model.safetensors", "state.json"):
-        (cut / "checkpoint-000008" / name).unlink()
+def test_two_processes_stop_after_the_same_step_and_go_on_where_they_were(typed, tmp_path, capsys):
+    """The signal reaches one of them alone. With dropout: each has generators of its own."""
+    whole, cut, script = tmp_path / "whole", tmp_path / "cut", tmp_path / "interrupted.py"
+    script.write_text(INTERRUPTED)
+    assert torchrun(["-m", "gclib", *typed(whole)]).returncode == 0
+    assert torchrun([str(script), *typed(cut)]).returncode != 0
+    assert [path.name for path in list_checkpoints(cut)] == ["checkpoint-000005"]
+    assert records(cut) == records(whole)[:5]
     resume = ["train", "--output", str(cut), "--resume", "--quiet"]
     assert commands.main(resume) == 2
     assert "the number of processes must be 2, as in the run that is resumed" in capsys.readouterr().err
-    assert torchrun(resume).returncode == 0
+    assert torchrun(["-m", "gclib", *resume]).returncode == 0
     assert_same_run(cut, whole)
+
+
+def test_without_dropout_another_number_of_processes_may_go_on(typed, tmp_path, monkeypatch):
+    assert commands.main(typed(tmp_path / "run", "--dropout 0 --steps 1")) == 0
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert trainer.settings_for(tmp_path / "run", {}, resume=True).dropout == 0
