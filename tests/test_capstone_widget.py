@@ -1,0 +1,60 @@
+"""The capstone's form: what is typed is judged in words, whatever it is."""
+
+import pytest
+
+from gclib.capstone import JOBS, draw_brief, peak_bytes, reference
+from gclib.capstone_widget import CapstoneForm
+
+
+@pytest.fixture
+def form():
+    seed = next(seed for seed in range(99) if draw_brief(seed).job == JOBS["activations"][0])
+    return CapstoneForm(seed)
+
+
+def fill(form, plan):
+    form.step.value, form.sort.value = plan.step, plan.sort_by_length
+    for name in ("batch_size", "tile_size", "chunk_size", "retain_chunks"):
+        value = getattr(plan, name)
+        getattr(form, name).value = "" if value is None else f"{value:,}"
+
+
+def test_the_reference_typed_in_serves_the_brief(form):
+    plan = reference(form.brief.job)
+    fill(form, plan)
+    form.peak.value = f"{peak_bytes(form.brief.job, plan) / 2**30:.2f}"
+    form.judge.click()
+    assert "It serves the brief" in form.verdict.value and "peak: you said" in form.verdict.value
+    assert form.report().count("Score 1.00") == 1
+
+
+@pytest.mark.parametrize(
+    ("typed", "said"),
+    [
+        ({}, "batch_size must be"),
+        ({"batch_size": "many"}, "batch_size must be"),
+        ({"batch_size": "64", "chunk_size": "128"}, "chunk_size must be at most"),
+        ({"batch_size": "64", "chunk_size": "1e1"}, "chunk_size must be"),
+        ({"batch_size": "9" * 5000, "chunk_size": "8"}, "batch_size must be"),
+        ({"batch_size": "64", "chunk_size": "8", "retain_chunks": "x"}, "retain_chunks must be"),
+        ({"batch_size": "64", "chunk_size": "8", "peak": "<b>"}, "above 0 is asked for"),
+    ],
+)
+def test_whatever_is_typed_is_answered_in_words(form, typed, said):
+    for name, text in typed.items():
+        getattr(form, name).value = text
+    form.judge.click()
+    assert said in form.verdict.value and "<b>" not in form.verdict.value
+    assert not form.judge.disabled
+
+
+def test_another_seed_draws_another_brief_and_no_seed_is_refused(form):
+    before = form.words.value
+    form.seed.value = "-4"
+    form.draw.click()
+    assert "seed must be an int of at least 0" in form.verdict.value and form.words.value == before
+    form.seed.value = next(str(s) for s in range(99) if draw_brief(s).kind == "time")
+    form.draw.click()
+    assert form.brief.kind == "time" and form.words.value != before
+    with pytest.raises(ValueError, match="seed must be an int"):
+        CapstoneForm("one")
