@@ -4,7 +4,8 @@ A dispatch mode sees each operation's outputs. A storage that was not seen befor
 finalizer takes it off when the last tensor on it is gone. Views, in-place results and shared storages therefore count
 once. What no dispatch mode sees, generator states and the batch, the steps name through `on_phase`.
 
-Not seen: workspaces inside an operation, the allocator's rounding, a CUDA context.
+Not seen: workspaces inside an operation (a processor's bf16 products take some hundred KiB), the allocator's rounding,
+a CUDA context.
 
 Watching changes one thing, and the ledger takes that out again: where a tensor is used twice, autograd adds the second
 gradient to the first in place, but not while somebody else (a dispatch mode, a fake tensor) knows the first. The
