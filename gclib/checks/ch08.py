@@ -1,0 +1,694 @@
+"""Chapter 08's exercises: the log-sum-exp of tiles, the loss of tiles, a tile's gradient, and where the wall stands.
+
+Letters: B queries and as many passages, S the side of a tile, R x C the sides of one (the last may be short), z logits.
+"""
+
+import math
+import weakref
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from .engine import Exercise, Misconception
+from .judging import Inputs
+
+FEW = 3  # tiles that a loop may hold at once: the last one, the next one, and one in the making
+
+
+class TileCounter:
+    """How many of the tiles that it made are still held, at most: a tile counts until the last view of it is gone."""
+
+    def __init__(self):
+        self.most = 0
+        self._storages: list[weakref.ref] = []
+
+    def made(self, tile: Tensor) -> Tensor:
+        """Count the tile, which owns its storage, and return it."""
+        self._storages = [held for held in self._storages if held() is not None]
+        self._storages.append(weakref.ref(tile.untyped_storage()))
+        self.most = max(self.most, len(self._storages))
+        return tile
+
+    def __deepcopy__(self, memo: dict) -> "TileCounter":
+        return TileCounter()
+
+
+def _held(counter: TileCounter) -> str:
+    """In words, so that it does not matter which few of them a loop holds."""
+    return "a few" if counter.most <= FEW else "too many"
+
+
+# --- the log-sum-exp of tiles ---------------------------------------------------------------------------------
+
+
+class Tiles:
+    """Rows of logits that come a tile (R, C) at a time; each tile is made when it is asked for."""
+
+    def __init__(self, logits: Tensor, width: int):
+        self.logits, self.width = logits, width
+        self.counter = TileCounter()
+
+    def __iter__(self) -> Iterator[Tensor]:
+        for start in range(0, self.logits.shape[1], self.width):
+            yield self.counter.made(self.logits[:, start : start + self.width].clone())
+
+    def __repr__(self) -> str:
+        return f"{len(self.logits)} rows of {self.logits.shape[1]} logits, {self.width} columns a tile"
+
+
+def _rows_of_logits(rng: np.random.Generator, *, low: float, high: float, tiles: int = 6, short: int = 1) -> Inputs:
+    """Logits from low to high. The largest of all stands in the last tile, so that every maximum so far is passed."""
+    rows, width = int(rng.integers(3, 6)), int(rng.integers(3, 5))
+    logits = rng.uniform(low, high, (rows, tiles * width - short))
+    logits = np.sort(logits, axis=1)
+    return {"tiles": Tiles(torch.from_numpy(logits), width), "rows": rows}
+
+
+def _reference_log_sum_exp(tiles: Tiles, rows: int) -> Tensor:
+    """Row by row with numpy, from all logits at once."""
+    values = tiles.logits.numpy()
+    highest = values.max(axis=1, keepdims=True)
+    return torch.from_numpy(highest[:, 0] + np.log(np.exp(values - highest).sum(axis=1)))
+
+
+def _fold(tiles: Tiles, rows: int, step: Callable, *, start: tuple[float, float], end: Callable) -> Tensor:
+    """maximum and total from `start`, merged by `step`, told by `end`."""
+    maximum, total = (torch.full((rows,), value, dtype=torch.float64) for value in start)
+    for tile in tiles:
+        maximum, total = step(maximum, total, tile)
+    return end(maximum, total)
+
+
+def _merge(maximum: Tensor, total: Tensor, tile: Tensor, *, rescale: bool = True) -> tuple[Tensor, Tensor]:
+    highest = torch.maximum(maximum, tile.amax(1))
+    kept = total * torch.exp(maximum - highest) if rescale else total
+    return highest, kept + torch.exp(tile - highest[:, None]).sum(1)
+
+
+def _merged(
+    tiles: Tiles,
+    rows: int,
+    *,
+    start: tuple[float, float] = (-math.inf, 0.0),
+    rescale: bool = True,
+    end: Callable = lambda maximum, total: maximum + total.log(),
+) -> Tensor:
+    """Right but for what is named."""
+    return _fold(tiles, rows, partial(_merge, rescale=rescale), start=start, end=end)
+
+
+def _of_each(tiles: Tiles, rows: int) -> Tensor:
+    """Each tile's own log-sum-exps, (tiles, rows)."""
+    return torch.stack([tile.logsumexp(1) for tile in tiles])
+
+
+def _kept_apart(tiles: Tiles, rows: int, *, then: Callable[[Tensor], Tensor]) -> Tensor:
+    """What becomes of the tiles' own log-sum-exps, without holding a tile."""
+    return then(_of_each(tiles, rows))
+
+
+def _sum_of_exponentials(tiles: Tiles, rows: int) -> Tensor:
+    return sum(tile.exp().sum(1) for tile in tiles).log()
+
+
+def _fold_outcome(result: Any, tiles: Tiles, rows: int) -> dict[str, Any]:
+    if result is None:
+        return {"log-sum-exps": None}
+    return {"log-sum-exps": result, "tiles held at once": _held(tiles.counter)}
+
+
+online_log_sum_exp = Exercise(
+    chapter=8,
+    name="online_log_sum_exp",
+    spec="log of the sum of exp over all logits of a row, (rows,), from tiles that come one after the other; without "
+    "torch's logsumexp and logaddexp.",
+    line_budget=7,
+    oracle=_reference_log_sum_exp,
+    makers=(
+        partial(_rows_of_logits, low=-3, high=3),
+        partial(_rows_of_logits, low=800, high=1600, short=0),
+        partial(_rows_of_logits, low=-1600, high=-800),
+    ),
+    outcome=_fold_outcome,
+    may_change=frozenset({"tiles"}),  # what it counts
+    without=frozenset({"logsumexp", "logaddexp", "log_softmax", "softmax"}),
+    rtol=1e-9,
+    atol=1e-9,
+    misconceptions=(
+        Misconception(
+            "merge started at 0",
+            "It looks as if the log-sum-exp of nothing were 0. exp(0) = 1, so that counts one logit of 0 that nobody "
+            "has. Nothing yet is a sum of 0, whose logarithm is minus infinity.",
+            partial(_merged, start=(0.0, 1.0)),
+        ),
+        Misconception(
+            "maximum started at 0",
+            "Right as long as a logit is near 0 or above. Where all are very negative, a maximum of 0 that nobody has "
+            "makes every exponential 0: start the maximum at minus infinity.",
+            partial(_merged, start=(0.0, 0.0)),
+        ),
+        Misconception(
+            "exponentials without the maximum",
+            "Right for small logits only: exp of a large logit is infinite, and of a very negative one 0. Take the "
+            "largest logit so far off before exp, and add it again at the end.",
+            _sum_of_exponentials,
+        ),
+        Misconception(
+            "old total not rescaled",
+            "It looks as if the old total were kept as it is when the maximum grows. It was counted in units of "
+            "exp(old maximum): multiply it by exp(old maximum - new maximum).",
+            partial(_merged, rescale=False),
+        ),
+        Misconception(
+            "log-sum-exps added",
+            "It looks as if the tiles' log-sum-exps were added. Sums add up, their logarithms don't.",
+            partial(_kept_apart, then=lambda each: each.sum(0)),
+        ),
+        Misconception(
+            "log of the sum of the log-sum-exps",
+            "It looks as if the logarithm were taken twice: of the sum of the log-sum-exps. Undo the inner one, with "
+            "exp, before anything is added.",
+            partial(_kept_apart, then=lambda each: each.sum(0).log()),
+        ),
+        Misconception(
+            "largest tile alone",
+            "It looks as if the largest of the tiles' log-sum-exps were taken. The other tiles are in the sum too.",
+            partial(_kept_apart, then=lambda each: each.amax(0)),
+        ),
+        Misconception(
+            "mean of the tiles",
+            "It looks as if the tiles' log-sum-exps were averaged. Their exponentials are to be added.",
+            partial(_kept_apart, then=lambda each: each.mean(0)),
+        ),
+        Misconception(
+            "maximum not added again",
+            "That is the logarithm of the total alone. The maximum was taken off every logit: add it again.",
+            partial(_merged, end=lambda maximum, total: total.log()),
+        ),
+        Misconception(
+            "maximum alone",
+            "That is the largest logit. The log-sum-exp is a little more: the others are in the sum too.",
+            partial(_merged, end=lambda maximum, total: maximum),
+        ),
+        Misconception(
+            "all tiles at once",
+            "The value is right, but all tiles were held together: that is the whole row again, and its memory. Keep "
+            "two numbers a row, and let each tile go.",
+            lambda tiles, rows: torch.cat(list(tiles), dim=1).logsumexp(1),
+        ),
+    ),
+    hints=(
+        "Keep two numbers a row: the largest logit so far, and the sum of exp(logit - largest). What are they before "
+        "the first tile?",
+        "new = max(old maximum, the tile's); total * exp(old - new) + sum of exp(tile - new); at the end maximum + "
+        "log(total).",
+        "maximum = torch.full((rows,), -torch.inf, dtype=torch.float64); total = torch.zeros_like(maximum); for tile "
+        "in tiles: new = torch.maximum(maximum, tile.amax(1)); total = total * (maximum - new).exp() + (tile - new[:, "
+        "None]).exp().sum(1); maximum = new; return maximum + total.log()",
+    ),
+)
+
+# --- the loss of tiles ----------------------------------------------------------------------------------------
+
+
+class Logits:
+    """The (B, B) logits of B queries: logits(rows, columns) computes one tile. Both are slices.
+
+    largest: the most logits of one tile. counter: how many tiles are held.
+    """
+
+    def __init__(self, query_reps: Tensor, passage_reps: Tensor, temperature: float):
+        self.query_reps, self.passage_reps, self.temperature = query_reps, passage_reps, temperature
+        self.counter, self.largest = TileCounter(), 0
+
+    def __call__(self, rows: slice, columns: slice) -> Tensor:
+        """(R, C): the tile's logits."""
+        tile = self.query_reps[rows] @ self.passage_reps[columns].T / self.temperature
+        self.largest = max(self.largest, tile.numel())
+        return self.counter.made(tile)
+
+    def __repr__(self) -> str:
+        return f"the logits of {len(self.query_reps)} queries at temperature {self.temperature:g}"
+
+    def whole(self) -> Tensor:
+        """(B, B), not counted: for the oracle."""
+        return self.query_reps @ self.passage_reps.T / self.temperature
+
+
+def _texts(rng: np.random.Generator, *, tiles: int, short: int = 0, temperature: float = 0.5) -> Inputs:
+    """Unit vectors, the positives somewhat alike: B = tiles * S - short."""
+    size = int(rng.integers(3, 5))
+    batch = tiles * size - short
+    queries = rng.standard_normal((batch, 6))
+    passages = queries + 1.5 * rng.standard_normal((batch, 6))
+    reps = [F.normalize(torch.from_numpy(values), dim=1) for values in (queries, passages)]
+    return {"logits": Logits(*reps, temperature), "batch_size": batch, "tile_size": size}
+
+
+def _reference_loss(logits: Logits, batch_size: int, tile_size: int) -> Tensor:
+    """The dense loss; then what tiles cost is noted."""
+    logits.largest = tile_size**2
+    return F.cross_entropy(logits.whole(), torch.arange(batch_size))
+
+
+def _parts(batch_size: int, tile_size: int, *, ragged: bool = True) -> list[slice]:
+    stop = batch_size if ragged else batch_size // tile_size * tile_size
+    return [slice(start, min(start + tile_size, batch_size)) for start in range(0, stop, tile_size)]
+
+
+def _loss_by_tiles(
+    logits: Logits,
+    batch_size: int,
+    tile_size: int,
+    *,
+    start: float = -math.inf,
+    ragged: bool = True,
+    merge: Callable = torch.logaddexp,
+    positive: float = 1.0,
+    own_denominator: bool = True,
+    last: Callable = lambda parts, batch_size: torch.cat(parts).mean(),
+) -> Tensor:
+    """A block of rows after the other, right but for what is named."""
+    losses = []
+    for rows in _parts(batch_size, tile_size, ragged=ragged):
+        found = torch.full((rows.stop - rows.start,), start, dtype=torch.float64)
+        for columns in _parts(batch_size, tile_size, ragged=ragged):
+            tile = logits(rows, columns)
+            if rows == columns:
+                positives = tile.diagonal().clone()
+                if not own_denominator:
+                    tile.fill_diagonal_(-math.inf)
+            found = merge(found, tile.logsumexp(1))
+        losses.append(found - positive * positives)
+    return last(losses, batch_size)
+
+
+def _diagonal_tiles(logits: Logits, batch_size: int, tile_size: int) -> Tensor:
+    """Accumulation's loss: each diagonal tile a batch of its own, averaged by rows."""
+    blocks = _parts(batch_size, tile_size)
+    own = [F.cross_entropy(logits(rows, rows), torch.arange(rows.stop - rows.start)) for rows in blocks]
+    weights = [(rows.stop - rows.start) / batch_size for rows in blocks]
+    return sum(loss * weight for loss, weight in zip(own, weights, strict=True))
+
+
+def _every_tile_a_loss(logits: Logits, batch_size: int, tile_size: int) -> Tensor:
+    """The mean over all tiles of a loss with labels on each tile's own diagonal. Square tiles only."""
+    blocks, own = _parts(batch_size, tile_size), []
+    for rows in blocks:
+        for columns in blocks:
+            own.append(F.cross_entropy(logits(rows, columns), torch.arange(rows.stop - rows.start)))
+    return torch.stack(own).mean()
+
+
+def _mean_over_tiles(logits: Logits, batch_size: int, tile_size: int) -> Tensor:
+    """Each row held against one tile at a time, and the tiles' losses averaged."""
+    losses, blocks = [], _parts(batch_size, tile_size)
+    for rows in blocks:
+        positives = logits(rows, rows).diagonal().clone()
+        losses.append(torch.stack([logits(rows, columns).logsumexp(1) - positives for columns in blocks]).mean(0))
+    return torch.cat(losses).mean()
+
+
+def _everything_at_once(logits: Logits, batch_size: int, tile_size: int) -> Tensor:
+    whole = logits(slice(0, batch_size), slice(0, batch_size))
+    return F.cross_entropy(whole, torch.arange(batch_size))
+
+
+def _a_strip_at_once(logits: Logits, batch_size: int, tile_size: int) -> Tensor:
+    """All columns of a block of rows: B x S logits."""
+    losses = []
+    for rows in _parts(batch_size, tile_size):
+        strip = logits(rows, slice(0, batch_size))
+        losses.append(F.cross_entropy(strip, torch.arange(rows.start, rows.stop), reduction="none"))
+    return torch.cat(losses).mean()
+
+
+def _all_tiles_kept(logits: Logits, batch_size: int, tile_size: int) -> Tensor:
+    blocks = _parts(batch_size, tile_size)
+    table = [[logits(rows, columns) for columns in blocks] for rows in blocks]
+    whole = torch.cat([torch.cat(row, dim=1) for row in table])
+    return F.cross_entropy(whole, torch.arange(batch_size))
+
+
+def _loss_outcome(result: Any, logits: Logits, batch_size: int, tile_size: int) -> dict[str, Any]:
+    if result is None:
+        return {"loss": None}
+    return {"loss": result, "logits asked for at once": logits.largest, "tiles held at once": _held(logits.counter)}
+
+
+tiled_loss = Exercise(
+    chapter=8,
+    name="tiled_loss",
+    spec="the loss of equation (1), queries against passages only, from tiles of at most tile_size x tile_size logits; "
+    "logits(rows, columns) computes one, for two slices.",
+    line_budget=11,
+    oracle=_reference_loss,
+    makers=(
+        partial(_texts, tiles=5),
+        partial(_texts, tiles=5, short=1),
+        partial(_texts, tiles=5, short=2, temperature=1e-3),
+    ),
+    outcome=_loss_outcome,
+    rtol=1e-9,
+    atol=1e-9,
+    misconceptions=(
+        Misconception(
+            "ragged last tile lost",
+            "It looks as if the short tiles at the end were left out, in rows and in columns. Go on to the last query: "
+            "min(start + tile_size, batch_size).",
+            partial(_loss_by_tiles, ragged=False),
+        ),
+        Misconception(
+            "diagonal tiles only",
+            "It looks as if each diagonal tile were a batch of its own. That is accumulation (chapter 03): the "
+            "negatives in all the other tiles are lost.",
+            _diagonal_tiles,
+        ),
+        Misconception(
+            "mean over blocks of rows",
+            "It looks as if blocks were averaged. The last one is short: its rows would weigh more than the others.",
+            partial(_loss_by_tiles, last=lambda parts, batch_size: torch.stack([part.mean() for part in parts]).mean()),
+        ),
+        Misconception(
+            "mean over tiles",
+            "It looks as if a query had one loss for each tile, and they were averaged. It has one denominator: merge "
+            "the tiles' log-sum-exps.",
+            _mean_over_tiles,
+        ),
+        Misconception(
+            "every tile with its own positives",
+            "It looks as if every tile had positives on its diagonal. Only the tiles of equal rows and columns have.",
+            _every_tile_a_loss,
+        ),
+        Misconception(
+            "positive forgotten",
+            "It looks as if the loss were the log-sum-exp alone. The positive's logit, on the diagonal of the tile "
+            "whose rows are its columns, is subtracted from it.",
+            partial(_loss_by_tiles, positive=0.0),
+        ),
+        Misconception(
+            "positive out of the denominator",
+            "It looks as if the positives were left out of the log-sum-exp. In equation (1) they are in the "
+            "denominator too.",
+            partial(_loss_by_tiles, own_denominator=False),
+        ),
+        Misconception(
+            "merge started at 0",
+            "It looks as if the merge began at 0: that counts a logit of 0 that nobody has. Begin at minus infinity.",
+            partial(_loss_by_tiles, start=0.0),
+        ),
+        Misconception(
+            "log-sum-exps added",
+            "It looks as if the tiles' log-sum-exps were added. Sums add up, their logarithms don't: torch.logaddexp.",
+            partial(_loss_by_tiles, start=0.0, merge=torch.add),
+        ),
+        Misconception(
+            "only the last tile",
+            "It looks as if each tile replaced the one before: the last block of columns alone is in the denominator.",
+            partial(_loss_by_tiles, merge=lambda found, tile: tile),
+        ),
+        Misconception(
+            "sum instead of mean",
+            "It looks as if the queries' losses were added. The loss is their mean.",
+            partial(_loss_by_tiles, last=lambda parts, batch_size: torch.cat(parts).sum()),
+        ),
+        Misconception(
+            "the whole matrix at once",
+            "The value is right, but all B x B logits were computed together: that is the dense loss.",
+            _everything_at_once,
+        ),
+        Misconception(
+            "a strip at once",
+            "The value is right, but all columns of a block of rows were computed together. That grows with B; a tile "
+            "is tile_size wide too.",
+            _a_strip_at_once,
+        ),
+        Misconception(
+            "tiles kept",
+            "The value is right, but the tiles stay: they are in a list, or a view holds them. `tile.diagonal()` is "
+            "such a view and keeps all of its tile; subtract it at once, or .clone() it.",
+            _all_tiles_kept,
+        ),
+    ),
+    hints=(
+        "Two loops: blocks of rows, and inside it blocks of columns. What does a row need from all of its tiles, and "
+        "from which one does it need something more?",
+        "For each block of rows: start at minus infinity, torch.logaddexp with tile.logsumexp(1) for every tile; where "
+        "rows == columns keep a copy of the diagonal; the difference is the rows' losses.",
+        "parts = [slice(i, min(i + tile_size, batch_size)) for i in range(0, batch_size, tile_size)]; for rows in "
+        "parts: lse = torch.full((rows.stop - rows.start,), -torch.inf, dtype=torch.float64); for columns in parts: "
+        "tile = logits(rows, columns); lse = torch.logaddexp(lse, tile.logsumexp(1)); if rows == columns: positives = "
+        "tile.diagonal().clone(); then losses.append(lse - positives); return torch.cat(losses).mean()",
+    ),
+)
+
+# --- a tile's gradient ----------------------------------------------------------------------------------------
+
+
+def _a_tile(rng: np.random.Generator, *, diagonal: bool, spread: float = 1.0) -> Inputs:
+    """A tile out of B x B logits, with the log-sum-exps of its rows and of its columns over all B."""
+    batch, size = int(rng.integers(12, 16)), int(rng.integers(3, 5))
+    logits = torch.from_numpy(spread * rng.standard_normal((batch, batch)))
+    logits += torch.from_numpy(rng.uniform(-1, 1, (batch, 1)))  # rows unlike columns
+    first = 2
+    other = first if diagonal else first + size
+    rows, columns = slice(first, first + size), slice(other, other + size)
+    return {
+        "tile": logits[rows, columns].clone(),
+        "row_lse": logits.logsumexp(1)[rows].clone(),
+        "column_lse": logits.logsumexp(0)[columns].clone(),
+        "batch_size": batch,
+        "temperature": float(rng.uniform(0.2, 0.6)),
+        "holds_positives": diagonal,
+    }
+
+
+def _entry_by_entry(
+    tile: Tensor, row_lse: Tensor, column_lse: Tensor, batch_size: int, temperature: float, holds_positives: bool
+) -> Tensor:
+    """Both softmaxes' probabilities of each pair, less 1 for its positive, in Python's own numbers."""
+    found = []
+    for i, row in enumerate(tile.tolist()):
+        line = []
+        for j, logit in enumerate(row):
+            wanted = float(holds_positives and i == j)
+            missing = [math.exp(logit - lse) - wanted for lse in (row_lse[i].item(), column_lse[j].item())]
+            line.append(math.fsum(missing) / 2 / batch_size / temperature)
+        found.append(line)
+    return torch.tensor(found, dtype=torch.float64)
+
+
+def _tile_gradient(
+    tile: Tensor,
+    row_lse: Tensor,
+    column_lse: Tensor,
+    batch_size: int,
+    temperature: float,
+    holds_positives: bool,
+    *,
+    row: Callable = lambda tile, row_lse, column_lse: (tile - row_lse[:, None]).exp(),
+    column: Callable = lambda tile, row_lse, column_lse: (tile - column_lse).exp(),
+    positive: float = 2.0,
+    always: bool = False,
+    weight: Callable = lambda tile, batch_size, temperature: 1 / (2 * batch_size * temperature),
+) -> Tensor:
+    """Right but for what is named."""
+    found = row(tile, row_lse, column_lse) + column(tile, row_lse, column_lse)
+    if holds_positives or always:
+        found = found - positive * torch.eye(len(tile), dtype=tile.dtype)
+    return found * weight(tile, batch_size, temperature)
+
+
+def _nothing(tile: Tensor, row_lse: Tensor, column_lse: Tensor) -> Tensor:
+    return torch.zeros_like(tile)
+
+
+tile_gradient = Exercise(
+    chapter=8,
+    name="tile_gradient",
+    spec="gradient (R, C) of the symmetric loss with respect to the tile's similarities s, where its logits are s / "
+    "temperature, from the log-sum-exps of its rows and of its columns over all B.",
+    line_budget=4,
+    oracle=_entry_by_entry,
+    makers=(
+        partial(_a_tile, diagonal=True),
+        partial(_a_tile, diagonal=False),
+        partial(_a_tile, diagonal=True, spread=1500.0),
+    ),
+    rtol=1e-9,
+    atol=1e-12,
+    misconceptions=(
+        Misconception(
+            "rows' normaliser for both directions",
+            "It looks as if both directions were divided by the rows' sums (or as if there were only one direction). A "
+            "passage's softmax runs down its column: it needs column_lse.",
+            partial(_tile_gradient, column=lambda tile, row_lse, column_lse: (tile - row_lse[:, None]).exp()),
+        ),
+        Misconception(
+            "columns' normaliser for both directions",
+            "It looks as if both directions were divided by the columns' sums. A query's softmax runs along its row: "
+            "row_lse[:, None]. A vector without [:, None] is laid along the columns.",
+            partial(_tile_gradient, row=lambda tile, row_lse, column_lse: (tile - column_lse).exp()),
+        ),
+        Misconception(
+            "row and column sums crossed",
+            "It looks as if the rows were divided by the columns' sums and the columns by the rows'. row_lse[:, None] "
+            "goes with rows.",
+            partial(
+                _tile_gradient,
+                row=lambda tile, row_lse, column_lse: (tile - row_lse).exp(),
+                column=lambda tile, row_lse, column_lse: (tile - column_lse[:, None]).exp(),
+            ),
+        ),
+        Misconception(
+            "softmax within the tile",
+            "It looks as if the softmax were taken inside the tile. Its denominator has all B logits of the row, or of "
+            "the column: they are in the stored log-sum-exps.",
+            partial(
+                _tile_gradient,
+                row=lambda tile, row_lse, column_lse: tile.softmax(1),
+                column=lambda tile, row_lse, column_lse: tile.softmax(0),
+            ),
+        ),
+        Misconception(
+            "positive's -1 forgotten",
+            "That is the gradient of the log-sum-exps alone. Where the tile holds positives, 1 is subtracted on its "
+            "diagonal, once for each direction.",
+            partial(_tile_gradient, positive=0.0),
+        ),
+        Misconception(
+            "positive's -1 in one direction only",
+            "It looks as if 1 were subtracted once on the diagonal. There are two softmaxes, and each has this "
+            "positive: subtract 2 before halving.",
+            partial(_tile_gradient, positive=1.0),
+        ),
+        Misconception(
+            "positives in every tile",
+            "It looks as if every tile's diagonal held positives. Only a tile whose rows are its columns has them.",
+            partial(_tile_gradient, always=True),
+        ),
+        Misconception(
+            "one direction only",
+            "It looks as if only the queries' softmax were there. The symmetric loss has the passages' too.",
+            partial(_tile_gradient, column=_nothing, positive=1.0, weight=lambda tile, batch, t: 1 / (2 * batch * t)),
+        ),
+        Misconception(
+            "both directions added",
+            "It looks as if the two directions were added. The symmetric loss is their mean: half of that.",
+            partial(_tile_gradient, weight=lambda tile, batch, t: 1 / (batch * t)),
+        ),
+        Misconception(
+            "1/B forgotten",
+            "It looks as if the loss were a sum over the queries. It is their mean: divide by batch_size.",
+            partial(_tile_gradient, weight=lambda tile, batch, t: 1 / (2 * t)),
+        ),
+        Misconception(
+            "divided by the tile's rows",
+            "It looks as if the mean were over the tile's rows. It is over all batch_size queries.",
+            partial(_tile_gradient, weight=lambda tile, batch, t: 1 / (2 * len(tile) * t)),
+        ),
+        Misconception(
+            "temperature forgotten",
+            "That is the gradient with respect to the logits. The similarities are asked for: the chain rule divides "
+            "by the temperature once more.",
+            partial(_tile_gradient, weight=lambda tile, batch, t: 1 / (2 * batch)),
+        ),
+        Misconception(
+            "multiplied by the temperature",
+            "It looks as if the gradient were multiplied by the temperature. Logits are s / temperature: divide.",
+            partial(_tile_gradient, weight=lambda tile, batch, t: t / (2 * batch)),
+        ),
+        Misconception(
+            "exponentials divided",
+            "Right for small logits only: exp(logit) / exp(log-sum-exp) is infinite over infinite for large ones. "
+            "Subtract first: exp(logit - log-sum-exp).",
+            partial(
+                _tile_gradient,
+                row=lambda tile, row_lse, column_lse: tile.exp() / row_lse.exp()[:, None],
+                column=lambda tile, row_lse, column_lse: tile.exp() / column_lse.exp(),
+            ),
+        ),
+    ),
+    hints=(
+        "The gradient of a softmax cross-entropy with respect to a logit is p, less 1 for the positive. Here every "
+        "logit stands in two softmaxes: which sum belongs to which?",
+        "p of the rows: exp(tile - row_lse[:, None]); of the columns: exp(tile - column_lse). Add them, subtract 2 on "
+        "the diagonal if it holds positives, divide by 2, B and the temperature.",
+        "p = (tile - row_lse[:, None]).exp() + (tile - column_lse).exp(); if holds_positives: p = p - 2 * "
+        "torch.eye(len(tile), dtype=p.dtype); return p / (2 * batch_size * temperature)",
+    ),
+)
+
+# --- where the wall stands ------------------------------------------------------------------------------------
+
+
+def _a_card(rng: np.random.Generator, *, exact: bool) -> Inputs:
+    """A budget that holds `buffers` float32 matrices of some B x B exactly, or with bytes to spare."""
+    batch, buffers = int(rng.integers(20_000, 90_000)), int(rng.integers(3, 6))
+    spare = 0 if exact else int(rng.integers(1, 8 * buffers * batch))
+    return {"budget": 4 * buffers * batch**2 + spare, "buffers": buffers}
+
+
+def _search(budget: int, buffers: int) -> int:
+    """By bisection on the bytes."""
+    low, high = 0, 2**40
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if buffers * middle * middle * 4 <= budget else (low, middle)
+    return low
+
+
+largest_dense_batch = Exercise(
+    chapter=8,
+    name="largest_dense_batch",
+    spec="the largest B for which `buffers` float32 matrices (B, B) take at most `budget` bytes (an int).",
+    line_budget=1,
+    oracle=_search,
+    makers=(partial(_a_card, exact=False), partial(_a_card, exact=True)),
+    whole=True,
+    rtol=0,
+    atol=0,
+    misconceptions=(
+        Misconception(
+            "no root",
+            "That would be the largest B if the bytes grew with B. They grow with B squared.",
+            lambda budget, buffers: budget // (4 * buffers),
+        ),
+        Misconception(
+            "4 bytes forgotten",
+            "It looks as if a number took one byte. A float32 takes 4.",
+            lambda budget, buffers: math.isqrt(budget // buffers),
+        ),
+        Misconception(
+            "one matrix only",
+            "It looks as if there were one matrix of logits. There are `buffers` of them at the peak.",
+            lambda budget, buffers: math.isqrt(budget // 4),
+        ),
+        Misconception(
+            "divided behind the root",
+            "It looks as if the root were taken of the budget, and divided then. Divide the budget first: the root of "
+            "4 is only 2.",
+            lambda budget, buffers: math.isqrt(budget) // (4 * buffers),
+        ),
+        Misconception(
+            "one too many",
+            "That is the first B that does not fit: round down.",
+            lambda budget, buffers: math.isqrt(budget // (4 * buffers)) + 1,
+        ),
+        Misconception(
+            "exact fit refused",
+            "A loss that takes exactly the budget fits: it must be <=, not <.",
+            lambda budget, buffers: math.isqrt((budget - 1) // (4 * buffers)),
+        ),
+    ),
+    hints=(
+        "How many bytes does one matrix take, in B? And all of them?",
+        "buffers * 4 * B * B <= budget. Solve it for B, and round down; math.isqrt does that for whole numbers.",
+        "return math.isqrt(budget // (4 * buffers))",
+    ),
+)
