@@ -1,0 +1,230 @@
+"""The learner's own device against the forecast: real steps of random tokens, measured, kept, and read back.
+
+A forecast counts what PyTorch's tensors take on a processor. A GPU takes more: its attention keeps other tensors, its
+matrix library a workspace, its allocator rounds up, and the driver's context is there before the first tensor. So the
+device is measured once, with a few steps of rising size, and the largest ratio is what a card's bytes are divided by.
+
+Verified on a processor, whose allocator PyTorch's profiler reports. On a GPU (`torch.cuda.max_memory_allocated`) it is
+the same code with another meter, which has not been run on one yet.
+"""
+
+import dataclasses
+import json
+import platform
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+import transformers
+
+from gclib.cache import DamagedFile, cache_folder, read_checked, write_checked
+from gclib.encoder import Encoder
+from gclib.forecast import STEPS, forecast_step
+from gclib.losses import ContrastiveLoss
+from gclib.validation import positive_number, refuse
+
+Meter = Callable[[Callable[[], object]], int]
+
+
+@dataclass(frozen=True)
+class Case:
+    """One step to run: rows of equally long, padded, random tokens."""
+
+    step: str
+    batch_size: int
+    chunk_size: int | None
+    length: int
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What the forecast said of a case, and what the device took, both in bytes."""
+
+    case: Case
+    forecast_bytes: int
+    measured_bytes: int
+
+    @property
+    def ratio(self) -> float:
+        """Measured over forecast."""
+        return self.measured_bytes / self.forecast_bytes
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """A device as it was measured. context_bytes: taken before the first tensor; None where nothing tells."""
+
+    device: str
+    model: str
+    total_bytes: int
+    context_bytes: int | None
+    readings: tuple[Reading, ...]
+    versions: str
+
+    @property
+    def ratio(self) -> float:
+        """The largest measured / forecast."""
+        return max(reading.ratio for reading in self.readings)
+
+    @property
+    def usable_bytes(self) -> int:
+        """The budget to give a forecast for this device: what is left of it beside the context, over the ratio."""
+        return int((self.total_bytes - (self.context_bytes or 0)) / max(self.ratio, 1.0))
+
+
+# A model and steps that a device of the kind finishes in half a minute; on a GPU, BERT-base at C = 8 ... 256.
+GPU_CASES = tuple(
+    Case(step, batch, chunk, 128)
+    for chunk in (8, 16, 32, 64, 128, 256)
+    for step, batch, chunk in (("naive", chunk, None), ("grad_cache", 4 * chunk, chunk))
+)
+CPU_CASES = tuple(
+    Case(step, batch, chunk, 64)
+    for size in (8, 16, 32)
+    for step, batch, chunk in (("naive", size, None), ("grad_cache", 4 * size, size))
+)
+
+
+def calibrate(
+    device: str | torch.device | None = None,
+    *,
+    seconds: float = 30.0,
+    model: str | None = None,
+    cases: Sequence[Case] | None = None,
+    on_reading: Callable[[Reading], object] | None = None,
+) -> Calibration:
+    """Run the cases in order until `seconds` are over (at least one), and keep what was read in the cache folder.
+
+    device: None for CUDA where there is one, else the processor. model: what `Encoder.from_config` takes; None for
+    "bert-base" on a GPU and "mini" on a processor. A case that does not fit ends the run; what was read before counts.
+
+    Raises ValueError for a device that is not there, for no cases, and for seconds that are not above 0.
+    """
+    limit = positive_number("seconds", seconds)
+    place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    on_gpu = place.type == "cuda"
+    if place.type not in ("cpu", "cuda") or (on_gpu and not torch.cuda.is_available()):
+        raise refuse("device", "must be the processor, or a CUDA device that PyTorch can use", str(place))
+    model = model or ("bert-base" if on_gpu else "mini")
+    cases = (GPU_CASES if on_gpu else CPU_CASES) if cases is None else tuple(cases)
+    if not cases:
+        raise refuse("cases", "must be at least one", "none")
+    readings: list[Reading] = []
+    started, context = time.perf_counter(), _context_bytes(place)
+    for case in cases:
+        if readings and time.perf_counter() - started > limit:
+            break
+        try:
+            readings.append(read(case, model, place))
+        except torch.OutOfMemoryError:
+            torch.cuda.empty_cache()
+            if not readings:
+                raise
+            break
+        if on_reading is not None:
+            on_reading(readings[-1])
+    versions = f"torch {torch.__version__}, transformers {transformers.__version__}"
+    name, total = _name(place), _total_bytes(place)
+    found = Calibration(name, model, total, context, tuple(readings), versions)
+    write_checked(_path(name), {"device": name}, json.dumps(dataclasses.asdict(found)).encode())
+    return found
+
+
+def read(case: Case, model: str, device: torch.device) -> Reading:
+    """One case: its forecast, and the peak of the same step run on the device, its encoder's weights included."""
+    same = {"batch_size": case.batch_size, "query_length": case.length, "passage_length": case.length}
+    told = forecast_step(case.step, config=model, chunk_size=case.chunk_size, **same).peak_bytes
+    meter = _cuda_peak if device.type == "cuda" else _processor_peak
+    return Reading(case, told, meter(lambda: _run(case, model, device)))
+
+
+def load(device: str | torch.device | None = None) -> Calibration | None:
+    """The calibration that was kept for the device; None where there is none that is whole."""
+    place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    try:
+        _, body = read_checked(_path(_name(place)))
+    except (FileNotFoundError, DamagedFile):
+        return None
+    fields = json.loads(body)
+    readings = tuple(Reading(**{**reading, "case": Case(**reading["case"])}) for reading in fields["readings"])
+    return Calibration(**{**fields, "readings": readings})
+
+
+def format_calibration(found: Calibration) -> str:
+    """The readings as a table, and what follows from them, in words."""
+    lines = [
+        f"{found.device}, {found.model} ({found.versions})",
+        "step         batch  chunk   forecast   measured  ratio",
+    ]
+    for reading in found.readings:
+        case, mib = reading.case, 2**20
+        lines.append(
+            f"{case.step:11}{case.batch_size:7,}{case.chunk_size or '-':>7}{reading.forecast_bytes / mib:11,.1f}"
+            f"{reading.measured_bytes / mib:11,.1f}{reading.ratio:7.3f}"
+        )
+    context = "unknown" if found.context_bytes is None else f"{found.context_bytes / 2**20:,.0f} MiB"
+    lines.append(f"(MiB.) Context: {context}. Give forecasts a budget of {found.usable_bytes / 2**30:.2f} GiB.")
+    return "\n".join(lines)
+
+
+def _run(case: Case, model: str, device: torch.device) -> None:
+    """The step, its encoder made for it; every row has a masked position, as forecasts have."""
+    encoder = Encoder.from_config(model).to(device)
+    shape = (case.batch_size, case.length)
+    tokens = torch.randint(5, 1_000, shape, device=device)
+    mask = torch.ones(shape, dtype=torch.long, device=device)
+    mask[:, case.length // 2] = 0
+    inputs = [{"input_ids": tokens.clone(), "attention_mask": mask.clone()} for _ in range(2)]
+    del tokens, mask
+    options = {} if case.chunk_size is None else {"chunk_size": case.chunk_size}
+    STEPS[case.step]([encoder, encoder], inputs, ContrastiveLoss(), **options)
+
+
+def _cuda_peak(run: Callable[[], object]) -> int:
+    """The most bytes that CUDA's allocator had given out at once, beyond what was there before."""
+    torch.cuda.empty_cache()
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    run()
+    torch.cuda.synchronize()
+    return torch.cuda.max_memory_allocated() - before
+
+
+def _processor_peak(run: Callable[[], object]) -> int:
+    """The same of the processor's allocator, by the profiler's memory events."""
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profiler:
+        run()
+    now = peak = 0
+    for event in sorted(profiler.profiler.kineto_results.events(), key=lambda event: event.start_ns()):
+        if event.name() == "[memory]":
+            now += event.nbytes()
+            peak = max(peak, now)
+    return peak
+
+
+def _context_bytes(device: torch.device) -> int | None:
+    """What of the card is taken beside this process's tensors, other programs included; None on a processor."""
+    if device.type != "cuda":
+        return None
+    torch.zeros(1, device=device)
+    torch.cuda.empty_cache()
+    free, total = torch.cuda.mem_get_info(device)
+    return total - free - torch.cuda.memory_reserved(device)
+
+
+def _total_bytes(device: torch.device) -> int:
+    if device.type == "cuda":
+        return torch.cuda.get_device_properties(device).total_memory
+    import psutil
+
+    return psutil.virtual_memory().total
+
+
+def _name(device: torch.device) -> str:
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else f"processor, {platform.machine()}"
+
+
+def _path(name: str):
+    kept = "".join(letter if letter.isalnum() else "-" for letter in name.lower())
+    return cache_folder() / f"calibration-{kept}.json"
