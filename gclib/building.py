@@ -27,7 +27,7 @@ def load_data(settings: Settings, *, progress: bool) -> tuple[list[TextPair], li
         columns = {"query": settings.query_column, "passage": settings.passage_column}
         load = functools.partial(load_own_pairs, settings.data, **columns)
     pairs = load(split="train", limit=settings.train_pairs)
-    held_out = load(split="test", limit=settings.test_pairs) if settings.test_pairs else []
+    held_out = load_held_out(load, settings.test_pairs) if settings.test_pairs else []
     if settings.negatives:
         pairs = mine_hard_negatives(pairs, per_query=settings.negatives, seed=settings.seed)
     if len(pairs) < settings.batch_size:
@@ -35,11 +35,19 @@ def load_data(settings: Settings, *, progress: bool) -> tuple[list[TextPair], li
     return pairs, held_out
 
 
+def load_held_out(load: Callable[..., list[TextPair]], limit: int) -> list[TextPair]:
+    """The first pairs of the test split; ValueError where the data have none."""
+    try:
+        return load(split="test", limit=limit)
+    except ValueError as error:
+        raise refuse("--test-pairs", f"must be 0 for data without pairs to test on ({error})", limit) from error
+
+
 def build(
     settings: Settings, pairs: Sequence[TextPair], device: torch.device
 ) -> tuple[Encoder, Any, ContrastiveLoss, torch.optim.Optimizer]:
     """Encoder (one for both towers), tokenizer, loss and optimizer, on the device; the same in every process."""
-    with torch.random.fork_rng():
+    with torch.random.fork_rng(devices=[]):
         torch.manual_seed(settings.seed)
         encoder, tokenizer = fresh_model(settings, pairs) if settings.is_fresh else given_model(settings)
     longest = max(settings.query_length, settings.passage_length)

@@ -33,7 +33,7 @@ from gclib.checkpoints import (
     write_checkpoint,
 )
 from gclib.data import TextPair, texts_of
-from gclib.distributed import Rank
+from gclib.distributed import Rank, waiting_for_ranks
 from gclib.encoder import Encoder
 from gclib.losses import ContrastiveLoss
 from gclib.modelfolder import save_model_folder
@@ -222,7 +222,8 @@ class Session:
         if self.rank.world_size == 1:
             return got
         shared = torch.tensor(got, device=self.rank.device)
-        dist.all_reduce(shared, op=dist.ReduceOp.MAX)
+        with waiting_for_ranks("whether to stop"):
+            dist.all_reduce(shared, op=dist.ReduceOp.MAX)
         return int(shared)
 
     def _gathered(self, generators: Sequence[Tensor]) -> dict[str, Tensor]:
@@ -233,7 +234,8 @@ class Session:
             if self.rank.world_size > 1:
                 own = own.to(self.rank.device)
                 received = [torch.empty_like(own) for _ in range(self.rank.world_size)]
-                dist.all_gather(received, own)
+                with waiting_for_ranks("a checkpoint's generators"):
+                    dist.all_gather(received, own)
             named |= {f"rank{number}.{place}": state for number, state in enumerate(received)}
         return named
 

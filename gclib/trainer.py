@@ -17,7 +17,7 @@ import torch.distributed as dist
 from transformers.utils import logging as transformers_logging
 
 from gclib.building import build, load_data
-from gclib.distributed import Rank, process_group
+from gclib.distributed import Rank, process_group, waiting_for_ranks
 from gclib.session import CONFIG, Session, Stopped, read_config
 from gclib.settings import Settings, add_options, resumed, typed_settings
 from gclib.training import TrainingRecord
@@ -102,12 +102,18 @@ def first_process_first(rank: Rank) -> Iterator[None]:
 
     What it can't load the others can't load either, and say so themselves.
     """
-    if rank.world_size > 1 and not rank.is_first:
-        dist.barrier()
+    if not rank.is_first:
+        _wait_for_all(rank)
     try:
         yield
     finally:
-        if rank.world_size > 1 and rank.is_first:
+        if rank.is_first:
+            _wait_for_all(rank)
+
+
+def _wait_for_all(rank: Rank) -> None:
+    if rank.world_size > 1:
+        with waiting_for_ranks("loading the data"):
             dist.barrier()
 
 

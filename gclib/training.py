@@ -246,7 +246,8 @@ def _set_up(
 ) -> Iterator[list[Any]]:
     """Training mode, generators by the seed or as given, and the rates at entry: all of it put back at exit."""
     rates = [group["lr"] for group in optimizer.param_groups]
-    with training_mode(encoders, True), torch.random.fork_rng():
+    forked = [device for device in _devices(encoders) if device.type == "cuda"]
+    with training_mode(encoders, True), torch.random.fork_rng(devices=forked):
         torch.manual_seed(seed)
         if generators:
             _restore(encoders, generators)

@@ -309,6 +309,14 @@ def test_a_run_is_neither_overwritten_nor_resumed_by_other_settings(typed, data,
     assert (output / "records.jsonl").read_text() == before
 
 
+def test_data_without_a_test_split_are_trained_on_without_evaluations(typed, data, tmp_path, capsys):
+    (data / "test.jsonl").unlink()
+    assert commands.main(typed(tmp_path / "run")) == 2
+    assert "--test-pairs must be 0 for data without pairs to test on" in capsys.readouterr().err
+    assert commands.main(typed(tmp_path / "run", "--test-pairs 0 --steps 1")) == 0
+    assert not (tmp_path / "run" / "evaluations.jsonl").exists()
+
+
 def test_resume_wants_a_run(tmp_path, capsys):
     assert commands.main(["train", "--output", str(tmp_path), "--resume"]) == 2
     assert "--resume must be given with the --output of a run" in capsys.readouterr().err
