@@ -1,6 +1,7 @@
 """The early experiment, small: rows, their cache, and the two commands."""
 
 import dataclasses
+import math
 
 import pytest
 import torch
@@ -8,9 +9,30 @@ import torch
 from gclib import __main__ as command
 from gclib import datacard, experiments
 from gclib.data import TextPair
-from gclib.experiments import RECIPES, Recipe, Result, Setting, format_table, steps_for, table1
+from gclib.experiments import (
+    BATCH_SIZES,
+    POINTS,
+    RECIPES,
+    Point,
+    Recipe,
+    Result,
+    Setting,
+    batch_recipe,
+    beyond_spread,
+    format_summaries,
+    format_table,
+    fresh_encoder,
+    race,
+    saved_results,
+    scaled_rate,
+    steps_for,
+    summarise,
+    table1,
+    thin,
+)
+from gclib.training import TrainingRecord
 
-TINY = Setting(train_pairs=256, test_pairs=40, epochs=1, size="tiny", vocab_size=200, query_length=8, passage_length=8)
+TINY = Setting(train_pairs=512, test_pairs=40, epochs=1, size="tiny", vocab_size=200, query_length=8, passage_length=8)
 
 
 @pytest.fixture(autouse=True)
@@ -24,23 +46,27 @@ def small(tmp_path, monkeypatch):
         return [TextPair(f"the number {text}", f"def {text}") for text in spelled][:limit]
 
     monkeypatch.setattr(experiments, "load_pairs", load)
+    experiments._texts.cache_clear()
     monkeypatch.setattr(experiments, "QUICK", TINY)
     monkeypatch.setenv("GCLIB_CACHE", str(tmp_path))
+    yield
+    experiments._texts.cache_clear()
 
 
-def test_three_rows_with_the_same_number_of_examples():
+def test_four_rows_with_the_same_number_of_examples():
     results = table1(TINY, progress=False)
     assert [result.recipe for result in results] == list(RECIPES)
-    assert {result.examples for result in results} == {256}
+    assert {result.examples for result in results} == {512}
     for result in results:
         assert set(result.metrics) == {"top-1", "top-5", "top-20", "top-100", "mrr"}
         assert 0 < result.metrics["top-5"] <= result.metrics["top-20"] <= result.metrics["top-100"] == 1.0
         assert result.seconds > 0 and result.final_loss > 0 and not result.saved
-    assert len({result.metrics["mrr"] for result in results}) == 3
+        assert len(result.curve) <= POINTS and result.curve[-1].examples == 512
+    assert len({result.metrics["mrr"] for result in results}) == 4
 
 
 def test_saved_rows_are_read_and_fresh_ones_are_trained_again(tmp_path, monkeypatch):
-    only = RECIPES[2:]
+    only = RECIPES[2:3]
     (first,) = table1(TINY, recipes=only, progress=False)
     train = experiments.run
     monkeypatch.setattr(experiments, "run", None)  # calling it would raise
@@ -59,11 +85,11 @@ def test_saved_rows_are_read_and_fresh_ones_are_trained_again(tmp_path, monkeypa
 
 def test_a_row_is_saved_under_all_that_it_depends_on(monkeypatch):
     def key(setting=TINY, recipe=RECIPES[0], seed=0):
-        return experiments._key(setting, recipe, seed)
+        return experiments._key(setting, recipe, seed, experiments._surroundings())
 
     keys = [
         key(),
-        key(setting=dataclasses.replace(TINY, epochs=2)),
+        key(setting=dataclasses.replace(TINY, epochs=3)),
         key(recipe=dataclasses.replace(RECIPES[0], learning_rate=1.0)),
         key(seed=1),
     ]
@@ -75,7 +101,7 @@ def test_a_row_is_saved_under_all_that_it_depends_on(monkeypatch):
 
 
 def test_another_seed_is_another_run():
-    only = RECIPES[2:]
+    only = RECIPES[2:3]
     losses = [table1(TINY, recipes=only, seed=seed, progress=False)[0].final_loss for seed in (0, 1)]
     assert losses[0] != losses[1]
 
@@ -86,20 +112,110 @@ def test_the_callers_random_numbers_are_left_alone():
     assert torch.equal(torch.get_rng_state(), state)
 
 
-@pytest.mark.parametrize("pairs", [128, 10_240, 37_409, 200])
+@pytest.mark.parametrize("pairs", [512, 10_240, 37_409, 600])
 def test_every_row_sees_the_same_number_of_examples(pairs):
-    assert {steps_for(pairs, 2, recipe.batch_size) * recipe.batch_size for recipe in RECIPES} == {
-        2 * (pairs // 128) * 128
+    recipes = [*RECIPES, *map(batch_recipe, BATCH_SIZES)]
+    assert {steps_for(pairs, 2, recipe.batch_size) * recipe.batch_size for recipe in recipes} == {
+        2 * (pairs // 512) * 512
     }
 
 
-@pytest.mark.parametrize(("pairs", "batch_size"), [(127, 8), (1_000, 12), (1_000, 256)])
+@pytest.mark.parametrize(("pairs", "batch_size"), [(511, 8), (1_000, 12), (1_000, 1_024)])
 def test_a_batch_that_does_not_divide_is_refused(pairs, batch_size):
-    with pytest.raises(ValueError, match=f"batch_size must divide 128.*got {batch_size}"):
+    with pytest.raises(ValueError, match=f"batch_size must divide 512.*got {batch_size}"):
         steps_for(pairs, 1, batch_size)
 
 
+def test_recipes_of_a_batch_size_are_rows_of_the_table_too():
+    recipes = {size: batch_recipe(size) for size in BATCH_SIZES}
+    assert [recipes[8], recipes[128], recipes[512]] == [RECIPES[0], RECIPES[2], RECIPES[3]]
+    for size, recipe in recipes.items():
+        assert recipe.batch_size == size and (recipe.step, recipe.chunk_size) == (
+            ("grad_cache", 32) if size > 32 else ("naive", None)
+        )
+        assert recipe.chance_loss == pytest.approx(math.log(size))
+    assert RECIPES[1].chance_loss == pytest.approx(math.log(8))
+    assert "rate 0.001" in batch_recipe(16, learning_rate=1e-3).name
+
+
+def test_the_rate_doubles_where_the_batch_is_four_times_as_large():
+    rates = [scaled_rate(size, at_128=1.0) for size in (32, 128, 512)]
+    assert rates == pytest.approx([0.5, 1.0, 2.0])
+
+
+def test_layers_and_first_weights():
+    one, other = (fresh_encoder(dataclasses.replace(TINY, layers=layers), 3) for layers in (1, None))
+    assert [encoder.model.config.num_hidden_layers for encoder in (one, other)] == [1, 2]
+    again = fresh_encoder(TINY, 3)
+    assert all(torch.equal(a, b) for a, b in zip(one.parameters(), again.parameters(), strict=True))
+
+
+# --- seeds ----------------------------------------------------------------------------------------------------
+
+
+def record(step, loss, norm=1.0):
+    return TrainingRecord(step, 0, loss, norm, 1e-3, 8 * step, 0.1 * step)
+
+
+def test_a_curve_is_thinned_to_means_of_equal_stretches():
+    records = [record(step, float(step), 2.0 * step) for step in range(1, 11)]
+    assert thin(records, 5) == tuple(Point(16 * n, 2 * n - 0.5, 4 * n - 1.0) for n in range(1, 6))
+    assert thin(records[:3]) == tuple(Point(8 * n, float(n), 2.0 * n) for n in (1, 2, 3))
+    uneven = thin(records, 4)
+    assert len(uneven) == 4 and uneven[-1].examples == 80
+    assert thin([]) == ()
+
+
+def result(recipe, seed, share):
+    metrics = {"top-1": share, "top-5": 0.5, "top-20": 0.75, "top-100": 1.0, "mrr": share}
+    return Result(recipe, seed, metrics, 40, 61.4, 256, 1.0, 2)
+
+
+def test_a_summary_has_the_sample_deviation_of_each_row():
+    low, high = RECIPES[0], RECIPES[2]
+    results = [result(low, 0, 0.2), result(high, 0, 0.3), result(low, 1, 0.22), result(high, 1, 0.34)]
+    first, second = summarise(results)
+    assert (first.recipe, first.seeds, second.recipe) == (low, (0, 1), high)
+    assert first.mean["top-1"] == pytest.approx(0.21) and first.spread["top-1"] == pytest.approx(0.02 / 2**0.5)
+    assert first.spread["top-5"] == 0.0
+    assert beyond_spread(second, first) == pytest.approx(0.11 / (0.04 / 2**0.5))
+    assert beyond_spread(first, second) == -beyond_spread(second, first)
+    assert beyond_spread(first, second, "top-5") == 0.0
+    assert "| sequential, B=8 | 0.0005 | 21.0 ± 1.4 | 50.0 ± 0.0 |" in format_summaries([first, second])
+
+
+def test_one_seed_has_no_spread():
+    (only,) = summarise([result(RECIPES[0], 0, 0.2)])
+    assert math.isnan(only.spread["top-1"]) and math.isnan(beyond_spread(only, only))
+
+
+def test_a_race_trains_what_is_missing_and_says_how_far_it_is(monkeypatch, capsys):
+    only = RECIPES[2:]
+    table1(TINY, recipes=only[:1], seed=1, progress=False)
+    calls, run = [], experiments.run
+    monkeypatch.setattr(experiments, "run", lambda recipe, *a, **o: calls.append(o["seed"]) or run(recipe, *a, **o))
+    results = race(TINY, recipes=only, seeds=(0, 1))
+    assert [(r.recipe, r.seed, r.saved) for r in results] == [
+        (only[0], 0, False),
+        (only[1], 0, False),
+        (only[0], 1, True),
+        (only[1], 1, False),
+    ]
+    assert calls == [0, 0, 1]
+    assert "1536/1536" in capsys.readouterr().err
+    assert race(TINY, recipes=only, seeds=(0, 1))[1].curve == results[1].curve
+    assert [(r.recipe, r.seed) for r in saved_results(TINY, seeds=(1, 5))] == [(only[0], 1), (only[1], 1)]
+
+
 def test_refusals():
+    with pytest.raises(ValueError, match="seeds must be at least one"):
+        race(TINY, seeds=())
+    with pytest.raises(ValueError, match="batch_size must divide 512, got 24"):
+        batch_recipe(24)
+    with pytest.raises(ValueError, match="results must be at least one"):
+        summarise([])
+    with pytest.raises(ValueError, match="metric must be one of 'top-1'"):
+        beyond_spread(*summarise([result(RECIPES[0], 0, 0.2)]) * 2, metric="top-2")
     with pytest.raises(ValueError, match="recipes must be at least one"):
         table1(TINY, recipes=())
     with pytest.raises(ValueError, match="seed must be an int of at least 0, got -1"):
@@ -122,7 +238,7 @@ def test_the_command_prints_the_table(capsys):
     assert command.main(["table1", "--quick"]) == 0
     printed = capsys.readouterr().out
     assert all(recipe.name in printed for recipe in RECIPES)
-    assert "Percent of 40 test queries, each among as many passages; 256 examples a row,\nseed 0" in printed
+    assert "Percent of 40 test queries, each among as many passages; 512 examples a row,\nseed 0" in printed
 
 
 def test_the_command_prints_the_figures_and_writes_them_when_asked(capsys, monkeypatch):
