@@ -7,6 +7,7 @@ Letters: B pairs (2 B rows), C rows of a chunk, R retained chunks.
 """
 
 import math
+import operator
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -267,17 +268,23 @@ class Need:
         return self.fixed + max(retain_chunks * chunk_size * self.row + logits, chunk_size * self.row)
 
 
-def _room_for(rng: np.random.Generator, *, rows: float, logits: bool = True, exact: bool = False) -> Inputs:
-    """A budget for about `rows` rows' graphs, beside the dense logits or a tile's only."""
-    batch = int(rng.integers(20, 60)) * 100
-    row = int(rng.integers(10, 40)) * (MIB if logits else MIB // 64)
+def _room_for(
+    rng: np.random.Generator, *, rows: float = 0, share: float = 0, logits: bool = True, hundreds: int = 20
+) -> Inputs:
+    """A budget for the graphs of `rows` rows, or a share of B of them, beside the dense logits or a tile's only."""
+    batch = int(rng.integers(hundreds, 3 * hundreds)) * 100
+    row = int(rng.integers(10, 40)) * MIB if logits else int(rng.integers(2, 7)) * 1024
     need = Need(int(rng.integers(300, 900)) * MIB, row, batch)
-    kept = rows * rng.uniform(0.9, 1.1)
-    budget = need.fixed + int((kept if rows < 1e3 else 2.1 * batch) * row)
-    budget += 12 * (batch if logits else 1024) ** 2
-    if exact:
-        budget = need(64, int(rng.integers(3, 9)), None)
+    kept = (rows + share * batch) * rng.uniform(0.95, 1.05)
+    budget = need.fixed + int(kept * row) + 12 * (batch if logits else 1024) ** 2
     return {"batch": batch, "budget": budget, "need": need}
+
+
+def _exact(rng: np.random.Generator, chunk_size: int | None, most_retained: int) -> Inputs:
+    """A budget that a step with this chunk takes to the byte, with R up to most_retained; small logits if that is 0."""
+    inputs = _room_for(rng, hundreds=20 if most_retained else 5)
+    retained = int(rng.integers(most_retained // 2, most_retained + 1))
+    return inputs | {"budget": inputs["need"](chunk_size, retained, None)}
 
 
 def _plan(batch: int, budget: int, need: Callable, **other: Any) -> dict[str, Any]:
@@ -290,7 +297,7 @@ def _plan(batch: int, budget: int, need: Callable, **other: Any) -> dict[str, An
         tile = other["tile"]
     sizes = [size for size in (4, 8, 16, 32, 64) if fits(need(size, 0, tile))]
     chunk = other.get("chunk", max)(sizes or [4])
-    most = 2 * math.ceil(batch / chunk)
+    most = 2 * math.ceil(batch / chunk) * other.get("times", 1)
     kept = [count for count in range(most + 1) if fits(need(chunk, count, tile))]
     retained = other.get("retained", lambda kept, most: max(kept, default=0))(kept, most)
     return {"step": "grad_cache", "chunk_size": chunk, "retain_chunks": retained, "tile_size": tile}
@@ -321,10 +328,14 @@ plan = Exercise(
     oracle=_reference_plan,
     repeats=3,
     makers=(
-        partial(_room_for, rows=400.0),
-        partial(_room_for, rows=400.0, logits=False),
-        partial(_room_for, rows=400.0, exact=True),
-        partial(_room_for, rows=1e9),
+        partial(_room_for, rows=400),
+        partial(_room_for, rows=400, logits=False),
+        partial(_exact, chunk_size=64, most_retained=8),
+        partial(_room_for, share=2.3),
+        partial(_room_for, share=1.5),
+        partial(_room_for, share=2.3, logits=False),
+        *(partial(_room_for, rows=rows) for rows in (45, 11, 6)),
+        *(partial(_exact, chunk_size=size, most_retained=0) for size in (None, 4, 16)),
     ),
     misconceptions=(
         Misconception(
@@ -358,6 +369,11 @@ plan = Exercise(
             lambda batch, budget, need: _plan(batch, budget, need, fits=lambda size: size < budget),
         ),
         Misconception(
+            "more than there are chunks",
+            "There are only so many chunks, 2 * ceil(batch / C). With all of them retained no more can be saved.",
+            partial(_plan, times=9),
+        ),
+        Misconception(
             "never naive",
             "The naive step fits here: nothing has to be encoded twice, and there is nothing to plan.",
             partial(_plan, naive=False),
@@ -375,7 +391,7 @@ plan = Exercise(
 # --- the defence ----------------------------------------------------------------------------------------------
 
 
-def _proposals(rng: np.random.Generator, *, survivors: bool = True) -> Inputs:
+def _proposals(rng: np.random.Generator, *, survivors: bool = True, exact: bool = False) -> Inputs:
     """Plans of which some are too large, too late, or see fewer negatives than they say; in any order."""
     card, deadline = int(rng.integers(8, 80)), int(rng.integers(10, 60))
     batch, fine, late = int(rng.integers(5, 9)) * 256, card * 2**29, deadline * 1.4
@@ -395,6 +411,9 @@ def _proposals(rng: np.random.Generator, *, survivors: bool = True) -> Inputs:
             proposal("accumulation", 2 * batch, 128, fine, 0.6 * deadline),
             proposal("naive", batch // 8, None, fine, 0.8 * deadline),
         ]
+    if exact:
+        plans[-1] |= {"peak_bytes": card * GIB}
+        plans[-2] |= {"hours": float(deadline)}
     order = rng.permutation(len(plans))
     return {"plans": [plans[place] for place in order], "card_gib": card, "deadline": deadline}
 
@@ -408,11 +427,12 @@ def _survivors(
     in_time: bool = True,
     fits: bool = True,
     seen: Callable = lambda plan: plan["chunk_size"] if plan["step"] == "accumulation" else plan["batch_size"],
+    within: Callable = operator.le,
     rank: Callable = lambda seen, hours: (-seen, hours),
 ) -> list[int]:
     """The places of the plans that survive, best first; right but for what is changed."""
-    left = [n for n, plan in enumerate(plans) if not fits or plan["peak_bytes"] <= card_gib * unit]
-    left = [n for n in left if not in_time or plans[n]["hours"] <= deadline]
+    left = [n for n, plan in enumerate(plans) if not fits or within(plan["peak_bytes"], card_gib * unit)]
+    left = [n for n in left if not in_time or within(plans[n]["hours"], deadline)]
     return sorted(left, key=lambda n: rank(seen(plans[n]), plans[n]["hours"]))
 
 
@@ -437,7 +457,7 @@ defend = Exercise(
     "least hours (a list of ints; accumulation sees the negatives of its chunk).",
     line_budget=6,
     oracle=_reference_defence,
-    makers=(_proposals, partial(_proposals, survivors=False)),
+    makers=(_proposals, partial(_proposals, survivors=False), partial(_proposals, exact=True)),
     misconceptions=(
         Misconception(
             "accumulation's batch taken for its negatives",
@@ -479,6 +499,11 @@ defend = Exercise(
             "the fewest negatives first",
             "The order is the wrong way round: most negatives first.",
             partial(_survivors, rank=lambda seen, hours: (seen, hours)),
+        ),
+        Misconception(
+            "exact fit refused",
+            "A plan that takes exactly the card, or ends exactly at the deadline, stays in: it must be <=, not <.",
+            partial(_survivors, within=operator.lt),
         ),
     ),
     hints=(
