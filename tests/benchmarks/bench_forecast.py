@@ -1,0 +1,53 @@
+"""Seconds of the first forecast of each preset, laws read off anew: the bar is 3 s, for decoders 8 s.
+
+    python tests/benchmarks/bench_forecast.py [--presets NAME ...]
+
+Each preset in a process of its own with an empty cache: a gradient-cache step of 256 pairs in chunks of 16, 64 tokens
+(or a picture) a row. Imports are left out.
+"""
+
+import argparse
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT))
+
+from gclib.presets import PRESETS  # noqa: E402
+
+BAR_SECONDS, DECODER_SECONDS = 3.0, 8.0
+ONE = """
+import sys, time
+import transformers.models.auto
+from gclib import config_of, forecast_step
+name = sys.argv[1]
+length = None if hasattr(config_of(name), "image_size") else 64
+start = time.perf_counter()
+same = {"batch_size": 256, "chunk_size": 16, "query_length": length, "passage_length": length}
+peak = forecast_step("grad_cache", config=name, **same).peak_bytes
+print(time.perf_counter() - start, peak)
+"""
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--presets", nargs="+", default=list(PRESETS), choices=list(PRESETS))
+    over = 0
+    for name in parser.parse_args().presets:
+        with tempfile.TemporaryDirectory() as folder:
+            environment = os.environ | {"GCLIB_CACHE": folder, "PYTHONPATH": str(ROOT)}
+            command = [sys.executable, "-c", ONE, name]
+            done = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
+        seconds, peak = (float(word) for word in done.stdout.split()[-2:])
+        bar = DECODER_SECONDS if name.startswith("qwen") else BAR_SECONDS
+        over += seconds > bar
+        verdict = "within" if seconds <= bar else "over"
+        print(f"{name:28}{seconds:6.2f} s {verdict:7}{bar:4.0f} s   {peak / 2**20:9,.0f} MiB")
+    return int(over > 0)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
