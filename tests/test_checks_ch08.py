@@ -99,6 +99,16 @@ def all_at_once(tiles, rows):
     return highest + (row - highest[:, None]).exp().sum(1).log()
 
 
+def two_passes(tiles, rows):
+    highest = torch.full((rows,), -torch.inf, dtype=torch.float64)
+    for tile in tiles:
+        highest = torch.maximum(highest, tile.max(1).values)
+    total = torch.zeros_like(highest)
+    for tile in tiles:
+        total += (tile - highest.unsqueeze(1)).exp().sum(1)
+    return highest + total.log()
+
+
 def whole_tiles_only(logits, batch_size, tile_size):
     count = batch_size // tile_size
     losses = []
@@ -159,6 +169,7 @@ def quotients(tile, row_lse, column_lse, batch_size, temperature, holds_positive
         (ch08.online_log_sum_exp, clamped_maximum, "maximum started at 0"),
         (ch08.online_log_sum_exp, not_rescaled, "old total not rescaled"),
         (ch08.online_log_sum_exp, added, "log-sum-exps added"),
+        (ch08.online_log_sum_exp, two_passes, "two passes"),
         (ch08.online_log_sum_exp, all_at_once, "all tiles at once"),
         (ch08.tiled_loss, whole_tiles_only, "ragged last tile lost"),
         (ch08.tiled_loss, accumulated, "diagonal tiles only"),
@@ -185,6 +196,26 @@ def test_torchs_own_log_sum_exp_does_not_count_as_an_answer():
 
     verdict = ch08.online_log_sum_exp.judge(online_log_sum_exp)
     assert verdict.status == "wrong" and "`logaddexp` does the work" in verdict.explanation
+
+
+def test_looking_behind_the_tiles_does_not_pass():
+    def all_logits(tiles, rows):
+        highest = tiles.logits.amax(1)
+        return highest + (tiles.logits - highest[:, None]).exp().sum(1).log()
+
+    def whole_square(logits, batch_size, tile_size):
+        return F.cross_entropy(logits.whole(), torch.arange(batch_size))
+
+    assert ch08.online_log_sum_exp.judge(all_logits).status == "wrong"
+    assert ch08.tiled_loss.judge(whole_square).status == "wrong"
+
+
+def test_smaller_tiles_than_allowed_are_right_too():
+    def tiled_loss(logits, batch_size, tile_size):
+        solved = ch08._loss_by_tiles  # the right answer, with its defaults
+        return solved(logits, batch_size, tile_size - 1)
+
+    assert ch08.tiled_loss.judge(tiled_loss).status == "correct"
 
 
 def test_right_answers_in_other_words_are_right():

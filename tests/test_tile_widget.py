@@ -74,13 +74,22 @@ def test_the_allocator_says_the_same(name):
     assert allocator_peak(lambda: loss_fn(*reps).backward()) == pytest.approx(law[name], rel=0.02)
 
 
-@pytest.mark.parametrize("batch", [256, 4096, 2**17])
+@pytest.mark.parametrize("batch", [256, 8192, 2**17])
 def test_the_peak_is_the_steps_forecast(batch):
     loss, length = ContrastiveLoss(symmetric=True), {"query_length": TOKENS, "passage_length": TOKENS}
     given = {"config": ENCODER, "batch_size": batch, "chunk_size": CHUNK_ROWS}
     expected = forecast_step("grad_cache", loss=loss, **given, **length).peak_bytes
     peak = forecast_loss(TileSettings(batch, 1024, 768, True)).peak(tiled=False)
-    assert peak == pytest.approx(expected, rel=0.015)
+    assert peak == pytest.approx(expected, rel=0.01)
+
+
+@pytest.mark.parametrize("tile", [2**13, 2**15])  # the peak is the replay, or the loss
+def test_the_tiled_peak_is_the_steps_forecast(tile):
+    loss, length = ContrastiveLoss(symmetric=True, tile_size=tile), {"query_length": TOKENS, "passage_length": TOKENS}
+    given = {"config": ENCODER, "batch_size": 2**16, "chunk_size": CHUNK_ROWS}
+    expected = forecast_step("grad_cache", loss=loss, **given, **length).peak_bytes
+    peak = forecast_loss(TileSettings(2**16, tile, 768, True)).peak(tiled=True)
+    assert peak == pytest.approx(expected, rel=0.01)
 
 
 def test_dense_grows_with_the_square_and_tiled_with_the_batch():
@@ -114,7 +123,7 @@ def test_the_lab_tells_what_it_draws(lab):
     assert "which is more" in lab.words.value  # two tiles as large as the square, and the gradients
     lab.dimensions.value, lab.batch.value = 768, 2**20
     assert found.dense < lab.forecast().dense and "16.0 TiB" in lab.words.value
-    assert "dense 16.0 TiB, which does not fit; tiled 16.3 GiB, which fits" in lab.words.value
+    assert "dense 16.0 TiB, which does not fit; tiled 14.5 GiB, which fits" in lab.words.value
     assert "1,048,576" in lab.table() and alt_of(lab) == lab.describe()
 
 

@@ -21,16 +21,17 @@ FEW = 3  # tiles that a loop may hold at once: the last one, the next one, and o
 
 
 class TileCounter:
-    """How many of the tiles that it made are still held, at most: a tile counts until the last view of it is gone."""
+    """How many tiles were made, and how many of them were held at once: a tile counts until its last view is gone."""
 
     def __init__(self):
-        self.most = 0
+        self.made_so_far = self.most = 0
         self._storages: list[weakref.ref] = []
 
     def made(self, tile: Tensor) -> Tensor:
         """Count the tile, which owns its storage, and return it."""
         self._storages = [held for held in self._storages if held() is not None]
         self._storages.append(weakref.ref(tile.untyped_storage()))
+        self.made_so_far += 1
         self.most = max(self.most, len(self._storages))
         return tile
 
@@ -70,8 +71,9 @@ def _rows_of_logits(rng: np.random.Generator, *, low: float, high: float, tiles:
 
 
 def _reference_log_sum_exp(tiles: Tiles, rows: int) -> Tensor:
-    """Row by row with numpy, from all logits at once."""
+    """With numpy, from all logits at once; then it is noted that each tile is to be taken once."""
     values = tiles.logits.numpy()
+    tiles.counter.made_so_far = -(-values.shape[1] // tiles.width)
     highest = values.max(axis=1, keepdims=True)
     return torch.from_numpy(highest[:, 0] + np.log(np.exp(values - highest).sum(axis=1)))
 
@@ -102,6 +104,12 @@ def _merged(
     return _fold(tiles, rows, partial(_merge, rescale=rescale), start=start, end=end)
 
 
+def _in_two_passes(tiles: Tiles, rows: int) -> Tensor:
+    """The largest logits first, then the sums: every tile twice."""
+    highest = torch.stack([tile.amax(1) for tile in tiles]).amax(0)
+    return highest + sum((tile - highest[:, None]).exp().sum(1) for tile in tiles).log()
+
+
 def _of_each(tiles: Tiles, rows: int) -> Tensor:
     """Each tile's own log-sum-exps, (tiles, rows)."""
     return torch.stack([tile.logsumexp(1) for tile in tiles])
@@ -119,14 +127,15 @@ def _sum_of_exponentials(tiles: Tiles, rows: int) -> Tensor:
 def _fold_outcome(result: Any, tiles: Tiles, rows: int) -> dict[str, Any]:
     if result is None:
         return {"log-sum-exps": None}
-    return {"log-sum-exps": result, "tiles held at once": _held(tiles.counter)}
+    counter = tiles.counter
+    return {"log-sum-exps": result, "tiles held at once": _held(counter), "tiles taken": counter.made_so_far}
 
 
 online_log_sum_exp = Exercise(
     chapter=8,
     name="online_log_sum_exp",
-    spec="log of the sum of exp over all logits of a row, (rows,), from tiles that come one after the other; without "
-    "torch's logsumexp and logaddexp.",
+    spec="log of the sum of exp over all logits of a row, (rows,), from tiles that come one after the other and are "
+    "taken once; without torch's logsumexp and logaddexp.",
     line_budget=7,
     oracle=_reference_log_sum_exp,
     makers=(
@@ -196,6 +205,12 @@ online_log_sum_exp = Exercise(
             partial(_merged, end=lambda maximum, total: maximum),
         ),
         Misconception(
+            "two passes",
+            "The value is right, but every tile was taken twice: once for the largest logit, once for the sum. In a "
+            "loss that doubles the products. Keep a running maximum, and rescale the total when it grows.",
+            _in_two_passes,
+        ),
+        Misconception(
             "all tiles at once",
             "The value is right, but all tiles were held together: that is the whole row again, and its memory. Keep "
             "two numbers a row, and let each tile go.",
@@ -219,17 +234,19 @@ online_log_sum_exp = Exercise(
 class Logits:
     """The (B, B) logits of B queries: logits(rows, columns) computes one tile. Both are slices.
 
-    largest: the most logits of one tile. counter: how many tiles are held.
+    most_rows, most_columns: the sides of the largest tiles. computed: logits of all calls. counter: of the tiles.
     """
 
     def __init__(self, query_reps: Tensor, passage_reps: Tensor, temperature: float):
         self.query_reps, self.passage_reps, self.temperature = query_reps, passage_reps, temperature
-        self.counter, self.largest = TileCounter(), 0
+        self.counter = TileCounter()
+        self.most_rows = self.most_columns = self.computed = 0
 
     def __call__(self, rows: slice, columns: slice) -> Tensor:
         """(R, C): the tile's logits."""
         tile = self.query_reps[rows] @ self.passage_reps[columns].T / self.temperature
-        self.largest = max(self.largest, tile.numel())
+        self.most_rows, self.most_columns = max(self.most_rows, len(tile)), max(self.most_columns, tile.shape[1])
+        self.computed += tile.numel()
         return self.counter.made(tile)
 
     def __repr__(self) -> str:
@@ -251,8 +268,8 @@ def _texts(rng: np.random.Generator, *, tiles: int, short: int = 0, temperature:
 
 
 def _reference_loss(logits: Logits, batch_size: int, tile_size: int) -> Tensor:
-    """The dense loss; then what tiles cost is noted."""
-    logits.largest = tile_size**2
+    """The dense loss; then it is noted that every logit is to be asked for."""
+    logits.computed = batch_size**2
     return F.cross_entropy(logits.whole(), torch.arange(batch_size))
 
 
@@ -338,7 +355,10 @@ def _all_tiles_kept(logits: Logits, batch_size: int, tile_size: int) -> Tensor:
 def _loss_outcome(result: Any, logits: Logits, batch_size: int, tile_size: int) -> dict[str, Any]:
     if result is None:
         return {"loss": None}
-    return {"loss": result, "logits asked for at once": logits.largest, "tiles held at once": _held(logits.counter)}
+    sides = logits.most_rows, logits.most_columns
+    within = "within tile_size" if max(sides) <= tile_size else f"{sides[0]} x {sides[1]}"
+    found = {"loss": result, "largest tile": within, "tiles held at once": _held(logits.counter)}
+    return found | {"logits asked for": "all" if logits.computed >= batch_size**2 else "not all"}
 
 
 tiled_loss = Exercise(
