@@ -1,9 +1,9 @@
-"""Three commands: `python -m gclib data-card`, `python -m gclib table1 --quick` and `python -m gclib train`."""
+"""Four commands: `python -m gclib` and one of `data-card`, `table1 --quick`, `train`, `calibrate`."""
 
 import argparse
 import sys
 
-from gclib import datacard, experiments, trainer
+from gclib import calibration, datacard, experiments, trainer
 from gclib.cache import cache_folder
 from gclib.corpus import load_corpus
 
@@ -28,7 +28,12 @@ def main(arguments: list[str] | None = None) -> int:
     chosen = _parser().parse_args(arguments)
     if chosen.command == "train":
         return trainer.command(chosen)
-    if chosen.command == "data-card":
+    if chosen.command == "calibrate":
+        found = calibration.calibrate(
+            seconds=chosen.seconds, on_reading=lambda reading: print(reading.case, flush=True)
+        )
+        print(calibration.format_calibration(found))
+    elif chosen.command == "data-card":
         text = datacard.figures(load_corpus())
         if chosen.write:
             datacard.write_figures(text)
@@ -62,6 +67,13 @@ def _parser() -> argparse.ArgumentParser:
     table.add_argument("--quick", action="store_true", help="10,240 pairs: minutes; without it, all of them")
     table.add_argument("--seed", type=int, default=0, help="of the weights and the order of the pairs (default: 0)")
     table.add_argument("--fresh", action="store_true", help="train again what was saved")
+    measured = commands.add_parser(
+        "calibrate",
+        help="measure this device against its forecasts",
+        description="Run a few steps of rising size on the GPU (without one, on the processor), print what they took "
+        "beside what was forecast, and the budget to give forecasts for this device. Kept in the cache folder.",
+    )
+    measured.add_argument("--seconds", type=float, default=30.0, help="when to stop (default: 30)")
     training = commands.add_parser(
         "train",
         help="train an encoder with a batch as large as you like, and keep it",
