@@ -358,6 +358,12 @@ def _markdown(lines: list[list[str]]) -> str:
     return "\n".join("| " + " | ".join(line) + " |" for line in [head, ["---"] * len(head), *rows])
 
 
+@functools.cache
+def _all_pairs(split: str) -> list[TextPair]:
+    """A whole split, read once."""
+    return load_pairs(split, limit=None, progress=False)
+
+
 @functools.lru_cache(maxsize=2)
 def _texts(
     train_pairs: int | None, test_pairs: int | None, vocab_size: int, query_length: int, passage_length: int
@@ -365,7 +371,7 @@ def _texts(
     """Texts are cut to 8 characters a token beforehand: to read long functions in every step takes its time."""
 
     def load(split: str, limit: int | None) -> list[TextPair]:
-        pairs = load_pairs(split, limit=limit, progress=False)
+        pairs = _all_pairs(split)[:limit]
         return [TextPair(p.query[: 8 * query_length], p.passage[: 8 * passage_length]) for p in pairs]
 
     pairs = load("train", train_pairs)

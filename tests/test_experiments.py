@@ -47,10 +47,12 @@ def small(tmp_path, monkeypatch):
 
     monkeypatch.setattr(experiments, "load_pairs", load)
     experiments._texts.cache_clear()
+    experiments._all_pairs.cache_clear()
     monkeypatch.setattr(experiments, "QUICK", TINY)
     monkeypatch.setenv("GCLIB_CACHE", str(tmp_path))
     yield
     experiments._texts.cache_clear()
+    experiments._all_pairs.cache_clear()
 
 
 def test_four_rows_with_the_same_number_of_examples():

@@ -27,8 +27,10 @@ def small(monkeypatch):
     monkeypatch.setattr(experiments, "load_pairs", load)
     monkeypatch.setattr(race_widget, "REDRAW_SECONDS", 0.05)
     experiments._texts.cache_clear()
+    experiments._all_pairs.cache_clear()
     yield
     experiments._texts.cache_clear()
+    experiments._all_pairs.cache_clear()
 
 
 def test_a_race_looks_at_every_row_and_leaves_the_generators_alone():
