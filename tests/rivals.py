@@ -1,79 +1,30 @@
-"""The public implementations that gclib is held against, called as their documentation says: steps with one signature.
+"""The public implementations that gclib is held against in tests and benchmarks, and what a careful caller adds.
 
-`official_step` is GradCache of Gao et al. (PyPI `gradcache`), `sentence_transformers_step` the cached loss of
-sentence-transformers. Both add to `.grad` and return the loss, as gclib's steps do; both need their package (the
-`dev` extra).
+The steps themselves are `gclib.rivals`; they need their packages (the `dev` extra).
 """
 
-import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from gclib.rivals import Embedder, official_grad_cache, official_step, sentence_transformers_step
 
-def official_grad_cache() -> type:
-    """The class GradCache. Its package imports itself under another name than PyPI's, so it is given that name."""
-    import gradcache
-
-    sys.modules.setdefault("grad_cache", gradcache)
-    from gradcache.grad_cache import GradCache
-
-    return GradCache
-
-
-def official_step(
-    encoders: Sequence[Callable[..., Tensor]],
-    inputs: Sequence[Any],
-    loss_fn: Callable[..., Tensor],
-    *,
-    chunk_size: int | list[int],
-    split_input_fn: Callable | None = None,
-) -> Tensor:
-    """One `cache_step` of the official code."""
-    cache = official_grad_cache()(list(encoders), chunk_size, loss_fn, split_input_fn=split_input_fn)
-    return cache.cache_step(*inputs)
-
-
-class Embedder(nn.Module):
-    """An encoder as a sentence-transformers module: a dictionary in, the same with `sentence_embedding` out."""
-
-    def __init__(self, encoder: nn.Module):
-        super().__init__()
-        self.encoder = encoder
-
-    def forward(self, features: dict[str, Tensor]) -> dict[str, Tensor]:
-        reps = self.encoder(input_ids=features["input_ids"], attention_mask=features["attention_mask"])
-        return features | {"sentence_embedding": reps}
-
-
-def sentence_transformers_step(
-    encoder: nn.Module,
-    inputs: Sequence[dict[str, Tensor]],
-    *,
-    chunk_size: int,
-    temperature: float = 0.05,
-    symmetric: bool = False,
-) -> Tensor:
-    """CachedMultipleNegativesRankingLoss, forward and backward. Tied weights only: it holds one model."""
-    from sentence_transformers import SentenceTransformer
-    from sentence_transformers.sentence_transformer.losses import CachedMultipleNegativesRankingLoss
-
-    model = SentenceTransformer(modules=[Embedder(encoder)], device=str(next(encoder.parameters()).device))
-    model.train(encoder.training)
-    both = ("query_to_doc", "doc_to_query") if symmetric else ("query_to_doc",)
-    loss_fn = CachedMultipleNegativesRankingLoss(
-        model,
-        scale=1 / temperature,
-        mini_batch_size=chunk_size,
-        directions=both,
-        partition_mode="per_direction" if symmetric else "joint",
-    )
-    loss = loss_fn([dict(features) for features in inputs], None)
-    loss.backward()
-    return loss.detach()
+__all__ = [
+    "Counted",
+    "Embedder",
+    "flops_of",
+    "official_grad_cache",
+    "official_step",
+    "open_clip_loss",
+    "sentence_transformers_step",
+    "sentence_transformers_strips",
+    "sort_and_trim",
+    "sorted_loss",
+    "split_trimmed",
+]
 
 
 def open_clip_loss(queries: Tensor, passages: Tensor, temperature: float | Tensor) -> Tensor:
