@@ -233,6 +233,8 @@ class FakeStep:
     ) -> list[tuple[Place, np.ndarray]]:
         """The naive step's pieces; or those of accumulation's first and later chunk of this many queries."""
         single = queries == 1
+        if not single:
+            self._check_loss(queries, negatives, widths)
 
         def fit() -> list[tuple[dict[str, Any], Law]]:
             laws = _joined([self._whole_run(step, n, negatives, widths) for n in ((1,) if single else (2, 3, 4))])
@@ -244,6 +246,12 @@ class FakeStep:
 
         laws = self._kept(("whole", step, negatives, widths, single), fit, with_loss=True)
         return [(Place(**place), law.at(FEW if single else queries)) for place, law in laws]
+
+    def _check_loss(self, queries: int, negatives: int, widths: tuple[int | None, ...]) -> None:
+        """Raise LawBroken for a loss that takes other operations for this many queries than for a few: tiles do."""
+        few = self._once(f"loss {negatives} {widths}", lambda: len(self._cached_loss(_rows(FEW, negatives), widths)[0]))
+        if len(self.cached_loss(_rows(queries, negatives), widths)[0]) != few:
+            raise LawBroken
 
     def _whole_run(self, step: str, queries: int, negatives: int, widths: tuple[Any, ...], until: str = "") -> list:
         if step == "naive":

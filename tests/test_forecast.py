@@ -72,10 +72,14 @@ def test_equal_to_the_byte(step, tied, size):
         assert (forecast.peak_bytes, forecast.at_peak()) == (ledger.peak_bytes, ledger.at_peak()), same
 
 
-@pytest.mark.parametrize("step", ["naive", "grad_cache"])
-def test_every_phase_has_the_ledgers_peak(step):
-    encoders, loss = built("tiny", tied=True), ContrastiveLoss()
-    options = {} if step == "naive" else {"chunk_size": 3, "retain_chunks": 1}
+@pytest.mark.parametrize("tile_size", [None, 2, 4, 64])
+@pytest.mark.parametrize("step", STEPS)
+def test_every_phase_has_the_ledgers_peak(step, tile_size):
+    """Also with tiles, of which the loss takes more and more as the batch grows."""
+    encoders, loss = built("tiny", tied=True), ContrastiveLoss(tile_size=tile_size)
+    options = {} if step == "naive" else {"chunk_size": 5}
+    if step == "grad_cache":
+        options["retain_chunks"] = 1
 
     def peaks(timeline):
         phases = {}
@@ -84,8 +88,9 @@ def test_every_phase_has_the_ledgers_peak(step):
         del phases["start"]  # a real run also counts what was read of the masks while planning
         return phases
 
-    real = peaks(really_run(step, encoders, (7, 7), loss, **options).timeline)
-    assert peaks(forecast_step(step, config="tiny", batch_size=7, **SHAPES, **options).timeline) == real
+    real = peaks(really_run(step, encoders, (13, 13), loss, **options).timeline)
+    told = forecast_step(step, config="tiny", loss=loss, batch_size=13, **SHAPES, **options)
+    assert peaks(told.timeline) == real
 
 
 def test_chunks_of_their_own_size_for_each_tower():
