@@ -49,7 +49,7 @@ class Setting:
     train_pairs, test_pairs: None for all that there are; layers: None for as many as `size` has.
     """
 
-    train_pairs: int | None = 2_048
+    train_pairs: int | None = 1_536
     test_pairs: int | None = 500
     epochs: int = 2
     size: str = "mini"

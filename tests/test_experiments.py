@@ -268,5 +268,5 @@ def test_the_help_says_what_is_trained_and_where_it_is_kept(capsys, monkeypatch)
     with pytest.raises(SystemExit):
         command.main(["table1", "--help"])
     told = capsys.readouterr().out
-    assert "Train the same small encoder three times" in told and "order of the pairs (default: 0)" in told
+    assert "Train the same small encoder four times" in told and "order of the pairs (default: 0)" in told
     assert str(command.cache_folder()) in told

@@ -264,7 +264,8 @@ def test_a_chapter_has_its_measured_box_and_its_cells_in_order(path):
     box = next(cell.source for cell in cells if "<!-- measured -->" in cell.source)
     assert re.search(r"<!-- measured -->[\d.]+ minutes, [\d,]+ MiB at the peak<!-- /measured -->", box)
     minutes = float(re.search(r"measured -->([\d.]+) minutes", box)[1])
-    assert minutes <= (1.0 if path.stem[:2] in ("00", "01", "06") else 1.5)
+    most = {"00": 1.0, "01": 1.0, "06": 1.0, "10": 3.0}  # chapter 10 trains its rows, if it did not before
+    assert minutes <= most.get(path.stem[:2], 1.5)
 
 
 @by_name(CHAPTERS)
