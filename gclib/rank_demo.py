@@ -1,6 +1,6 @@
 """Real ranks for chapter 09: every way of `gclib.rank_ways` on one small batch, one line a rank, gradients in a folder.
 
-    python -m torch.distributed.run --standalone --nproc-per-node 2 -m gclib.rank_demo --rows 6 3
+    python -m torch.distributed.run --standalone --nproc-per-node 2 -m gclib.rank_demo --rows 6 3 --chunks 3
 
 `launch` starts that from a notebook. Everything is float64 and on the CPU (gloo), so that a difference is a mistake and
 not rounding. Letters: W ranks, b pairs of a rank, B of all.
@@ -118,10 +118,11 @@ def run_way(name: str, rows: Sequence[int], rank: int, chunk_size: int) -> dict[
     return found
 
 
-def hooks_of_ddp(rows: Sequence[int], rank: int, chunk_size: int) -> dict[str, Any]:
+def hooks_of_ddp(rows: Sequence[int], rank: int, chunk_size: int, *, retain_chunks: int) -> dict[str, Any]:
     """A step in which DistributedDataParallel's hooks average: bytes of each of their messages, and the gradients."""
     encoder, loss_fn, sent = make_encoder(), RankLoss("gather", rows), []
     wrapped = nn.parallel.DistributedDataParallel(encoder)
+    options = {"chunk_size": chunk_size, "retain_chunks": retain_chunks}
 
     def reduce(_: None, bucket: dist.GradBucket) -> torch.futures.Future[Tensor]:
         sent.append(bucket.buffer().numel() * bucket.buffer().element_size())
@@ -130,7 +131,7 @@ def hooks_of_ddp(rows: Sequence[int], rank: int, chunk_size: int) -> dict[str, A
 
     def step() -> None:
         hidden = [lambda inputs: wrapped(inputs)] * 2  # a module that the step sees, it keeps from averaging
-        grad_cache_step(hidden, own_part(make_batch(sum(rows)), rows, rank), loss_fn, chunk_size=chunk_size)
+        grad_cache_step(hidden, own_part(make_batch(sum(rows)), rows, rank), loss_fn, **options)
         average_gradients(loss_fn)
 
     wrapped.register_comm_hook(None, reduce)
@@ -196,7 +197,10 @@ def work(here: Rank, rows: Sequence[int], chunks: int, peak_pairs: int) -> dict[
     size = chunk_sizes(rows, chunks)[here.rank]
     return {
         "ways": {name: run_way(name, rows, here.rank, size) for name in WAYS},
-        "hooks": hooks_of_ddp(rows, here.rank, size),
+        "hooks": {
+            "replayed": hooks_of_ddp(rows, here.rank, size, retain_chunks=0),
+            "retained": hooks_of_ddp(rows, here.rank, size, retain_chunks=2 * chunks),
+        },
         "peaks": peaks_of(peak_pairs, here.world_size, here.rank),
         "draws": first_draws(here.rank),
     }
@@ -211,8 +215,7 @@ def launch(rows: Sequence[int], *, chunks: int = 3, peak_pairs: int = 384) -> li
     """
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PET_LOCAL_ADDR": "localhost"}
     with TemporaryDirectory() as folder:
-        options = ["--chunks", str(chunks), "--peak-pairs", str(peak_pairs), "--folder", folder]
-        line = [sys.executable, *command(rows)[1:], *options]
+        line = [sys.executable, *command(rows, chunks)[1:], "--peak-pairs", str(peak_pairs), "--folder", folder]
         with subprocess.Popen(
             line, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE
         ) as started:
@@ -227,10 +230,10 @@ def launch(rows: Sequence[int], *, chunks: int = 3, peak_pairs: int = 384) -> li
         return [torch.load(Path(folder, f"rank{rank}.pt"), weights_only=True) for rank in range(len(rows))]
 
 
-def command(rows: Sequence[int]) -> list[str]:
-    """The command line that starts one rank for each of `rows`, as one would type it."""
+def command(rows: Sequence[int], chunks: int = 3) -> list[str]:
+    """The command line that starts one rank for each of `rows`, as one would type it; `chunks` of each rank's rows."""
     start = ["python", "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(len(rows))]
-    return [*start, "-m", "gclib.rank_demo", "--rows", *map(str, rows)]
+    return [*start, "-m", "gclib.rank_demo", "--rows", *map(str, rows), "--chunks", str(chunks)]
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
