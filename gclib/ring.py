@@ -39,9 +39,10 @@ def ring_contrastive_loss(
     `ContrastiveLoss(gather=True)`, up to rounding. Alone: `tiled_contrastive_loss`.
 
     Sends each block of passages W - 1 times forward and again backward, its gradient W times, and vectors of b
-    numbers. While a block's tiles are computed the next block is on its way. Holds, beside tiles, five blocks of
-    b * (1 + K) * D numbers or fewer: the one that arrives, and gradients. O(B / W * D) bytes a rank, not the O(b / n^2)
-    that the paper's text claims: its own table 1 falls as 1 / W.
+    numbers. While a block's tiles are computed the next block is on its way. Holds, beside tiles, at most six blocks of
+    b * (1 + K) * D numbers: two of passages (in use, arriving), the queries' gradient, and three of the passages'
+    (being filled, arriving, leaving). O(B / W * D) bytes a rank, not the O(b / n^2) that the paper's text claims: its
+    own table falls as 1 / W.
 
     Raises ValueError as `tiled_contrastive_loss` does (on all ranks where their shapes differ), RuntimeError for a
     second derivative and where a rank does not answer. Source: Cheng et al. 2024, equation (9), algorithms 1 and 2.
@@ -185,6 +186,7 @@ def _once_more_around(
         add_gradients(ring.logits(hop, queries, block, temperature), _with_columns(softmax, columns), gradients)
         if arriving is not None:
             gradients.passages += arriving.wait()
+            arriving = None  # let go of both its blocks before the next two are there
         arriving = ring.travel(hop, gradients.passages)
         here = [arrival.wait() for arrival in coming]
         block, columns = (here + [None])[:2] if here else (block, columns)
