@@ -1,0 +1,405 @@
+"""Chapter 11, In the wild: knobs translated, MaxSim, Matryoshka, and the size of a gradient."""
+
+from collections.abc import Callable, Sequence
+from functools import partial
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from .engine import Exercise, Misconception
+from .judging import Inputs
+
+# --- the knobs of three libraries -------------------------------------------------------------------------------
+
+
+def _sentence_transformers(rng: np.random.Generator, *, gather: bool, tiny: bool = False) -> Inputs:
+    chunk = int(rng.integers(2, 6)) * 8
+    batch = int(rng.integers(2, 8)) if tiny else chunk * int(rng.integers(3, 9))
+    knobs = {
+        "per_device_train_batch_size": batch,
+        "mini_batch_size": chunk,
+        "gradient_accumulation_steps": int(rng.integers(2, 5)),
+        "gather_across_devices": gather,
+    }
+    return {"library": "sentence-transformers", "knobs": knobs, "ranks": int(rng.integers(2, 5))}
+
+
+def _open_clip(rng: np.random.Generator) -> Inputs:
+    knobs = {"batch_size": int(rng.integers(2, 9)) * 16, "accum_freq": int(rng.integers(2, 6))}
+    return {"library": "open_clip", "knobs": knobs, "ranks": int(rng.integers(2, 5))}
+
+
+def _reference_translate(library: str, knobs: dict[str, int], ranks: int) -> dict[str, int]:
+    """Counted queries: a list of the loss's queries is made, and cut into pieces."""
+    if library == "open_clip":
+        on_one, piece = [0] * knobs["batch_size"] * knobs["accum_freq"], knobs["batch_size"]
+        return {"batch_size": len(on_one * ranks), "chunk_size": len(on_one[:piece])}
+    on_one = [0] * knobs["per_device_train_batch_size"]
+    whole = on_one * ranks if knobs["gather_across_devices"] else on_one
+    return {"batch_size": len(whole), "chunk_size": len(on_one[: knobs["mini_batch_size"]])}
+
+
+def _translated(
+    library: str,
+    knobs: dict[str, int],
+    ranks: int,
+    *,
+    accumulate: bool = False,
+    features: bool = True,
+    gather: Callable[[bool], bool] = bool,
+    capped: bool = True,
+    swapped: bool = False,
+) -> dict[str, int]:
+    """Right but for what is named."""
+    if library == "open_clip":
+        chunk = knobs["batch_size"]
+        batch, shared = chunk * (knobs["accum_freq"] if features else 1), gather(True)
+    else:
+        batch, chunk = knobs["per_device_train_batch_size"], knobs["mini_batch_size"]
+        chunk = min(batch, chunk) if capped else chunk
+        batch *= knobs["gradient_accumulation_steps"] if accumulate else 1
+        shared = gather(knobs["gather_across_devices"])
+    batch *= ranks if shared else 1
+    return {"batch_size": chunk, "chunk_size": batch} if swapped else {"batch_size": batch, "chunk_size": chunk}
+
+
+translate = Exercise(
+    chapter=11,
+    name="translate",
+    spec='{"batch_size": B, the queries of one loss over all ranks, "chunk_size": C, the rows encoded at once}, from '
+    "the knobs of sentence-transformers' cached loss or of open_clip (which gathers).",
+    line_budget=8,
+    oracle=_reference_translate,
+    makers=(
+        partial(_sentence_transformers, gather=True),
+        partial(_sentence_transformers, gather=False),
+        _open_clip,
+        partial(_sentence_transformers, gather=True, tiny=True),
+    ),
+    misconceptions=(
+        Misconception(
+            "accumulated steps counted",
+            "It looks as if gradient_accumulation_steps made the batch bigger. It adds up gradients of losses that do "
+            "not see each other: a query has no more negatives for it (chapter 03).",
+            partial(_translated, accumulate=True),
+        ),
+        Misconception(
+            "batch and chunk swapped",
+            "The two sizes are the wrong way round. The chunk (mini_batch_size, or open_clip's batch_size) is what is "
+            "encoded at once; it changes memory, not the loss.",
+            partial(_translated, swapped=True),
+        ),
+        Misconception(
+            "ranks forgotten",
+            "It looks as if only one rank's queries counted. Where representations are gathered, the loss is over all "
+            "ranks' queries.",
+            partial(_translated, gather=lambda told: False),
+        ),
+        Misconception(
+            "ranks without gathering",
+            "It looks as if the ranks always counted. Without gather_across_devices every rank has a loss of its own.",
+            partial(_translated, gather=lambda told: True),
+        ),
+        Misconception(
+            "accum_freq taken for accumulation",
+            "It looks as if --accum-freq left the loss as it is. open_clip keeps the representations of all accum_freq "
+            "batches and takes one loss over them: there the batch grows.",
+            partial(_translated, features=False),
+        ),
+        Misconception(
+            "chunk larger than the batch",
+            "A chunk cannot have more rows than the batch of its rank: mini_batch_size is an upper limit.",
+            partial(_translated, capped=False),
+        ),
+    ),
+    hints=(
+        "For each knob ask: does it change which passages a query is compared with, or only what is encoded at once?",
+        "open_clip: C = batch_size, B = batch_size * accum_freq * ranks. sentence-transformers: C = mini_batch_size, "
+        "at most the batch of a rank; B = that batch, times ranks if gathered.",
+        'if library == "open_clip": C, B = knobs["batch_size"], knobs["batch_size"] * knobs["accum_freq"] * ranks; '
+        'else: B = knobs["per_device_train_batch_size"], C = min(B, knobs["mini_batch_size"]), then B *= ranks if '
+        'knobs["gather_across_devices"].',
+    ),
+)
+
+# --- MaxSim -----------------------------------------------------------------------------------------------------
+
+
+def _tokens(rng: np.random.Generator, padded: bool) -> Inputs:
+    """Unit vectors whose products are mostly negative, so that padding (zeros) would win a careless maximum."""
+    shape = {"rows": int(rng.integers(3, 6)), "more": int(rng.integers(6, 9)), "D": 4}
+    made = []
+    for rows, width, sign in (
+        (shape["rows"], int(rng.integers(4, 7)), 1),
+        (shape["more"], int(rng.integers(7, 10)), -1),
+    ):
+        raw = torch.from_numpy(rng.standard_normal((rows, width, shape["D"])))
+        raw[..., 0] += 2.0 * sign
+        mask = torch.ones(rows, width, dtype=torch.int64)
+        if padded:
+            lengths = torch.from_numpy(rng.integers(2, width, (rows, 1)))
+            mask = (torch.arange(width) < lengths).long()
+        made.append((F.normalize(raw, dim=-1) * (mask.unsqueeze(-1) if padded and sign < 0 else 1), mask))
+    (queries, query_mask), (passages, passage_mask) = made
+    names = ("query_tokens", "passage_tokens", "query_mask", "passage_mask")
+    return dict(zip(names, (queries, passages, query_mask, passage_mask), strict=True))
+
+
+def _reference_max_sim(
+    query_tokens: Tensor, passage_tokens: Tensor, query_mask: Tensor, passage_mask: Tensor
+) -> Tensor:
+    """Pair by pair, with the padding cut off first."""
+    rows = []
+    for query, seen in zip(query_tokens, query_mask.bool(), strict=True):
+        row = [
+            (query[seen] @ passage[kept].T).max(dim=1).values.sum()
+            for passage, kept in zip(passage_tokens, passage_mask.bool(), strict=True)
+        ]
+        rows.append(torch.stack(row))
+    return torch.stack(rows)
+
+
+def _max_sim(
+    queries: Tensor,
+    passages: Tensor,
+    query_mask: Tensor,
+    passage_mask: Tensor,
+    *,
+    mask_queries: bool = True,
+    mask_passages: bool = True,
+    of_passages: bool = False,
+    mean: bool = False,
+    last: str = "max",
+) -> Tensor:
+    """Right but for what is named."""
+    grid = torch.einsum("isd,jtd->ijst", queries, passages)
+    rows, columns = query_mask.bool()[:, None, :], passage_mask.bool()[None, :, :]
+    if of_passages:
+        grid, rows, columns = grid.transpose(2, 3), columns, rows
+    low = torch.finfo(grid.dtype).min
+    if mask_passages:
+        grid = torch.where(columns.unsqueeze(2), grid, low if last == "max" else 0.0)
+    best = grid.amax(dim=3) if last == "max" else grid.sum(dim=3)
+    best = torch.where(rows, best, 0.0) if mask_queries else best
+    return best.sum(dim=2) / rows.sum(dim=2) if mean else best.sum(dim=2)
+
+
+max_sim = Exercise(
+    chapter=11,
+    name="max_sim",
+    spec="(B, N) scores: for each query token that is no padding the largest dot product with a passage token that is "
+    "no padding, added up over the query's tokens.",
+    line_budget=4,
+    oracle=_reference_max_sim,
+    makers=(partial(_tokens, padded=True), partial(_tokens, padded=False)),
+    differentiable=True,
+    rtol=1e-8,
+    atol=1e-9,
+    misconceptions=(
+        Misconception(
+            "passage padding wins",
+            "It looks as if the passages' padding took part in the maximum. A padded token is a zero vector, and 0 is "
+            "larger than any negative product: fill with -inf before the maximum.",
+            partial(_max_sim, mask_passages=False),
+        ),
+        Misconception(
+            "query padding counted",
+            "It looks as if the queries' padded tokens were added up too. They are not part of the text: leave them "
+            "out of the sum.",
+            partial(_max_sim, mask_queries=False),
+        ),
+        Misconception(
+            "no mask at all",
+            "It looks as if neither mask was used. Padding must neither win a maximum nor be added up.",
+            partial(_max_sim, mask_queries=False, mask_passages=False),
+        ),
+        Misconception(
+            "maximum over the query",
+            "The other way round: that is each passage token's best query token, added up over the passage. A long "
+            "passage would win by its length.",
+            partial(_max_sim, of_passages=True),
+        ),
+        Misconception(
+            "mean over the query",
+            "That is the mean over the query's tokens; ColBERT adds up. Within one query's row it changes no ranking, "
+            "but it is another temperature for each query.",
+            partial(_max_sim, mean=True),
+        ),
+        Misconception(
+            "all pairs added up",
+            "It looks as if all products were added up. Each query token keeps its best passage token alone.",
+            partial(_max_sim, last="sum"),
+        ),
+    ),
+    hints=(
+        "Make all products first: a tensor (B, N, Tq, Tp). Which of its axes is maximised, which added up?",
+        "einsum('isd,jtd->ijst'), fill padded t with -inf, amax over t, times the query's mask, sum over s.",
+        "z = torch.einsum('isd,jtd->ijst', query_tokens, passage_tokens); z = z.masked_fill(passage_mask[None, :, "
+        "None] == 0, -torch.inf); return (z.amax(3) * query_mask[:, None]).sum(2)",
+    ),
+)
+
+# --- Matryoshka -------------------------------------------------------------------------------------------------
+
+
+def _nested(rng: np.random.Generator) -> Inputs:
+    rows, width = int(rng.integers(4, 8)), 16
+    reps = [torch.from_numpy(rng.standard_normal((rows, width))) for _ in range(2)]
+    dims = [int(rng.integers(2, 5)), int(rng.integers(6, 11)), width]
+    return {"query_reps": reps[0], "passage_reps": reps[1], "dims": dims, "loss_fn": _cross_entropy}
+
+
+def _cross_entropy(queries: Tensor, passages: Tensor) -> Tensor:
+    """The loss that the exercise is given: InfoNCE at temperature 0.2 of the vectors as they are."""
+    return F.cross_entropy(queries @ passages.T / 0.2, torch.arange(len(queries)))
+
+
+def _reference_matryoshka(queries: Tensor, passages: Tensor, dims: Sequence[int], loss_fn: Callable) -> Tensor:
+    total = queries.new_zeros(())
+    for dim in dims:
+        shorter = [rep.narrow(1, 0, dim) for rep in (queries, passages)]
+        total = total + loss_fn(*(rep / rep.square().sum(dim=1, keepdim=True).sqrt() for rep in shorter))
+    return total
+
+
+def _matryoshka(
+    queries: Tensor,
+    passages: Tensor,
+    dims: Sequence[int],
+    loss_fn: Callable,
+    *,
+    part: Callable[[int, int], slice] = lambda before, dim: slice(dim),
+    unit: bool = True,
+    mean: bool = False,
+) -> Tensor:
+    """Right but for what is named. part: the columns for one dim, given the one before."""
+    losses = []
+    for before, dim in zip([0, *dims], dims, strict=False):
+        shorter = [rep[:, part(before, dim)] for rep in (queries, passages)]
+        losses.append(loss_fn(*(F.normalize(rep, dim=1) if unit else rep for rep in shorter)))
+    return sum(losses) / (len(dims) if mean else 1)
+
+
+def _cut_after_normalising(queries: Tensor, passages: Tensor, dims: Sequence[int], loss_fn: Callable) -> Tensor:
+    units = [F.normalize(rep, dim=1) for rep in (queries, passages)]
+    return sum(loss_fn(*(rep[:, :dim] for rep in units)) for dim in dims)
+
+
+matryoshka_loss = Exercise(
+    chapter=11,
+    name="matryoshka_loss",
+    spec="the sum over `dims` of loss_fn(queries, passages), each cut to its first dim numbers and made unit vectors "
+    "again (a scalar tensor).",
+    line_budget=3,
+    oracle=_reference_matryoshka,
+    makers=(_nested,),
+    repeats=8,
+    differentiable=True,
+    rtol=1e-8,
+    atol=1e-9,
+    misconceptions=(
+        Misconception(
+            "prefix not made a unit vector",
+            "It looks as if the prefixes went into the loss as they are. Their lengths differ, so a dot product is no "
+            "cosine any more: normalise each prefix.",
+            partial(_matryoshka, unit=False),
+        ),
+        Misconception(
+            "normalised before cutting",
+            "It looks as if the whole vector was normalised and then cut. What is left is shorter than 1, and differs "
+            "from row to row: cut first.",
+            _cut_after_normalising,
+        ),
+        Misconception(
+            "bands, not prefixes",
+            "It looks as if each loss saw only the numbers between two dims. The prefixes are nested, like the dolls: "
+            "each starts at 0.",
+            partial(_matryoshka, part=lambda before, dim: slice(before, dim)),
+        ),
+        Misconception(
+            "the last numbers",
+            "It looks as if the last numbers were taken. The first ones must be able to stand alone: [:, :dim].",
+            partial(_matryoshka, part=lambda before, dim: slice(-dim, None)),
+        ),
+        Misconception(
+            "mean over the prefixes",
+            "That is the mean over the prefixes. Equation (1) adds them up (weights of 1): the gradient is as many "
+            "times larger, which a learning rate tuned for one notices.",
+            partial(_matryoshka, mean=True),
+        ),
+        Misconception(
+            "only the whole vector",
+            "It looks as if only the whole vector was trained: nothing asks its beginning to be good alone.",
+            lambda queries, passages, dims, loss_fn: _matryoshka(queries, passages, dims[-1:], loss_fn),
+        ),
+    ),
+    hints=(
+        "One loss for each entry of dims. What does the loss need that a piece of a unit vector is not?",
+        "For each dim: rep[:, :dim] of both, F.normalize(..., dim=1), loss_fn of the two; add up.",
+        "return sum(loss_fn(F.normalize(query_reps[:, :d], dim=1), F.normalize(passage_reps[:, :d], dim=1)) for d in "
+        "dims)",
+    ),
+)
+
+# --- the size of a gradient -------------------------------------------------------------------------------------
+
+
+def _gradients(rng: np.random.Generator, low: float, high: float) -> Inputs:
+    """found = s times expected, and something that points elsewhere."""
+    right = torch.from_numpy(rng.standard_normal(int(rng.integers(20, 40))))
+    aside = torch.from_numpy(rng.standard_normal(len(right)))
+    aside -= (aside @ right) / (right @ right) * right
+    size = float(rng.uniform(low, high)) * (1 if rng.random() < 0.8 else -1)
+    return {"found": size * right + float(rng.uniform(0.5, 1.5)) * aside, "expected": right}
+
+
+def _reference_scale(found: Tensor, expected: Tensor) -> float:
+    """Least squares by numpy."""
+    return float(np.linalg.lstsq(expected.numpy()[:, None], found.numpy(), rcond=None)[0][0])
+
+
+gradient_scale = Exercise(
+    chapter=11,
+    name="gradient_scale",
+    spec="the number s that brings s * expected nearest to found, both flat vectors (a float).",
+    line_budget=2,
+    oracle=_reference_scale,
+    makers=(partial(_gradients, low=2.0, high=64.0), partial(_gradients, low=0.1, high=0.7)),
+    rtol=1e-7,
+    atol=1e-9,
+    misconceptions=(
+        Misconception(
+            "cosine",
+            "That is the cosine of the angle between them: it is 1 for a gradient that is 64 times too large.",
+            lambda found, expected: float(F.cosine_similarity(found, expected, dim=0)),
+        ),
+        Misconception(
+            "ratio of lengths",
+            "That is the ratio of the lengths. It counts what points elsewhere, and cannot see a wrong sign.",
+            lambda found, expected: float(found.norm() / expected.norm()),
+        ),
+        Misconception(
+            "the other way round",
+            "It looks as if found and expected changed places: that brings `found` near to `expected`.",
+            lambda found, expected: float(found @ expected / (found @ found)),
+        ),
+        Misconception(
+            "mean of the ratios",
+            "That is the mean of the ratios of single entries: entries near zero decide it, and they are noise.",
+            lambda found, expected: float((found / expected).mean()),
+        ),
+        Misconception(
+            "divided by the length alone",
+            "Divide by <expected, expected>, the length squared: by the length alone, the answer depends on how large "
+            "the right gradient is.",
+            lambda found, expected: float(found @ expected / expected.norm()),
+        ),
+    ),
+    hints=(
+        "Minimise ||found - s expected||^2 in s. Where is its derivative zero?",
+        "-2 <expected, found> + 2 s <expected, expected> = 0.",
+        "return float(found @ expected / (expected @ expected))",
+    ),
+)
