@@ -39,6 +39,9 @@ class MaxSimLoss:
 
     def __call__(self, query_tokens: Tensor, passage_tokens: Tensor) -> Tensor:
         """(B, Tq, D) and (N, Tp, D), zeros or anything at padding -> scalar."""
+        if passage_tokens.shape[0] % query_tokens.shape[0]:
+            rule = f"must have a multiple of B = {query_tokens.shape[0]} rows"
+            raise refuse("passage_tokens", rule, f"{passage_tokens.shape[0]} rows")
         scores = max_sim(query_tokens, passage_tokens, self.query_mask, self.passage_mask)
         labels = torch.arange(scores.shape[0], device=scores.device) * (scores.shape[1] // scores.shape[0])
         return F.cross_entropy(scores / self.temperature, labels)
