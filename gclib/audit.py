@@ -22,7 +22,7 @@ from torch.nn import functional as F
 from gclib.chunking import Chunk
 from gclib.inputs import check_inputs, take
 from gclib.validation import positive_int, positive_number, refuse
-from gclib.witness import Witness, watched
+from gclib.witness import Witness, generator_states, watched
 
 BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 Step = Callable[[Sequence[Any], Sequence[Any], Any], Any]
@@ -42,9 +42,9 @@ class AuditReport:
 
     error: the worst parameter's, ||difference|| / max(||its gradient||, 1e-3 ||all||). scale: the factor that brings
     the right gradient of the encoders nearest to the step's; cosine: of the angle between both. temperature: the same
-    factor for the loss's own parameters, None where it has none. chunks: rows of each forward with a graph.
-    replayed: forwards with a graph that repeated one without. dropout: whether the encoders draw random numbers.
-    batch: rows of each tower.
+    factor for the loss's own parameters, None where it has none. chunks: rows of each forward with a graph. dropout:
+    whether the encoders draw random numbers; replayed: forwards with a graph that then repeated one without; alike:
+    those that gave the same representations. batch: rows of each tower.
     """
 
     findings: tuple[Finding, ...]
@@ -54,6 +54,7 @@ class AuditReport:
     temperature: float | None
     chunks: tuple[int, ...]
     replayed: int
+    alike: int
     dropout: bool
     batch: tuple[int, ...]
 
@@ -75,8 +76,8 @@ class AuditReport:
         ]
         if self.temperature is not None:
             lines.append(f"  gradient of the loss's own parameters: {self.temperature:.3f} times the right one")
-        drawn = f"{self.replayed} second forwards looked at" if self.dropout else "the encoders draw nothing"
-        lines.append(f"  dropout: {drawn}")
+        drawn = f"{self.alike} of {self.replayed} second forwards gave what the first gave"
+        lines.append(f"  with dropout: {drawn}" if self.dropout else "  dropout: the encoders draw no random numbers")
         found = [f"  WRONG, {finding.name}: {finding.said}" for finding in self.findings]
         return "\n".join([*lines, *(found or ["  Nothing wrong was found."])])
 
@@ -146,7 +147,8 @@ def audit_step(
     modules or have no parameters to train, and passes on what the step raises.
     """
     exam = _exam(step, encoders, inputs, loss_fn, seed, tolerance, ranks)
-    with torch.random.fork_rng(devices=[]):
+    devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else []
+    with torch.random.fork_rng(devices=devices):
         findings = _batch_norm(step, exam)
         exam.train(False)
         truth, calm = _run(_naive, exam), _run(step, exam)
@@ -166,7 +168,8 @@ def audit_step(
         cosine=_cosine(calm.encoders, truth.encoders),
         temperature=temperature,
         chunks=tuple(len(call.reps) for call in calm.witness.second),
-        replayed=len(moved.witness.replays()),
+        replayed=_replays(moved)[0],
+        alike=_replays(moved)[1],
         dropout=dropout,
         batch=exam.rows(),
     )
@@ -226,7 +229,7 @@ def _run(step: Step, exam: Exam) -> Outcome:
     changes = [torch.zeros_like(p) if p.grad is None else p.grad.detach().clone() for p in parameters]
     split = len(exam.encoder_parameters)
     value = float(loss.detach()) if isinstance(loss, Tensor) else None
-    return Outcome(value, changes[:split], changes[split:], witness, torch.get_rng_state())
+    return Outcome(value, changes[:split], changes[split:], witness, generator_states(*exam.encoders))
 
 
 # --- what may be wrong ----------------------------------------------------------------------------------------
@@ -282,7 +285,7 @@ def _without_temperature(exam: Exam) -> float | None:
         reps = [_encode(encoder, given) for encoder, given in zip(exam.encoders, exam.inputs, strict=True)]
     if len(reps) != 2 or any(rep.ndim != 2 for rep in reps) or len(reps[1]) % len(reps[0]):
         return None
-    labels = torch.arange(len(reps[0])) * (len(reps[1]) // len(reps[0]))
+    labels = torch.arange(len(reps[0]), device=reps[0].device) * (len(reps[1]) // len(reps[0]))
     return float(F.cross_entropy(reps[0] @ reps[1].T, labels))
 
 
@@ -369,10 +372,9 @@ def _judge_autocast(found: Outcome) -> list[Finding]:
 def _judge_randomness(exam: Exam, found: Outcome) -> list[Finding]:
     """Does each second forward give the representations of the first, and are the generators left further on?"""
     findings = []
-    pairs = found.witness.replays()
-    unlike = [number for number, (first, second) in enumerate(pairs) if not _alike(first.reps, second.reps)]
-    if unlike:
-        said = f"{len(unlike)} of {len(pairs)} second forwards gave other representations than the first:"
+    replayed, alike = _replays(found)
+    if alike < replayed:
+        said = f"{replayed - alike} of {replayed} second forwards gave other representations than the first:"
         said += " other dropout masks. Record the generators' states with the inputs' devices, and put them back."
         findings.append(Finding("random states not replayed", said))
     if any(torch.equal(found.state, call.state) for call in found.witness.calls):
@@ -390,7 +392,7 @@ def _judge_kept_graphs(exam: Exam, found: Outcome, plan: Sequence[Sequence[Chunk
         reps = []
         for encoder, given, chunks in zip(encoders, inputs, plan, strict=True):
             parts = torch.cat([_encode(encoder, take(given, chunk)) for chunk in chunks])
-            order = torch.tensor([row for chunk in chunks for row in chunk.rows])
+            order = torch.tensor([row for chunk in chunks for row in chunk.rows], device=parts.device)
             reps.append(parts[order.argsort()])
         loss = loss_fn(*reps)
         loss.backward()
@@ -416,11 +418,11 @@ def _once(modules: Sequence[nn.Module]) -> list[nn.Module]:
 
 def _draws(exam: Exam) -> bool:
     """Whether a forward in training mode moves the random generator."""
-    before = torch.get_rng_state()
+    before = generator_states(*exam.encoders)
     with torch.no_grad():
         for encoder, given in zip(exam.encoders, exam.inputs, strict=True):
             _encode(encoder, given)
-    return not torch.equal(before, torch.get_rng_state())
+    return not torch.equal(before, generator_states(*exam.encoders))
 
 
 def _fewer_rows(exam: Exam, found: Outcome) -> bool:
@@ -445,6 +447,12 @@ def _worst_error(found: Sequence[Tensor], truth: Sequence[Tensor]) -> float:
     whole = _flat(truth).norm()
     pairs = zip(found, truth, strict=True)
     return max(float((a - b).norm() / torch.maximum(b.norm(), 1e-3 * whole)) for a, b in pairs)
+
+
+def _replays(found: Outcome) -> tuple[int, int]:
+    """(forwards that repeat one without a graph, how many of them gave the same)."""
+    pairs = found.witness.replays()
+    return len(pairs), sum(_alike(first.reps, second.reps) for first, second in pairs)
 
 
 def _alike(first: Tensor, second: Tensor) -> bool:

@@ -1,7 +1,7 @@
 """What a step does while it runs, noted from outside: each call of its encoders and of its loss.
 
 The step is given stand-ins that pass everything on. They note what went in and came out, whether a graph was kept,
-under which autocast, from which state of the random generator, and which gradient came back.
+under which autocast, from which state of the random generators, and which gradient came back.
 """
 
 from collections.abc import Callable, Sequence
@@ -72,7 +72,7 @@ class WatchedEncoder(nn.Module):
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """What the encoder gives; the call is noted."""
-        state = torch.get_rng_state()
+        state = generator_states(self)
         reps = self.encoder(*args, **kwargs)
         if isinstance(reps, Tensor):
             given = [*named_tensors(args).values(), *named_tensors(kwargs).values()]
@@ -108,6 +108,13 @@ class WatchedLoss(nn.Module):
             return super().__getattr__(name)
         except AttributeError:
             return getattr(super().__getattr__("loss_fn"), name)
+
+
+def generator_states(*modules: nn.Module) -> Tensor:
+    """The random generators of the CPU and of the CUDA devices that the modules' parameters are on, as one tensor."""
+    devices = {parameter.device for module in modules for parameter in module.parameters()}
+    cuda = sorted((device for device in devices if device.type == "cuda"), key=str)
+    return torch.cat([torch.get_rng_state(), *(torch.cuda.get_rng_state(device) for device in cuda)])
 
 
 def watched(encoders: Sequence[nn.Module], loss_fn: Callable, witness: Witness) -> tuple[list[nn.Module], nn.Module]:
