@@ -130,6 +130,14 @@ def pooling_for(size: Any, pooling: str | None = None) -> str:
     return PRESETS[size].pooling if isinstance(size, str) and size in PRESETS else "mean"
 
 
+def load_transformers() -> None:
+    """Import what encoders are built of, in the thread that calls. Before a thread that builds some: transformers loads
+    its parts when they are first asked for, and two threads that ask at the same moment can find half of one.
+    """
+    from transformers import AutoModel, BertConfig, PretrainedConfig  # noqa: F401
+    from transformers.models.bert import modeling_bert  # noqa: F401
+
+
 def config_for(size: Any, vocab_size: int = 8_000, dropout: float = 0.1) -> Any:
     """The transformers config that `Encoder.from_config` builds its model of. Arguments and errors as there."""
     from transformers import PretrainedConfig

@@ -17,7 +17,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from gclib import lab, plots
-from gclib.encoder import SIZES
+from gclib.encoder import SIZES, load_transformers
 from gclib.forecast import GPU_MEMORY_BYTES, MemoryForecast
 from gclib.lab import LabSettings
 from gclib.live import LiveRun
@@ -67,6 +67,7 @@ class MemoryLab(widgets.VBox):
         start = LabSettings(
             step, model, batch_size, chunk_size, length, tile_size, query_length, retain_chunks, precision, optimizer
         )
+        load_transformers()
         self._make_controls(start, budget)
         self._make_outputs()
         self._drawing = threading.RLock()

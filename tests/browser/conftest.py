@@ -18,9 +18,15 @@ def chromium():
 
 
 @pytest.fixture(scope="module")
-def lab(chromium, tmp_path_factory):
+def lab_folder(tmp_path_factory):
+    """Where JupyterLab finds its copy of the notebooks, in notebooks/, and writes what it writes."""
+    return tmp_path_factory.mktemp("lab")
+
+
+@pytest.fixture(scope="module")
+def lab(chromium, lab_folder):
     """The address of a JupyterLab over a copy of the notebooks."""
-    with jupyterlab(tmp_path_factory.mktemp("lab")) as address:
+    with jupyterlab(lab_folder) as address:
         yield address
 
 

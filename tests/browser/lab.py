@@ -45,7 +45,7 @@ def jupyterlab(folder: Path) -> Iterator[str]:
     port, token = _free_port(), secrets.token_hex(16)
     command = [sys.executable, "-m", "jupyter", "lab", "--no-browser", "--allow-root", "--ip=127.0.0.1"]
     command += [f"--port={port}", "--ServerApp.port_retries=0", f"--IdentityProvider.token={token}"]
-    command += [f"--ServerApp.root_dir={folder / 'notebooks'}"]
+    command += [f"--ServerApp.root_dir={folder / 'notebooks'}", "--LabApp.expose_app_in_browser=True"]
     with (folder / "jupyterlab.log").open("w") as log:
         server = subprocess.Popen(command, env=_environment(folder), stdout=log, stderr=log, cwd=folder)
         try:
@@ -116,10 +116,10 @@ def _stop(server: subprocess.Popen) -> None:
 class NotebookPage:
     """One notebook open in the browser."""
 
-    def __init__(self, page, address: str, notebook: str) -> None:
+    def __init__(self, page, address: str, notebook: str, folder: Path = ROOT / "notebooks") -> None:
         self.page = page
         page.set_default_timeout(MOST_MS)
-        cells = json.loads((ROOT / "notebooks" / notebook).read_text("utf-8"))["cells"]
+        cells = json.loads((folder / notebook).read_text("utf-8"))["cells"]
         self.code_cells = sum(cell["cell_type"] == "code" for cell in cells)
         page.goto(address.format(notebook=notebook))
         page.wait_for_selector(".jp-Notebook .jp-CodeCell")
@@ -133,6 +133,12 @@ class NotebookPage:
         self.page.wait_for_function(f"() => {prompts}.includes('[*]:')")  # begun: saved numbers are gone
         numbers = [f"[{number}]:" for number in range(1, self.code_cells + 1)]
         self.page.wait_for_function(f"numbers => {prompts}.join() === numbers.join()", arg=numbers)
+
+    def choose_theme(self, theme: str) -> None:
+        """Settings > Theme, by its command."""
+        self.page.evaluate("theme => jupyterapp.commands.execute('apputils:change-theme', {theme})", theme)
+        light = "true" if theme.endswith("Light") else "false"
+        self.page.wait_for_selector(f"body[data-jp-theme-light='{light}']", state="attached")
 
     def errors(self) -> list[str]:
         """Text of every error, of every line on stderr, and of every widget that could not be shown."""
