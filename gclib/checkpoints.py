@@ -41,8 +41,9 @@ class Checkpoint:
 def write_checkpoint(folder: Path, checkpoint: Checkpoint, *, keep: int | None = None) -> Path:
     """Write it into `folder` under its step's name, and return that path; all of it or nothing.
 
-    keep: then remove all but the newest so many. An older checkpoint of the same step is replaced. Costs a copy of the
-    tensors on the CPU, one group at a time. Raises ValueError for a step below 0, or a `keep` below 1.
+    keep: then remove all but the newest so many up to this step (later ones are what a resumed run passed over). An
+    older checkpoint of the same step is replaced. Costs a copy of the tensors on the CPU, one group at a time. Raises
+    ValueError for a step below 0, or a `keep` below 1.
     """
     final = folder / f"checkpoint-{int_at_least('step', checkpoint.step, 0):06d}"
     if keep is not None:
@@ -57,11 +58,16 @@ def write_checkpoint(folder: Path, checkpoint: Checkpoint, *, keep: int | None =
     state = {"format": FORMAT, "step": checkpoint.step, "about": dict(checkpoint.about), "sha256": digests}
     (part / "state.json").write_text(json.dumps({**state, "own_sha256": _digest_of(state)}, indent=2) + "\n", "utf-8")
     _flushed_digest(part / "state.json")
-    _remove(final)
+    _flush_folder(part)
+    aside = final.with_name(f".{final.name}.old{PART}")
+    if final.exists():
+        os.rename(final, aside)
     os.rename(part, final)
     _flush_folder(folder)
+    _remove(aside)
     if keep is not None:
-        for old in list_checkpoints(folder)[:-keep]:
+        found = list_checkpoints(folder)
+        for old in found[: found.index(final) + 1][:-keep]:
             _remove(old)
     return final
 

@@ -3,6 +3,7 @@
 Letters: B queries, K hard negatives per query, N = B * (1 + K) passages, Tq and Tp tokens.
 """
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -87,21 +88,38 @@ def train_tokenizer(pairs: Sequence[TextPair], *, vocab_size: int = 8_000) -> An
     from transformers import PreTrainedTokenizerFast
 
     check_pairs(pairs)
+    texts = texts_of(pairs)
     if positive_int("vocab_size", vocab_size) < 64:
         raise refuse("vocab_size", "must be at least 64", vocab_size)
     tokenizer = Tokenizer(models.BPE(unk_token="[UNK]"))
     humps = normalizers.Replace(Regex(r"(?<=[a-z0-9])(?=[A-Z])"), " ")
     tokenizer.normalizer = normalizers.Sequence([normalizers.NFKC(), humps, normalizers.Lowercase()])
     tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    letters = min(LETTERS, vocab_size - len(SPECIAL_TOKENS))
+    letters = most_common_letters(texts, tokenizer.normalizer, min(LETTERS, vocab_size - len(SPECIAL_TOKENS)))
     trainer = trainers.BpeTrainer(
-        vocab_size=vocab_size, special_tokens=list(SPECIAL_TOKENS), limit_alphabet=letters, show_progress=False
+        vocab_size=vocab_size,
+        special_tokens=list(SPECIAL_TOKENS),
+        initial_alphabet=letters,
+        limit_alphabet=len(letters),
+        show_progress=False,
     )
-    tokenizer.train_from_iterator(texts_of(pairs), trainer)
+    tokenizer.train_from_iterator(texts, trainer)
     ends = [(token, tokenizer.token_to_id(token)) for token in ("[CLS]", "[SEP]")]
     tokenizer.post_processor = processors.TemplateProcessing(single="[CLS] $A [SEP]", special_tokens=ends)
     names = {f"{token[1:-1].lower()}_token": token for token in SPECIAL_TOKENS}
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, **names)
+
+
+def most_common_letters(texts: Sequence[str], normalizer: Any, most: int) -> list[str]:
+    """The commonest characters of the normalized texts, of equally common ones the first in Unicode's order.
+
+    Chosen here because the trainer's own cut takes equally common ones in another order in each process.
+    """
+    counts: Counter[str] = Counter()
+    for text in texts:
+        counts.update(normalizer.normalize_str(text))
+    ranked = sorted((letter for letter in counts if not letter.isspace()), key=lambda letter: (-counts[letter], letter))
+    return ranked[:most]
 
 
 def tokenize_pairs(

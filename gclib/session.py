@@ -11,7 +11,7 @@ import json
 import os
 import platform
 import signal
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -32,14 +32,14 @@ from gclib.checkpoints import (
     optimizer_tensors,
     write_checkpoint,
 )
-from gclib.data import TextPair, texts_of
+from gclib.data import TextPair, check_tokenizer, texts_of
 from gclib.distributed import Rank, waiting_for_ranks
 from gclib.encoder import Encoder
 from gclib.losses import ContrastiveLoss
 from gclib.modelfolder import save_model_folder
 from gclib.retrieval import retrieval_metrics
 from gclib.settings import Settings
-from gclib.training import TrainingRecord, TrainingState, train
+from gclib.training import TrainingRecord, TrainingState, learning_rate_factors, train
 from gclib.validation import refuse
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
@@ -87,11 +87,18 @@ class Session:
         processes = f", {self.rank.world_size} processes" if self.rank.world_size > 1 else ""
         return f"{self.settings.model}, {count:,} parameters on {self.rank.device.type}{processes}"
 
+    def check(self) -> None:
+        """ValueError for what `train` would refuse, before a folder is made that a better command could not use."""
+        learning_rate_factors(self.steps, warmup_steps=self.settings.warmup_steps, schedule=self.settings.schedule)
+        for name, length in self.lengths.items():
+            check_tokenizer(self.tokenizer, length, name)
+
     def begin(self, pairs: Sequence[TextPair]) -> TrainingState:
         """Make the folder of a new run."""
+        config = self._config(pairs)
+        self._agree(config, 0)
         if self.rank.is_first:
-            content = json.dumps(self._config(pairs), indent=2) + "\n"
-            write_atomically(self.output / CONFIG, content.encode())
+            write_atomically(self.output / CONFIG, (json.dumps(config, indent=2) + "\n").encode())
         return TrainingState()
 
     def restore(self, pairs: Sequence[TextPair]) -> TrainingState:
@@ -103,11 +110,14 @@ class Session:
         if kept["pairs_sha256"] != config["pairs_sha256"]:
             rule = f"must find the {kept['pairs']:,} pairs that the run began with"
             raise refuse("--resume", rule, f"{config['pairs']:,} pairs, or other texts")
+        if kept["tokenizer_sha256"] != config["tokenizer_sha256"]:
+            raise refuse("--resume", "must get the tokenizer that the run began with", "another vocabulary")
         if kept["versions"] != config["versions"]:
             self.say(f"The run began with {kept['versions']}, and goes on with {config['versions']}.")
         checkpoint, damages = latest_checkpoint(self.output)
         for damage in damages:
             self.say(f"Passed over a damaged checkpoint: {damage}.")
+        self._agree(config, 0 if checkpoint is None else checkpoint.step)
         self._cut_lines(0 if checkpoint is None else checkpoint.step)
         if checkpoint is None:
             self.say("No checkpoint to go on from: the run starts again.")
@@ -197,8 +207,23 @@ class Session:
             "steps": self.steps,
             "pairs": len(pairs),
             "pairs_sha256": hashlib.sha256("\0".join(texts_of(pairs)).encode()).hexdigest(),
+            "tokenizer_sha256": hashlib.sha256(self.tokenizer.backend_tokenizer.to_str().encode()).hexdigest(),
             "versions": versions(),
         }
+
+    def _agree(self, config: Mapping[str, Any], step: int) -> None:
+        """ValueError, in every process, unless all begin with the same data, tokenizer, settings and step."""
+        if self.rank.world_size == 1:
+            return
+        digest = hashlib.sha256(json.dumps([config, step], sort_keys=True).encode()).digest()
+        own = torch.tensor(list(digest), dtype=torch.uint8, device=self.rank.device)
+        received = [torch.empty_like(own) for _ in range(self.rank.world_size)]
+        with waiting_for_ranks("what is trained on"):
+            dist.all_gather(received, own)
+        others = [number for number, part in enumerate(received) if not torch.equal(part, received[0])]
+        if others:
+            rule = "must all have the same pairs, tokenizer, versions, settings and checkpoint"
+            raise refuse("the processes", rule, f"others than process 0's in {others}")
 
     def _restored(self, checkpoint: Checkpoint) -> TrainingState:
         self.modules.load_state_dict(dict(checkpoint.model))

@@ -89,6 +89,7 @@ def run(settings: Settings, output: Path, *, resume: bool = False, quiet: bool =
         steps = settings.steps or max(1, settings.epochs * (len(pairs) // settings.batch_size))
         say = print if loud else (lambda *words: None)
         session = Session(settings, output, rank, steps, held_out, say, *build(settings, pairs, rank.device))
+        session.check()
         state = session.restore(pairs) if resume else session.begin(pairs)
         say(f"{session.described()}: {len(pairs):,} pairs, {steps:,} steps of {settings.batch_size} queries")
         records = session.train(pairs, state, progress=loud)
@@ -133,7 +134,8 @@ def _fewer_words(quiet: bool) -> Iterator[None]:
 
 
 def _ended(status: int, told: str) -> int:
-    """The exit status, after a last line from the first process."""
-    if told and int(os.environ.get("RANK", 0)) == 0:
-        print(told, file=sys.stderr)
+    """The exit status, after a last line; from another process than the first it says from which."""
+    number = int(os.environ.get("RANK", 0))
+    if told and (number == 0 or status not in (0, 128 + signal.SIGINT, 128 + signal.SIGTERM)):
+        print(told if number == 0 else f"process {number}: {told}", file=sys.stderr)
     return status

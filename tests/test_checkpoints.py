@@ -66,6 +66,15 @@ def test_the_newest_are_kept_in_the_order_of_their_steps(tmp_path):
     assert len(list(tmp_path.iterdir())) == 3
 
 
+def test_damaged_later_ones_do_not_cost_what_is_written_now(tmp_path):
+    write_checkpoint(tmp_path, checkpoint(8))
+    (tmp_path / "checkpoint-000008" / "state.json").write_text("cut")
+    for step in (3, 4):
+        path = write_checkpoint(tmp_path, checkpoint(step), keep=1)
+        assert latest_checkpoint(tmp_path)[0].step == step and path.exists()
+    assert [path.name for path in list_checkpoints(tmp_path)] == ["checkpoint-000004", "checkpoint-000008"]
+
+
 def test_the_same_step_again_replaces_what_was_there(tmp_path):
     write_checkpoint(tmp_path, checkpoint(5, fill=1.0))
     write_checkpoint(tmp_path, checkpoint(5, fill=2.0))

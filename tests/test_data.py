@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import subprocess
 import sys
 
 import pytest
@@ -235,3 +236,20 @@ def test_a_set_that_is_not_there_or_has_no_such_split_is_refused(tmp_path):
     (tmp_path / "train.jsonl").write_text(json.dumps(LINES[0]) + "\n")
     with pytest.raises(ValueError, match="split must be one of 'train', got 'dev'"):
         pairs_from_dataset(str(tmp_path), split="dev")
+
+
+@pytest.mark.slow
+def test_equally_common_letters_are_cut_alike_in_every_process():
+    """More letters than get a token: two processes must leave out the same ones, or one's weights mean other tokens."""
+    code = """
+import hashlib
+from gclib.data import TextPair, train_tokenizer
+letters = [chr(0x4E00 + number) for number in range(1_200)]
+pairs = [TextPair("".join(letters[i : i + 7]) + " q", "".join(letters[i : i + 5]) + " p") for i in range(1_190)]
+print(hashlib.sha256(train_tokenizer(pairs).backend_tokenizer.to_str().encode()).hexdigest())
+"""
+    found = {
+        subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+        for _ in range(3)
+    }
+    assert len(found) == 1

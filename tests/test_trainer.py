@@ -278,6 +278,7 @@ def test_what_can_not_be_read_is_refused_with_the_usage(more, capsys):
         ("--passage-length 2000", "must be at most the model's 512 tokens, got 2000"),
         ("--steps 3 --query-column question", 'texts "question" and "passage"'),
         ("--negatives 40", "per_query must be at most"),
+        ("--epochs 1 --warmup-steps 100", "warmup_steps must be at most the number of steps"),
     ],
 )
 def test_what_does_not_fit_the_data_or_the_model_is_refused_before_the_folder_is_made(
