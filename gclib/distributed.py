@@ -18,6 +18,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 from gclib.validation import one_of, positive_number, refuse
 
@@ -44,13 +45,18 @@ def process_group(*, backend: str | None = None, timeout_seconds: float = 300.0)
     """Join the processes that `torchrun` started; alone, be rank 0 of 1 and set nothing up.
 
     backend: None for nccl where CUDA is available, else gloo. timeout_seconds: how long a rank waits for another
-    before it stops with an error. The group is left at the end, also after an error.
+    before it stops with an error. The group is left at the end, also after an error. Verified with gloo on processors;
+    nothing here has been run with nccl yet, whose watchdog may end a process that waits instead of raising.
+
+    Raises ValueError for another backend, a timeout not above 0, and more processes on a machine than it has GPUs.
     """
     seconds = positive_number("timeout_seconds", timeout_seconds)
     cuda = torch.cuda.is_available() and backend != "gloo"
     chosen = one_of("backend", backend or ("nccl" if cuda else "gloo"), BACKENDS)
     device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0))) if cuda else torch.device("cpu")
     if cuda:
+        if device.index >= torch.cuda.device_count():
+            raise refuse("--nproc-per-node", f"must be at most the {torch.cuda.device_count()} GPUs", device.index + 1)
         torch.cuda.set_device(device)
     if "RANK" not in os.environ or "WORLD_SIZE" not in os.environ:
         yield Rank(0, 1, device)
@@ -63,8 +69,11 @@ def process_group(*, backend: str | None = None, timeout_seconds: float = 300.0)
 
 
 def world_size(group: Any = None) -> int:
-    """W: 1 where no process group was set up."""
-    return dist.get_world_size(group) if dist.is_available() and dist.is_initialized() else 1
+    """W: 1 where no process group was set up. ValueError for a group that this process is not in."""
+    size = dist.get_world_size(group) if dist.is_available() and dist.is_initialized() else 1
+    if size < 1:
+        raise refuse("group", "must hold this process", "one that does not")
+    return size
 
 
 def rank_of(group: Any = None) -> int:
@@ -95,6 +104,7 @@ class _Gather(torch.autograd.Function):
         return torch.cat(_all_gather(reps.detach(), rows, group))
 
     @staticmethod
+    @once_differentiable
     def backward(ctx, gradient):
         gradient = gradient.clone(memory_format=torch.contiguous_format)
         with waiting_for_ranks("gather_with_grad's backward pass"):
@@ -108,6 +118,10 @@ def rows_of_ranks(*tensors: Tensor, group: Any = None) -> list[int]:
     The only values that are read while a loss is computed: four numbers a rank, in one small message. Raises
     ValueError, the same on all ranks, where they differ in dtype, in columns, or in rows for each row of the first.
     """
+    for tensor in tensors:
+        if tensor.dtype not in DTYPES or tensor.ndim == 0 or tensor.shape[0] == 0:
+            got = f"shape {tuple(tensor.shape)} of {tensor.dtype}"
+            raise refuse("representations", "must be floating point, with at least one row on every rank", got)
     own = [(t.shape[0], t[0].numel(), DTYPES.index(t.dtype)) for t in tensors]
     sizes = torch.tensor(own, device=tensors[0].device).flatten()
     received = [torch.empty_like(sizes) for _ in range(world_size(group))]
@@ -206,7 +220,8 @@ def own_sync_off(encoders: Sequence[Any]) -> Iterator[None]:
 
     Their hooks average what the first chunk's backward pass added, and nothing of what the next ones add: with several
     chunks the ranks would end with unlike gradients. `average_gradients` does it instead, once and for all chunks. A
-    module inside a lambda cannot be seen; averaging afterwards puts that right too, at the cost of a second message.
+    module inside a lambda cannot be seen: pass the module itself. (Hidden, its hooks send a message a chunk, and
+    ranks with unlike numbers of chunks end in an error of gloo's that nobody can catch.)
     """
     modules = {module for encoder in encoders if isinstance(encoder, nn.Module) for module in encoder.modules()}
     with ExitStack() as stack:

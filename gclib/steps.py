@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from gclib.arguments import check_mask, describe
 from gclib.chunking import Chunk, check_plan, choose_largest, plan_chunks
-from gclib.distributed import own_sync_off
+from gclib.distributed import own_sync_off, world_size
 from gclib.inputs import (
     as_tower_list,
     check_devices,
@@ -121,6 +121,8 @@ def accumulation_step(
     `naive_step`.
     """
     towers = _check_towers(encoders, inputs, loss_fn, mask, on_phase, scaler)
+    if world_size() > 1 and (getattr(loss_fn, "gather", False) or getattr(loss_fn, "ring", False)):
+        raise refuse("loss_fn", "must not gather: a chunk of accumulation has a loss of its own", loss_fn)
     size = positive_int("chunk_size", chunk_size)
     queries = towers[0].rows
     for tower in towers:

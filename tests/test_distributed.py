@@ -14,7 +14,7 @@ from torch import nn
 from gclib.distributed import average_gradients, gather_with_grad, process_group, world_size
 from gclib.losses import ContrastiveLoss, contrastive_loss
 from gclib.ring import ring_contrastive_loss
-from gclib.steps import grad_cache_step, naive_step
+from gclib.steps import accumulation_step, grad_cache_step, naive_step
 
 ROWS = {2: [3, 2], 3: [2, 4, 1]}  # each rank's queries: none alike, one rank with a single row
 LOSSES = {
@@ -296,6 +296,30 @@ def late_rank(here):
 def test_a_rank_that_waits_too_long_stops_with_a_clear_error(tmp_path):
     waited, _ = run_ranks(late_rank, 2, tmp_path, timeout=2.0)
     assert waited[0] == "RuntimeError" and "average_gradients" in waited[1] and waited[2] < 6
+
+
+def outside_of_the_group(here):
+    """A process that averages over a group it is not in, and one that is in it."""
+    group = dist.new_group([1, 2])
+    module = nn.Linear(1, 1, bias=False)
+    module.weight.grad = torch.tensor([[float(here.rank)]])
+    told = message_of(lambda: average_gradients(module, group=group))
+    return [told[0], float(module.weight.grad)]
+
+
+def test_a_process_outside_the_group_is_refused_and_its_gradient_left_alone(tmp_path):
+    assert run_ranks(outside_of_the_group, 3, tmp_path) == [["ValueError", 0.0], ["none", 1.5], ["none", 1.5]]
+
+
+def accumulation_that_gathers(here):
+    inputs = [own_part(batch, ROWS[2], here.rank, 1) for batch in batches(ROWS[2], 0)]
+    loss_fn = ContrastiveLoss(gather=True).double()
+    return message_of(lambda: accumulation_step(models(tied=True), inputs, loss_fn, chunk_size=1))
+
+
+def test_accumulation_does_not_gather(tmp_path):
+    for told in run_ranks(accumulation_that_gathers, 2, tmp_path):
+        assert told[0] == "ValueError" and "must not gather" in told[1]
 
 
 # --- alone ----------------------------------------------------------------------------------------------------------
