@@ -28,6 +28,7 @@ from torch.nn import functional as F
 ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
+from allocator import allocator_peak  # noqa: E402
 from rivals import open_clip_loss, sentence_transformers_strips  # noqa: E402
 
 from gclib.losses import contrastive_loss  # noqa: E402
@@ -125,14 +126,7 @@ def measure_memory(version: str, batch_size: int, dimensions: int, tile_size: in
     batch = make_batch(batch_size, dimensions)
     if way == "resident_peak_bytes":
         return resident_peak(run, version, batch, tile_size)
-    with torch.profiler.profile(profile_memory=True) as profile:
-        run(version, batch, tile_size)
-    live = peak = 0
-    for event in profile.profiler.kineto_results.events():
-        if event.name() == "[memory]":
-            live += event.nbytes()
-            peak = max(peak, live)
-    return peak
+    return allocator_peak(lambda: run(version, batch, tile_size))
 
 
 def memory_in_new_process(row: dict, way: str) -> int:
