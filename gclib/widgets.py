@@ -434,7 +434,7 @@ class _Bars:
 
 _ROW = widgets.Layout(flex_flow="row wrap", align_items="center")
 _WIDE = widgets.Layout(width="400px")
-_STYLE = {"description_width": "100px"}
+_STYLE = {"description_width": "115px"}
 
 
 def _slider(label: str, options: list, value: Any, tooltip: str) -> widgets.SelectionSlider:
