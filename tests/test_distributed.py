@@ -8,7 +8,7 @@ import pytest
 import torch
 import torch.distributed as dist
 from oracles import InfoNCE, TinyEncoder, gradients, token_batch, worst_error
-from ranks import run_ranks
+from ranks import message_of, run_ranks
 from torch import nn
 
 from gclib.distributed import average_gradients, gather_with_grad, process_group, world_size
@@ -241,15 +241,6 @@ def test_a_gradient_that_a_rank_lacks_counts_as_zero_and_one_that_nobody_has_sta
 
 
 # --- what goes wrong ------------------------------------------------------------------------------------------------
-
-
-def message_of(call):
-    start = time.perf_counter()
-    try:
-        call()
-    except (RuntimeError, ValueError) as error:
-        return [type(error).__name__, str(error), time.perf_counter() - start]
-    return ["none", "", 0.0]
 
 
 def unlike_ranks(here):

@@ -7,7 +7,7 @@ import torch
 import torch.distributed as dist
 from allocator import allocator_peak
 from oracles import InfoNCE
-from ranks import run_ranks
+from ranks import die, message_of, run_ranks
 
 import gclib.ring
 from gclib.losses import gathered_contrastive_loss
@@ -132,3 +132,19 @@ def test_a_rank_of_the_ring_holds_six_blocks_of_its_share_of_the_batch(tmp_path)
         found = run_ranks(peaks, ranks, tmp_path, rows, dimensions, tile)[0]
         assert blocks * block < found["ring"] < (blocks + 1) * block
         assert found["ring"] < found["gathered, tiled"] and found["ring"] < found["gathered, dense"]
+
+
+def a_rank_dies_on_the_way_back(here, folder):
+    """What the others are told, and how long that took, where rank 1 is gone after the forward pass."""
+    reps = [torch.randn(8, 4, requires_grad=True) for _ in range(2)]
+    loss = ring_contrastive_loss(*reps, temperature=0.1, tile_size=4)
+    if here.rank == 1:
+        die(here.rank, folder)
+    return message_of(loss.backward)
+
+
+def test_a_rank_that_dies_inside_the_ring_ends_it_for_all_with_a_clear_error(tmp_path):
+    first, _, last = run_ranks(a_rank_dies_on_the_way_back, 3, tmp_path, str(tmp_path), timeout=8.0)
+    for kind, text, seconds in (first, last):
+        assert kind == "RuntimeError" and "the ring" in text and "another rank failed or is late" in text
+        assert seconds < 30
