@@ -4,18 +4,12 @@ Gradient caching (Gao et al. 2021) in `gclib.steps`, the loss in `gclib.losses`,
 while they run in `gclib.forecast` and `gclib.ledger`. The training core loads neither plots nor widgets.
 """
 
+from gclib.cards import GPU_MEMORY_BYTES
 from gclib.chunking import Chunk, plan_chunks
 from gclib.distance import distance_cache_step
 from gclib.distributed import average_gradients, gather_with_grad, process_group
 from gclib.encoder import Encoder
-from gclib.forecast import (
-    GPU_MEMORY_BYTES,
-    MemoryForecast,
-    choose_retained,
-    forecast_step,
-    largest_batch,
-    largest_chunk,
-)
+from gclib.forecast import MemoryForecast, choose_retained, forecast_step, largest_batch, largest_chunk
 from gclib.ledger import MemoryLedger, record_memory
 from gclib.losses import ContrastiveLoss, contrastive_loss
 from gclib.planning import StepPlan, best_plan

@@ -17,9 +17,10 @@ from typing import Any
 import numpy as np
 import torch
 
+from gclib.cards import GPU_MEMORY_BYTES
 from gclib.cost import EncoderCost, encoder_cost, forecast_flops
 from gclib.encoder import Encoder
-from gclib.forecast import GPU_MEMORY_BYTES, MemoryForecast, forecast_step, last_true
+from gclib.forecast import MemoryForecast, forecast_step, last_true
 from gclib.losses import ContrastiveLoss
 from gclib.units import format_bytes
 from gclib.validation import int_at_least, one_of, positive_int, refuse

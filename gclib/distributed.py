@@ -148,8 +148,9 @@ def average_gradients(*modules: nn.Module, group: Any = None) -> None:
     """Replace every gradient by its mean over the ranks: after a step, once, in one flattened all-reduce.
 
     modules: all that was trained, the loss too if its temperature is learnable; tied towers count once. Parameters
-    without a gradient on any rank keep none; one that some rank lacks counts as zero there. Parameters of k dtypes
-    take k all-reduces. Alone it does nothing. Call it before clipping and before the optimizer's step.
+    without a gradient on any rank keep none; one that some rank lacks counts as zero there. What is trained
+    (`requires_grad`) must be the same on all ranks. Parameters of k dtypes take k all-reduces. Alone it does nothing.
+    Call it before clipping and before the optimizer's step.
 
     Raises ValueError for what is not a module, RuntimeError where another rank does not answer.
     Source: Gao et al. 2021, section 3.4: the one reduction of step 4.

@@ -29,17 +29,6 @@ STEPS = {"naive": naive_step, "accumulation": accumulation_step, "grad_cache": g
 OPTIMIZERS = (None, "sgd", "adamw")
 MOST_CHUNKS = 4_096  # that are run one by one with fake tensors
 LENGTHS = ("query_length", "passage_length")
-GIB = 2**30
-
-# Nominal memory as the makers state it; a driver and a CUDA context keep some hundreds of MiB of it.
-GPU_MEMORY_BYTES = {
-    "RTX 2080 Ti (11 GB)": 11 * GIB,
-    "T4 (16 GB)": 16 * GIB,
-    "RTX 4090 (24 GB)": 24 * GIB,
-    "A100 (40 GB)": 40 * GIB,
-    "A100 or H100 (80 GB)": 80 * GIB,
-    "H200 (141 GB)": 141 * 10**9,
-}
 
 
 @dataclass(frozen=True)

@@ -11,8 +11,9 @@ from typing import Any
 
 import torch
 
+from gclib.cards import GPU_MEMORY_BYTES
 from gclib.encoder import SIZES, bert_config
-from gclib.forecast import GPU_MEMORY_BYTES, OPTIMIZERS, STEPS, MemoryForecast, forecast_step, largest_batch
+from gclib.forecast import OPTIMIZERS, STEPS, MemoryForecast, forecast_step, largest_batch
 from gclib.ledger import KINDS
 from gclib.losses import ContrastiveLoss
 from gclib.presets import PRESETS, config_of

@@ -21,8 +21,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from gclib import plots
+from gclib.cards import GPU_MEMORY_BYTES
 from gclib.cost import count_flops, median_ratio, seconds_by_round
-from gclib.forecast import GPU_MEMORY_BYTES, forecast_step
+from gclib.forecast import forecast_step
 from gclib.lab import format_table
 from gclib.ledger import record_memory
 from gclib.losses import contrastive_loss

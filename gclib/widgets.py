@@ -17,8 +17,9 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from gclib import lab, plots
+from gclib.cards import GPU_MEMORY_BYTES
 from gclib.encoder import SIZES, load_transformers
-from gclib.forecast import GPU_MEMORY_BYTES, MemoryForecast
+from gclib.forecast import MemoryForecast
 from gclib.lab import LabSettings
 from gclib.live import LiveRun
 from gclib.machine import ram_bytes

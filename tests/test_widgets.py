@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from gclib import lab, live, widgets
-from gclib.forecast import GPU_MEMORY_BYTES
+from gclib.cards import GPU_MEMORY_BYTES
 from gclib.lab import LabSettings, advice, forecast_of, format_table, obstacle, seconds_here
 from gclib.live import LiveRun, make_batch, step_of, warm_optimizer
 from gclib.timeline import picture_of
