@@ -4,7 +4,7 @@ import copy
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
@@ -186,6 +186,7 @@ def steps(draw):
     return lengths, chunks | options
 
 
+@settings(max_examples=max(10, settings.default.max_examples // 3))
 @given(case=steps(), tied=st.booleans(), symmetric=st.booleans())
 def test_the_forecast_is_what_torch_counts_of_the_real_step(towers, case, tied, symmetric):
     lengths, options = case

@@ -115,13 +115,18 @@ def test_50_random_moves_of_all_controls_raise_nothing(memory_lab):
 
 
 @pytest.mark.slow
-def test_1000_random_moves_that_are_each_drawn_raise_nothing_and_leak_nothing(memory_lab):
+@pytest.mark.parametrize(
+    ("moves", "lengths", "settled_after"),
+    [(300, [16], 180), pytest.param(1000, [16, 32], 400, marks=pytest.mark.deep)],
+)
+def test_random_moves_that_are_each_drawn_raise_nothing_and_leak_nothing(moves, lengths, settled_after, memory_lab):
     draw, process = random.Random(2), psutil.Process()
     memory_lab.model.options = [("tiny", "tiny")]
-    memory_lab.length.options, memory_lab.query_length.options = [("16", 16), ("32", 32)], [("same", 0), ("16", 16)]
+    memory_lab.length.options = [(f"{length}", length) for length in lengths]
+    memory_lab.query_length.options = [("same", 0), ("16", 16)]
     memory_lab.tile_size.options = [("dense", 0), ("1,024", 1024)]
     memory_lab.precision.options = [("float32", "float32"), ("bf16 autocast", "bf16 autocast")]
-    for number in range(1000):
+    for number in range(moves):
         move(memory_lab, draw)
         memory_lab.wait()
         assert text_of(memory_lab.forecast).startswith("Peak ") or memory_lab.tile_size.value
@@ -129,7 +134,7 @@ def test_1000_random_moves_that_are_each_drawn_raise_nothing_and_leak_nothing(me
             draw.choice(
                 [memory_lab.largest.click, lambda: setattr(memory_lab.pin, "value", not memory_lab.pin.value)]
             )()
-        if number == 400:  # laws read off, caches filled
+        if number == settled_after:  # laws read off, caches filled
             gc.collect()
             settled = process.memory_info().rss
     gc.collect()
