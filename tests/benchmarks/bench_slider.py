@@ -1,4 +1,4 @@
-"""From a slider's new value to the redrawn picture, inside the kernel: 50 random moves, the bar is 250 ms at p95."""
+"""From a slider's new value to the redrawn picture, inside the kernel: 50 random moves, the bar is 150 ms at p95."""
 
 import random
 import sys
@@ -7,7 +7,7 @@ import time
 from gclib.widgets import MemoryLab
 
 MOVES = 50
-BAR_MS = 250
+BAR_MS = 150
 
 
 def main() -> int:
