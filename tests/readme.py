@@ -1,9 +1,10 @@
-"""The parts of README.md that the project itself knows: chapters, files, the sample's output. `make readme`.
+"""The parts of README.md that the project itself knows: chapters, files, measured ratios, the sample. `make readme`.
 
 A part stands between `<!-- name -->` and `<!-- /name -->`; test_project.py holds that it is up to date.
 """
 
 import ast
+import csv
 import os
 import re
 import subprocess
@@ -14,6 +15,7 @@ from gclib.course import CHAPTERS, written_chapters
 
 ROOT = Path(__file__).resolve().parents[1]
 README = ROOT / "README.md"
+RESULTS = ROOT / "tests" / "benchmarks" / "results"
 OTHER_FILES = {
     "notebooks/": "the course, one chapter a notebook",
     "notebooks/solutions/": "the worked answers",
@@ -51,6 +53,38 @@ def file_tree() -> str:
     return "\n".join(["```text", *(f"{name:<{width}}  {text}" for name, text in lines), "```"])
 
 
+def measured_table() -> str:
+    """What the benchmarks last wrote: gclib over others, at the smallest batch and chunk, or with the most ranks."""
+    steps, tiled, ring = (rows_of(name) for name in ("steps", "tiled", "ring"))
+    steps = [row for row in steps if (row["batch_size"], row["chunk_size"]) == ("256", "16")]
+    tiled = [row for row in tiled if row["batch_size"] == "8192"]
+    ring = [row for row in ring if row["ranks"] == max(row["ranks"] for row in ring)]
+    ours, peak, allocated = "gclib (defaults: sorted)", "peak_mib", "allocated_peak_bytes"
+    compared = [
+        ("`grad_cache_step`, B = 256, C = 16", "official GradCache", against(steps, ours, "official GradCache", peak)),
+        ("", "sentence-transformers, cached", against(steps, ours, "sentence-transformers cached", peak)),
+        ("`tiled_contrastive_loss`, B = 8,192", "the dense loss", against(tiled, "tiled", "dense", allocated)),
+        ("", "open_clip's dense loss", against(tiled, "tiled", "open_clip, dense", allocated)),
+        (f"`ring_contrastive_loss`, {ring[0]['ranks']} processes, B = 4,096", "the gathered dense loss",
+         against(ring, "ring", "gathered, dense", "peak_bytes")),
+    ]  # fmt: skip
+    rows = ["| | against | time | peak bytes |", "|---|---|---|---|"]
+    return "\n".join(rows + [f"| {what} | {other} | {found} |" for what, other, found in compared])
+
+
+def rows_of(name: str) -> list[dict[str, str]]:
+    """A benchmark's CSV."""
+    with (RESULTS / f"{name}.csv").open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def against(rows: list[dict[str, str]], ours: str, other: str, peak: str) -> str:
+    """The ratios of time and of peak bytes, as two cells."""
+    both = [next(row for row in rows if name in row.values()) for name in (ours, other)]
+    ratios = [float(both[0][key]) / float(both[1][key]) for key in ("seconds", peak)]
+    return " | ".join(f"{ratio:.2f}" if ratio >= 0.1 else f"1/{1 / ratio:.0f}" for ratio in ratios)
+
+
 def gloss(path: Path) -> str:
     """The first sentence of a module's docstring, on one line."""
     words = " ".join((ast.get_docstring(ast.parse(path.read_text("utf-8"))) or "").split())
@@ -77,6 +111,7 @@ def plain_environment() -> dict[str, str]:
 PARTS = {
     "chapters": lambda text: chapter_table(),
     "tree": lambda text: file_tree(),
+    "measured": lambda text: measured_table(),
     "output": sample_output,
 }
 
