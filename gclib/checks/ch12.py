@@ -287,6 +287,12 @@ def _exact(rng: np.random.Generator, chunk_size: int | None, most_retained: int)
     return inputs | {"budget": inputs["need"](chunk_size, retained, None)}
 
 
+def _a_byte_short(rng: np.random.Generator) -> Inputs:
+    """A budget that the dense logits alone exceed by a byte."""
+    inputs = _room_for(rng, hundreds=60)
+    return inputs | {"budget": inputs["need"](4, 0, None) - 1}
+
+
 def _plan(batch: int, budget: int, need: Callable, **other: Any) -> dict[str, Any]:
     """The rule, with parts of it done otherwise: naive, tile, chunk, retained."""
     fits = other.get("fits", lambda size: size <= budget)
@@ -336,6 +342,7 @@ plan = Exercise(
         partial(_room_for, share=2.3, logits=False),
         *(partial(_room_for, rows=rows) for rows in (45, 11, 6)),
         *(partial(_exact, chunk_size=size, most_retained=0) for size in (None, 4, 16)),
+        _a_byte_short,
     ),
     misconceptions=(
         Misconception(
@@ -406,9 +413,10 @@ def _proposals(rng: np.random.Generator, *, survivors: bool = True, exact: bool 
     ]
     if survivors:
         plans += [
-            proposal("grad_cache", batch, 16, card * rng.uniform(0.95, 0.99) * GIB, 0.9 * deadline),
-            proposal("grad_cache", batch, 64, fine, 0.7 * deadline),
-            proposal("accumulation", 2 * batch, 128, fine, 0.6 * deadline),
+            proposal("grad_cache", batch, 16, fine, 0.9 * deadline),
+            proposal("grad_cache", batch, 32, 0.9 * fine, 0.8 * deadline),
+            proposal("grad_cache", batch, 64, card * rng.uniform(0.95, 0.99) * GIB, 0.7 * deadline),
+            proposal("accumulation", 2 * batch, int(rng.choice([128, 512])), fine, 0.6 * deadline),
             proposal("naive", batch // 8, None, fine, 0.8 * deadline),
         ]
     if exact:
@@ -428,12 +436,12 @@ def _survivors(
     fits: bool = True,
     seen: Callable = lambda plan: plan["chunk_size"] if plan["step"] == "accumulation" else plan["batch_size"],
     within: Callable = operator.le,
-    rank: Callable = lambda seen, hours: (-seen, hours),
+    rank: Callable = lambda seen, plan: (-seen, plan["hours"]),
 ) -> list[int]:
     """The places of the plans that survive, best first; right but for what is changed."""
     left = [n for n, plan in enumerate(plans) if not fits or within(plan["peak_bytes"], card_gib * unit)]
     left = [n for n in left if not in_time or within(plans[n]["hours"], deadline)]
-    return sorted(left, key=lambda n: rank(seen(plans[n]), plans[n]["hours"]))
+    return sorted(left, key=lambda n: rank(seen(plans[n]), plans[n]))
 
 
 def _reference_defence(plans: list[dict], card_gib: int, deadline: int) -> list[int]:
@@ -488,17 +496,23 @@ defend = Exercise(
         Misconception(
             "the fastest first",
             "These are in the order of their hours. Time is what is left to choose by, where negatives are equal.",
-            partial(_survivors, rank=lambda seen, hours: (hours, -seen)),
+            partial(_survivors, rank=lambda seen, plan: (plan["hours"], -seen)),
         ),
         Misconception(
             "the slower of equals first",
             "Of two plans with equally many negatives the faster comes first.",
-            partial(_survivors, rank=lambda seen, hours: (-seen, -hours)),
+            partial(_survivors, rank=lambda seen, plan: (-seen, -plan["hours"])),
+        ),
+        Misconception(
+            "the smaller of equals first",
+            "Of two plans with equally many negatives the one that takes less memory comes first here. Both fit: what "
+            "is left to choose by is time.",
+            partial(_survivors, rank=lambda seen, plan: (-seen, plan["peak_bytes"])),
         ),
         Misconception(
             "the fewest negatives first",
             "The order is the wrong way round: most negatives first.",
-            partial(_survivors, rank=lambda seen, hours: (seen, hours)),
+            partial(_survivors, rank=lambda seen, plan: (seen, plan["hours"])),
         ),
         Misconception(
             "exact fit refused",
