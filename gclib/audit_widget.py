@@ -16,6 +16,13 @@ NOTHING = "nothing wrong"
 RIGHT = Trap(NOTHING, right_step, "Gao et al. 2021, section 3.3", "keep it so")
 SMALLEST = 5  # rows: less would leave no chunk that is full and one that is short
 RANKS = 2
+MEASURED = (
+    "the encoders' factor",
+    "the cosine",
+    "the temperature's factor",
+    "“the second forward gives what the first gave”",
+    "“both under one autocast”",
+)
 _STYLE = {"description_width": "70px"}
 
 
@@ -101,7 +108,16 @@ class AuditLab(widgets.VBox):
         if self.guess.value == trap.name:
             self._say(f"Yes: {trap.name}. Right is: {trap.right}.")
         else:
-            self._say("No. Which number above does that name not explain?")
+            self._say(f"No. {self._against(self.guess.value)}")
+
+    def _against(self, name: str) -> str:
+        """What a step of that name would show otherwise, on the same rows: the first such number."""
+        guessed = next(number for number, trap in enumerate(self._steps) if trap.name == name)
+        there, here = (self._numbers(self._audit(number, self.rows.value)) for number in (guessed, self.step.value))
+        for what, other, own in zip(MEASURED, there, here, strict=True):
+            if other != own:
+                return f"For “{name}” {what} would be {other}, and here it is {own}."
+        return "On so many rows both show the same numbers: move B."
 
     def _say(self, text: str) -> None:
         self.status.value = f'<div role="status" aria-live="polite">{html.escape(text)}</div>'

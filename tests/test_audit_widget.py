@@ -18,7 +18,7 @@ def lab():
     return AuditLab([encoder, encoder], batch, InfoNCE())
 
 
-def test_every_step_can_be_guessed_and_a_wrong_guess_tells_nothing(lab):
+def test_every_step_can_be_guessed_and_a_wrong_guess_is_told_by_a_number(lab):
     rights = []
     for _, number in lab.step.options:
         lab.step.value = number
@@ -27,6 +27,8 @@ def test_every_step_can_be_guessed_and_a_wrong_guess_tells_nothing(lab):
             lab.guess.value = name
             lab.tell.click()
             answers.append((name, "Yes: " in lab.status.value))
+            true = lab._steps[number].name
+            assert name == true or true not in lab.status.value and " would be " in lab.status.value
         rights += [name for name, yes in answers if yes]
         assert sum(yes for _, yes in answers) == 1
     assert sorted(rights) == sorted([NOTHING, *(trap.name for trap in TRAPS)])

@@ -96,6 +96,36 @@ def in_bits(pairs, batch_size, hard_negatives):
     return [math.log(size * (1 + hard_negatives), 2) for size in sizes]
 
 
+def rate_first(batch_size, reference_batch, reference_steps, reference_rate):
+    return reference_rate * (batch_size / reference_batch) ** 0.5, reference_steps * reference_batch // batch_size
+
+
+def plus_minus(values):
+    return sum(values) / len(values), (sorted(values)[-1] - sorted(values)[0]) / 2
+
+
+def off_the_diagonal(queries, passages):
+    rows = [(i, j) for i in range(len(queries)) for j in range(len(queries)) if i != j]
+    return sum(queries[i] == queries[j] or passages[i] == passages[j] for i, j in rows) / len(rows)
+
+
+def not_distinct(queries, passages):
+    return (len(queries) - len(set(queries))) / len(queries)
+
+
+def in_percent(queries, passages):
+    return 100 * np.mean([queries.count(q) + passages.count(p) > 2 for q, p in zip(queries, passages, strict=True)])
+
+
+def without_positives(pairs, batch_size, hard_negatives):
+    return [math.log(hard_negatives * len(part)) for part in torch.arange(pairs).split(batch_size)]
+
+
+def one_more(pairs, batch_size, hard_negatives):
+    full = [math.log(batch_size * (1 + hard_negatives))] * (pairs // batch_size)
+    return [*full, math.log((pairs % batch_size or 1) * (1 + hard_negatives))]
+
+
 @pytest.mark.parametrize(
     ("exercise", "answer", "name"),
     [
@@ -112,6 +142,13 @@ def in_bits(pairs, batch_size, hard_negatives):
         (ch10.chance_losses, rounded_up, "last batch counted as full"),
         (ch10.chance_losses, full_only, "last batch dropped"),
         (ch10.chance_losses, in_bits, "bits, not nats"),
+        (ch10.fair_schedule, rate_first, "rate first"),
+        (ch10.mean_and_spread, plus_minus, "half the range"),
+        (ch10.false_negative_rate, off_the_diagonal, "pairs of rows, not queries"),
+        (ch10.false_negative_rate, not_distinct, "different queries counted"),
+        (ch10.false_negative_rate, in_percent, "percent"),
+        (ch10.chance_losses, without_positives, "hard negatives alone"),
+        (ch10.chance_losses, one_more, "an empty last batch"),
     ],
 )
 def test_a_misconception_is_recognised_however_it_is_written(exercise, answer, name):
@@ -137,4 +174,26 @@ def test_right_answers_in_other_words_are_right():
 
     for answer in (fair_schedule, mean_and_spread, false_negative_rate, chance_losses):
         for seed in range(4):
+            assert getattr(ch10, answer.__name__).judge(answer, seed=seed).status == "correct"
+
+
+def test_float32_is_precise_enough():
+    def fair_schedule(batch_size, reference_batch, reference_steps, reference_rate):
+        root = torch.sqrt(torch.tensor(batch_size / reference_batch))
+        return reference_steps * reference_batch // batch_size, reference_rate * root
+
+    def mean_and_spread(values):
+        table = torch.tensor(values)
+        return table.mean(), table.std()
+
+    def false_negative_rate(queries, passages):
+        q, p = torch.tensor(queries), torch.tensor(passages)
+        return ((q[:, None] == q) | (p[:, None] == p)).sum(dim=1).gt(1).float().mean()
+
+    def chance_losses(pairs, batch_size, hard_negatives):
+        sizes = torch.tensor([len(part) for part in torch.arange(pairs).split(batch_size)])
+        return torch.log(sizes * (1 + hard_negatives)).tolist()
+
+    for answer in (fair_schedule, mean_and_spread, false_negative_rate, chance_losses):
+        for seed in range(6):
             assert getattr(ch10, answer.__name__).judge(answer, seed=seed).status == "correct"

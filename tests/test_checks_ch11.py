@@ -87,6 +87,53 @@ def lengths(found, expected):
     return (found.square().sum() / expected.square().sum()).sqrt()
 
 
+def batch_cut_in_open_clip(library, knobs, ranks):
+    if library == "open_clip":
+        return {"batch_size": knobs["batch_size"] * ranks, "chunk_size": knobs["batch_size"] // knobs["accum_freq"]}
+    own = knobs["per_device_train_batch_size"]
+    shared = ranks if knobs["gather_across_devices"] else 1
+    return {"batch_size": own * shared, "chunk_size": min(own, knobs["mini_batch_size"])}
+
+
+def chunk_of_all_ranks(library, knobs, ranks):
+    if library == "open_clip":
+        return {"batch_size": knobs["batch_size"] * knobs["accum_freq"] * ranks, "chunk_size": knobs["batch_size"]}
+    whole = knobs["per_device_train_batch_size"] * (ranks if knobs["gather_across_devices"] else 1)
+    return {"batch_size": whole, "chunk_size": min(whole, knobs["mini_batch_size"])}
+
+
+def minus_one(query_tokens, passage_tokens, query_mask, passage_mask):
+    products = torch.einsum("isd,jtd->ijst", query_tokens, passage_tokens)
+    best = products.masked_fill(passage_mask[None, :, None] == 0, -1).amax(dim=3)
+    return (best * query_mask[:, None]).sum(dim=2)
+
+
+def of_unit_tokens(query_tokens, passage_tokens, query_mask, passage_mask):
+    units = (tokens / tokens.norm(dim=-1, keepdim=True).clamp_min(1e-12) for tokens in (query_tokens, passage_tokens))
+    return max_sim(*units, query_mask, passage_mask)
+
+
+def first_rows(query_reps, passage_reps, dims, loss_fn):
+    return sum(loss_fn(F.normalize(query_reps[:d], dim=1), F.normalize(passage_reps[:d], dim=1)) for d in dims)
+
+
+def unit_columns(query_reps, passage_reps, dims, loss_fn):
+    cut = [(query_reps[:, :d], passage_reps[:, :d]) for d in dims]
+    return sum(loss_fn(q / q.norm(dim=0), p / p.norm(dim=0)) for q, p in cut)
+
+
+def short_ones_only(query_reps, passage_reps, dims, loss_fn):
+    return MatryoshkaLoss(loss_fn, sorted(dims)[:-1])(query_reps, passage_reps)
+
+
+def reciprocal(found, expected):
+    return expected.square().sum() / (expected * found).sum()
+
+
+def ratio_of_means(found, expected):
+    return found.mean() / expected.mean()
+
+
 @pytest.mark.parametrize(
     ("exercise", "answer", "name"),
     [
@@ -101,6 +148,15 @@ def lengths(found, expected):
         (ch11.matryoshka_loss, averaged_prefixes, "mean over the prefixes"),
         (ch11.gradient_scale, angle, "cosine"),
         (ch11.gradient_scale, lengths, "ratio of lengths"),
+        (ch11.translate, batch_cut_in_open_clip, "open_clip's batch_size taken for the batch"),
+        (ch11.translate, chunk_of_all_ranks, "chunk capped by all ranks' queries"),
+        (ch11.max_sim, minus_one, "padding filled with -1"),
+        (ch11.max_sim, of_unit_tokens, "tokens made unit vectors"),
+        (ch11.matryoshka_loss, first_rows, "rows cut, not columns"),
+        (ch11.matryoshka_loss, unit_columns, "normalised along the batch"),
+        (ch11.matryoshka_loss, short_ones_only, "the whole vector left out"),
+        (ch11.gradient_scale, reciprocal, "upside down"),
+        (ch11.gradient_scale, ratio_of_means, "ratio of the sums"),
     ],
 )
 def test_a_misconception_is_recognised_however_it_is_written(exercise, answer, name):
@@ -132,6 +188,11 @@ def test_right_answers_in_other_words_are_right():
     assert ch11.max_sim.judge(scores).status == "correct"
     assert ch11.matryoshka_loss.judge(lambda q, p, d, f: MatryoshkaLoss(f, d)(q, p)).status == "correct"
     assert ch11.gradient_scale.judge(gradient_scale).status == "correct"
+
+
+def test_a_message_shows_the_loss_and_no_address():
+    told = ch11.matryoshka_loss.judge(plain_prefixes).explanation
+    assert "loss_fn = InfoNCE(temperature=0.2)" in told and "0x" not in told
 
 
 def test_a_detached_side_is_told():

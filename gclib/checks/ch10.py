@@ -42,8 +42,9 @@ fair_schedule = Exercise(
     line_budget=2,
     oracle=_reference_schedule,
     makers=(_schedule, partial(_schedule, smaller=True)),
-    rtol=1e-9,
+    rtol=1e-5,  # a float32 root is right, too
     atol=1e-12,
+    whole=True,
     misconceptions=(
         Misconception(
             "as many steps",
@@ -80,6 +81,11 @@ fair_schedule = Exercise(
             "is larger.",
             lambda b, r, steps, rate: (steps * r // b, rate * math.sqrt(r / b)),
         ),
+        Misconception(
+            "rate first",
+            "The two numbers have changed places: return the steps first, then the rate.",
+            lambda b, r, steps, rate: (rate * math.sqrt(b / r), steps * r // b),
+        ),
     ),
     hints=(
         "How many examples does the reference see in all? How many steps of batch_size are that?",
@@ -111,7 +117,7 @@ mean_and_spread = Exercise(
     line_budget=3,
     oracle=_reference_spread,
     makers=(partial(_accuracies, seeds=3), partial(_accuracies, seeds=5)),
-    rtol=1e-7,
+    rtol=1e-5,  # float32 is enough
     atol=1e-9,
     misconceptions=(
         Misconception(
@@ -149,6 +155,12 @@ mean_and_spread = Exercise(
             lambda values: (statistics.fmean(values), max(values) - min(values)),
         ),
         Misconception(
+            "half the range",
+            "The second number is half the distance from the worst to the best seed: only two seeds count. The "
+            "standard deviation asks every seed how far it is from the mean.",
+            lambda values: (statistics.fmean(values), (max(values) - min(values)) / 2),
+        ),
+        Misconception(
             "mean distance from the mean",
             "The second number is the mean absolute distance from the mean. The standard deviation squares first.",
             lambda values: (
@@ -169,7 +181,7 @@ mean_and_spread = Exercise(
 
 
 def _batch(rng: np.random.Generator, *, size: int) -> Inputs:
-    """Text numbers of a batch: five equal queries, a pair that stands there twice, two equal passages, others unlike.
+    """Text numbers of a batch: five equal queries and two, a pair that stands there twice, two equal passages.
 
     So every wrong way to count gives another number.
     """
@@ -179,6 +191,7 @@ def _batch(rng: np.random.Generator, *, size: int) -> Inputs:
         queries[row] = queries[rows[0]]
     queries[rows[6]], passages[rows[6]] = queries[rows[5]], passages[rows[5]]
     passages[rows[8]] = passages[rows[7]]
+    queries[rows[10]] = queries[rows[9]]
     return {"queries": queries, "passages": passages}
 
 
@@ -200,11 +213,11 @@ def _share(*columns: list[bool], rows: int, together: bool = False) -> float:
     return sum(join(row) for row in zip(*columns, strict=True)) / rows
 
 
-def _cells(queries: list[int], passages: list[int]) -> float:
-    """The share of the B * B cells."""
+def _cells(queries: list[int], passages: list[int], *, diagonal: bool = True) -> float:
+    """The share of the B * B cells, or of the B * (B - 1) off the diagonal."""
     rows = range(len(queries))
     alike = sum(i != j and (queries[i] == queries[j] or passages[i] == passages[j]) for i in rows for j in rows)
-    return alike / len(queries) ** 2
+    return alike / (len(queries) * (len(queries) - (not diagonal)))
 
 
 false_negative_rate = Exercise(
@@ -215,7 +228,7 @@ false_negative_rate = Exercise(
     line_budget=4,
     oracle=_by_counting,
     makers=(partial(_batch, size=14), partial(_batch, size=40)),
-    rtol=1e-9,
+    rtol=1e-5,  # a mean in float32 is right, too
     atol=1e-12,
     misconceptions=(
         Misconception(
@@ -247,6 +260,18 @@ false_negative_rate = Exercise(
             _cells,
         ),
         Misconception(
+            "pairs of rows, not queries",
+            "That is the share of the B (B - 1) pairs of different rows. Asked for is the share of queries that have "
+            "at least one.",
+            partial(_cells, diagonal=False),
+        ),
+        Misconception(
+            "different queries counted",
+            "That is 1 - (different queries) / B: it counts the later ones of equal queries, and looks at no passage. "
+            "The first of them has a false negative too, and so has a row with an equal passage.",
+            lambda q, p: 1 - len(set(q)) / len(q),
+        ),
+        Misconception(
             "every row is its own twin",
             "It looks as if a row were compared with itself. Its own passage is its positive.",
             lambda q, p: 1.0,
@@ -261,6 +286,11 @@ false_negative_rate = Exercise(
             "That is the number of queries. Divide by the batch.",
             lambda q, p: _by_counting(q, p) * len(q),
         ),
+        Misconception(
+            "percent",
+            "That is the share in percent. Asked for is a number from 0 to 1.",
+            lambda q, p: 100 * _by_counting(q, p),
+        ),
     ),
     hints=(
         "Look at one row. Which other rows make a passage in this batch right for its query?",
@@ -274,7 +304,7 @@ false_negative_rate = Exercise(
 
 def _epoch(rng: np.random.Generator, *, full: bool = False) -> Inputs:
     """Some full batches and a last one, short unless `full`."""
-    size, batches, negatives = int(rng.integers(16, 200)), int(rng.integers(2, 6)), int(rng.integers(1, 4))
+    size, batches, negatives = int(rng.integers(16, 200)), int(rng.integers(2, 6)), int(rng.integers(2, 5))
     rest = 0 if full else int(rng.integers(3, size // 2))
     return {"pairs": size * batches + rest, "batch_size": size, "hard_negatives": negatives}
 
@@ -290,6 +320,11 @@ def _one_by_one(pairs: int, batch_size: int, hard_negatives: int) -> list[float]
 
 def _rows(pairs: int, size: int) -> list[int]:
     return [min(size, pairs - start) for start in range(0, pairs, size)]
+
+
+def _always_a_rest(pairs: int, size: int, negatives: int) -> list[float]:
+    """One batch too many where the size divides the pairs: an empty one, counted as one row."""
+    return [math.log(rows * (1 + negatives)) for rows in [size] * (pairs // size) + [max(1, pairs % size)]]
 
 
 chance_losses = Exercise(
@@ -330,6 +365,17 @@ chance_losses = Exercise(
             "positive left out",
             "It looks as if the wrong passages alone were counted. The positive stands in the softmax too.",
             lambda n, b, k: [math.log(rows * (1 + k) - 1) for rows in _rows(n, b)],
+        ),
+        Misconception(
+            "hard negatives alone",
+            "It looks as if each query brought its K hard negatives and no positive. With it, it brings 1 + K.",
+            lambda n, b, k: [math.log(rows * k) for rows in _rows(n, b)],
+        ),
+        Misconception(
+            "an empty last batch",
+            "There is a loss too many where the batch size divides the pairs: then the last batch is a full one, and "
+            "nothing is left for another.",
+            _always_a_rest,
         ),
         Misconception(
             "bits, not nats",

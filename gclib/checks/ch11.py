@@ -1,6 +1,8 @@
 """Chapter 11, In the wild: knobs translated, MaxSim, Matryoshka, and the size of a gradient."""
 
+import sys
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
@@ -49,16 +51,18 @@ def _translated(
     accumulate: bool = False,
     features: bool = True,
     gather: Callable[[bool], bool] = bool,
-    capped: bool = True,
+    capped: Callable[[int, int], int] = lambda batch, ranks: batch,
     swapped: bool = False,
+    cut: bool = False,
 ) -> dict[str, int]:
-    """Right but for what is named."""
+    """Right but for what is named. capped: the most rows of a chunk; cut: open_clip's batch_size taken for B."""
     if library == "open_clip":
-        chunk = knobs["batch_size"]
-        batch, shared = chunk * (knobs["accum_freq"] if features else 1), gather(True)
+        batch, chunk, shared = knobs["batch_size"], knobs["batch_size"], gather(True)
+        batch *= knobs["accum_freq"] if features and not cut else 1
+        chunk //= knobs["accum_freq"] if cut else 1
     else:
         batch, chunk = knobs["per_device_train_batch_size"], knobs["mini_batch_size"]
-        chunk = min(batch, chunk) if capped else chunk
+        chunk = min(capped(batch, ranks), chunk)
         batch *= knobs["gradient_accumulation_steps"] if accumulate else 1
         shared = gather(knobs["gather_across_devices"])
     batch *= ranks if shared else 1
@@ -109,9 +113,21 @@ translate = Exercise(
             partial(_translated, features=False),
         ),
         Misconception(
+            "open_clip's batch_size taken for the batch",
+            "It looks as if open_clip's batch_size were the whole batch, cut into accum_freq chunks. It is the other "
+            "way round: batch_size is one chunk, and accum_freq of them make the batch of a rank.",
+            partial(_translated, cut=True),
+        ),
+        Misconception(
             "chunk larger than the batch",
             "A chunk cannot have more rows than the batch of its rank: mini_batch_size is an upper limit.",
-            partial(_translated, capped=False),
+            partial(_translated, capped=lambda batch, ranks: sys.maxsize),
+        ),
+        Misconception(
+            "chunk capped by all ranks' queries",
+            "It looks as if the chunk were held against the queries of all ranks. A rank encodes its own rows alone: "
+            "its chunk has at most per_device_train_batch_size of them.",
+            partial(_translated, capped=lambda batch, ranks: batch * ranks),
         ),
     ),
     hints=(
@@ -128,7 +144,10 @@ translate = Exercise(
 
 
 def _tokens(rng: np.random.Generator, padded: bool) -> Inputs:
-    """Unit vectors whose products are mostly negative, so that padding (zeros) would win a careless maximum."""
+    """Vectors whose products are mostly negative, so that padding (zeros) would win a careless maximum.
+
+    Their lengths differ: products go well below -1, so that -1 is no stand-in for -inf.
+    """
     shape = {"rows": int(rng.integers(3, 6)), "more": int(rng.integers(6, 9)), "D": 4}
     made = []
     for rows, width, sign in (
@@ -141,7 +160,8 @@ def _tokens(rng: np.random.Generator, padded: bool) -> Inputs:
         if padded:
             lengths = torch.from_numpy(rng.integers(2, width, (rows, 1)))
             mask = (torch.arange(width) < lengths).long()
-        made.append((F.normalize(raw, dim=-1) * (mask.unsqueeze(-1) if padded and sign < 0 else 1), mask))
+        raw = F.normalize(raw, dim=-1) * torch.from_numpy(rng.uniform(2.0, 3.0, (rows, width, 1)))
+        made.append((raw * (mask.unsqueeze(-1) if padded and sign < 0 else 1), mask))
     (queries, query_mask), (passages, passage_mask) = made
     names = ("query_tokens", "passage_tokens", "query_mask", "passage_mask")
     return dict(zip(names, (queries, passages, query_mask, passage_mask), strict=True))
@@ -172,15 +192,18 @@ def _max_sim(
     of_passages: bool = False,
     mean: bool = False,
     last: str = "max",
+    fill: float = torch.finfo(torch.float64).min,
+    unit: bool = False,
 ) -> Tensor:
-    """Right but for what is named."""
+    """Right but for what is named. fill: what stands at the passages' padding before the maximum."""
+    if unit:
+        queries, passages = F.normalize(queries, dim=-1), F.normalize(passages, dim=-1)
     grid = torch.einsum("isd,jtd->ijst", queries, passages)
     rows, columns = query_mask.bool()[:, None, :], passage_mask.bool()[None, :, :]
     if of_passages:
         grid, rows, columns = grid.transpose(2, 3), columns, rows
-    low = torch.finfo(grid.dtype).min
     if mask_passages:
-        grid = torch.where(columns.unsqueeze(2), grid, low if last == "max" else 0.0)
+        grid = torch.where(columns.unsqueeze(2), grid, fill if last == "max" else 0.0)
     best = grid.amax(dim=3) if last == "max" else grid.sum(dim=3)
     best = torch.where(rows, best, 0.0) if mask_queries else best
     return best.sum(dim=2) / rows.sum(dim=2) if mean else best.sum(dim=2)
@@ -232,6 +255,18 @@ max_sim = Exercise(
             "It looks as if all products were added up. Each query token keeps its best passage token alone.",
             partial(_max_sim, last="sum"),
         ),
+        Misconception(
+            "padding filled with -1",
+            "It looks as if padding were set to -1 before the maximum. That is low enough for unit vectors alone; "
+            "products of others are lower still. -inf always is.",
+            partial(_max_sim, fill=-1.0),
+        ),
+        Misconception(
+            "tokens made unit vectors",
+            "It looks as if the tokens were made unit vectors first. They come as they are to be compared: by their "
+            "dot products.",
+            partial(_max_sim, unit=True),
+        ),
     ),
     hints=(
         "Make all products first: a tensor (B, N, Tq, Tp). Which of its axes is maximised, which added up?",
@@ -248,12 +283,18 @@ def _nested(rng: np.random.Generator) -> Inputs:
     rows, width = int(rng.integers(4, 8)), 16
     reps = [torch.from_numpy(rng.standard_normal((rows, width))) for _ in range(2)]
     dims = [int(rng.integers(2, 5)), int(rng.integers(6, 11)), width]
-    return {"query_reps": reps[0], "passage_reps": reps[1], "dims": dims, "loss_fn": _cross_entropy}
+    return {"query_reps": reps[0], "passage_reps": reps[1], "dims": dims, "loss_fn": InfoNCE(0.2)}
 
 
-def _cross_entropy(queries: Tensor, passages: Tensor) -> Tensor:
-    """The loss that the exercise is given: InfoNCE at temperature 0.2 of the vectors as they are."""
-    return F.cross_entropy(queries @ passages.T / 0.2, torch.arange(len(queries)))
+@dataclass(frozen=True)
+class InfoNCE:
+    """The loss that the exercise is given, of the vectors as they are; a message shows what it is."""
+
+    temperature: float
+
+    def __call__(self, queries: Tensor, passages: Tensor) -> Tensor:
+        """(B, D) and (B, D) -> scalar."""
+        return F.cross_entropy(queries @ passages.T / self.temperature, torch.arange(len(queries)))
 
 
 def _reference_matryoshka(queries: Tensor, passages: Tensor, dims: Sequence[int], loss_fn: Callable) -> Tensor:
@@ -272,19 +313,24 @@ def _matryoshka(
     *,
     part: Callable[[int, int], slice] = lambda before, dim: slice(dim),
     unit: bool = True,
+    along: int = 1,
     mean: bool = False,
 ) -> Tensor:
-    """Right but for what is named. part: the columns for one dim, given the one before."""
+    """Right but for what is named. part: the columns for one dim, given the one before; along: the normalised axis."""
     losses = []
     for before, dim in zip([0, *dims], dims, strict=False):
         shorter = [rep[:, part(before, dim)] for rep in (queries, passages)]
-        losses.append(loss_fn(*(F.normalize(rep, dim=1) if unit else rep for rep in shorter)))
+        losses.append(loss_fn(*(F.normalize(rep, dim=along) if unit else rep for rep in shorter)))
     return sum(losses) / (len(dims) if mean else 1)
 
 
 def _cut_after_normalising(queries: Tensor, passages: Tensor, dims: Sequence[int], loss_fn: Callable) -> Tensor:
     units = [F.normalize(rep, dim=1) for rep in (queries, passages)]
     return sum(loss_fn(*(rep[:, :dim] for rep in units)) for dim in dims)
+
+
+def _cut_rows(queries: Tensor, passages: Tensor, dims: Sequence[int], loss_fn: Callable) -> Tensor:
+    return sum(loss_fn(*(F.normalize(rep[:dim], dim=1) for rep in (queries, passages))) for dim in dims)
 
 
 matryoshka_loss = Exercise(
@@ -333,6 +379,23 @@ matryoshka_loss = Exercise(
             "only the whole vector",
             "It looks as if only the whole vector was trained: nothing asks its beginning to be good alone.",
             lambda queries, passages, dims, loss_fn: _matryoshka(queries, passages, dims[-1:], loss_fn),
+        ),
+        Misconception(
+            "the whole vector left out",
+            "It looks as if the last entry of dims were left out. The whole vector is a prefix, too, and the one that "
+            "must be the best.",
+            lambda queries, passages, dims, loss_fn: _matryoshka(queries, passages, dims[:-1], loss_fn),
+        ),
+        Misconception(
+            "rows cut, not columns",
+            "It looks as if the first rows were taken: rep[:dim] cuts the batch. The dimensions are the columns: "
+            "rep[:, :dim].",
+            _cut_rows,
+        ),
+        Misconception(
+            "normalised along the batch",
+            "It looks as if columns were made unit vectors (dim=0). A representation is a row: dim=1.",
+            partial(_matryoshka, along=0),
         ),
     ),
     hints=(
@@ -395,6 +458,17 @@ gradient_scale = Exercise(
             "Divide by <expected, expected>, the length squared: by the length alone, the answer depends on how large "
             "the right gradient is.",
             lambda found, expected: float(found @ expected / expected.norm()),
+        ),
+        Misconception(
+            "upside down",
+            "That is 1 / s: the fraction stands on its head.",
+            lambda found, expected: float(expected @ expected / (found @ expected)),
+        ),
+        Misconception(
+            "ratio of the sums",
+            "That is the ratio of the sums (or of the means) of the entries. A sum is one direction of many, and the "
+            "two gradients may well agree in it and nowhere else.",
+            lambda found, expected: float(found.sum() / expected.sum()),
         ),
     ),
     hints=(
