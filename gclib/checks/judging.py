@@ -182,7 +182,7 @@ def _fault(exercise: "Exercise", case: Case, outcome: tuple) -> str | None:
     if fault := _difference(exercise, case.expected, found):
         note = "" if exercise.note is None else exercise.note(case.expected, found, *case.inputs.values())
         return f"{fault[0].upper()}{fault[1:]}.{note and f' {note}'}"
-    if exercise.whole and _is_fraction(found):
+    if exercise.whole and _is_fraction(case.expected, found):
         return "The value is right, but it is a float, and an int is asked for: // divides whole numbers."
     for name, gradient in case.gradients.items():
         if name not in gradients:
@@ -198,8 +198,12 @@ def _difference(exercise: "Exercise", expected: object, found: object) -> str | 
     return difference(expected, found, rtol=exercise.rtol, atol=exercise.atol)
 
 
-def _is_fraction(found: object) -> bool:
-    """Whether a number is packed as a float."""
+def _is_fraction(expected: object, found: object) -> bool:
+    """Whether a number that is an int in `expected` is packed as a float."""
+    if isinstance(expected, list | tuple):
+        return any(map(_is_fraction, expected, found))
+    if not isinstance(expected, int):
+        return False
     return found.is_floating_point() if isinstance(found, Tensor) else isinstance(found, float)
 
 
