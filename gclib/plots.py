@@ -60,6 +60,7 @@ COLORS = {kind: OKABE_ITO[_KIND_STYLES[kind][0]] for kind in KINDS}
 HATCHES = {kind: _KIND_STYLES[kind][1] for kind in KINDS}
 LINE_STYLES = {kind: _KIND_STYLES[kind][2] for kind in KINDS}
 INK, PAPER, LIVE_COLOR, CARD_COLOR = "#1A1A1A", "#FFFFFF", "#000000", "#8B0000"
+FITTING = "max-width:100%;height:auto"  # an HTML image shrinks with a narrow or zoomed page; nothing is cut
 
 SETTINGS = {
     "figure.facecolor": PAPER,
@@ -122,7 +123,7 @@ def to_html(figure: Figure, alt: str) -> str:
         raise refuse("alt", "must say in words what the picture shows", alt)
     width = round(figure.get_figwidth() * 100)
     encoded = base64.b64encode(to_png(figure, dpi=150)).decode("ascii")
-    return f'<img alt="{escape(alt)}" width="{width}" src="data:image/png;base64,{encoded}">'
+    return f'<img alt="{escape(alt)}" width="{width}" style="{FITTING}" src="data:image/png;base64,{encoded}">'
 
 
 def show(figure: Figure, alt: str) -> None:

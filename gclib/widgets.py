@@ -44,9 +44,9 @@ class MemoryLab(widgets.VBox):
 
     Attributes, each an ipywidget: step, model, precision, optimizer, batch_size, chunk_size, retain_chunks,
     query_length, length (of passages), tile_size, budget (its value: bytes); run, stop, largest (sets the batch to the
-    largest that fits), pin (keeps these settings to compare with); status, forecast, compared (text), code (a program
-    that prints this forecast), picture. `table()` is the lab as text. `wait()` returns when all that was started has
-    ended.
+    largest that fits), pin (keeps these settings to compare with), as_code (shows code, a program that prints this
+    forecast); status, forecast, compared (text), picture. `table()` is the lab as text. `wait()` returns when all that
+    was started has ended.
     The keywords set where the controls start; each must be one of the control's values.
     """
 
@@ -87,6 +87,7 @@ class MemoryLab(widgets.VBox):
         self.stop.on_click(lambda _: self._on_stop())
         self.largest.on_click(lambda _: self._on_largest())
         self.pin.observe(lambda _: self._on_pin(), names="value")
+        self.as_code.observe(lambda change: self._show_code(change["new"]), names="value")
         self.refresh()
 
     def _rows(self) -> list[widgets.Widget]:
@@ -98,11 +99,10 @@ class MemoryLab(widgets.VBox):
             (self.precision, self.optimizer),
             (self.budget,),
             (self.run, self.stop, self.progress),
-            (self.largest, self.pin),
+            (self.largest, self.pin, self.as_code),
         ]
         *above, buttons, more = [widgets.HBox(list(row), layout=_ROW) for row in pairs]
-        code = widgets.Accordion([self.code], titles=("This forecast as code",), selected_index=None)
-        return [*above, self.forecast, self.picture, self.compared, buttons, more, self.status, code]
+        return [*above, self.forecast, self.picture, self.compared, buttons, more, self.status, self.code]
 
     @property
     def controls(self) -> tuple[widgets.Widget, ...]:
@@ -238,7 +238,13 @@ class MemoryLab(widgets.VBox):
         self.pin.add_class("gclib-compare")
         self.compared = widgets.HTML()
         self.compared.add_class("gclib-compared")
-        self.code = widgets.Textarea(disabled=True, layout={"width": "100%", "height": "17em"})
+        self.as_code = widgets.ToggleButton(
+            description="As code", icon="code", tooltip="Show a program that prints this forecast"
+        )
+        self.as_code.add_class("gclib-as-code")
+        self.code = widgets.Textarea(
+            description="Program", layout={"width": "100%", "height": "17em", "display": "none"}
+        )
         self.code.add_class("gclib-code")
         self.progress = widgets.IntProgress(0, 0, 1, tooltip="Pieces of the step that are done")
         self.status = widgets.HTML()
@@ -250,6 +256,9 @@ class MemoryLab(widgets.VBox):
         if self._watcher is None or not self._watcher.is_alive():
             self._say(READY)  # what was said of other settings does not stay beside these
         self.refresh()
+
+    def _show_code(self, shown: bool) -> None:
+        self.code.layout.display = "block" if shown else "none"
 
     def _on_pin(self) -> None:
         """Keep what the controls say, or let go of it."""
@@ -482,7 +491,8 @@ def _image(png: bytes, alt: str, inches: tuple[float, float]) -> str:
     width, height = (round(100 * side) for side in inches)
     encoded = base64.b64encode(png).decode("ascii")
     source = f"data:image/png;base64,{encoded}"
-    return f'<img alt="{html.escape(alt)}" width="{width}" height="{height}" src="{source}">'
+    size = f'width="{width}" height="{height}" style="{plots.FITTING}"'
+    return f'<img alt="{html.escape(alt)}" {size} src="{source}">'
 
 
 def _minutes(seconds: float) -> str:
