@@ -126,6 +126,13 @@ def _two_peaks(rng: np.random.Generator) -> Inputs:
     }
 
 
+def _a_fraction_a_row(rng: np.random.Generator) -> Inputs:
+    """Peaks whose line rises by no whole number of bytes a row, and a batch far away."""
+    inputs = _two_peaks(rng) | {"batch_size": int(rng.choice([512, 1000]))}
+    (first, second), (low, high) = inputs["batches"], inputs["peaks"]
+    return inputs | {"peaks": (low, high + int(rng.integers(1, second - first)))}
+
+
 def _on_the_line(batches: tuple[int, int], peaks: tuple[int, int], batch_size: int) -> int:
     weight = np.linalg.solve(np.array([[1.0, batches[0]], [1.0, batches[1]]]), np.array(peaks, dtype=float))
     return round(weight[0] + weight[1] * batch_size)
@@ -137,7 +144,7 @@ predict_peak = Exercise(
     spec="peak of a naive step at batch_size, from its peaks at two batches: the peak is a line in the batch (bytes).",
     line_budget=2,
     oracle=_on_the_line,
-    makers=(_two_peaks,),
+    makers=(_two_peaks, _a_fraction_a_row),
     misconceptions=(
         Misconception(
             "through the origin",
@@ -164,6 +171,12 @@ predict_peak = Exercise(
             "the two points mixed up",
             "The slope is right, but the walk starts at one batch and at the other one's peak.",
             lambda b, p, x: p[1] + (p[1] - p[0]) / (b[1] - b[0]) * (x - b[0]),
+        ),
+        Misconception(
+            "slope cut to a whole number",
+            "Right where a row takes a whole number of bytes. It looks as if // cut the slope: over many rows that "
+            "adds up. Divide with /.",
+            lambda b, p, x: p[0] + (p[1] - p[0]) // (b[1] - b[0]) * (x - b[0]),
         ),
     ),
     hints=(
