@@ -46,7 +46,7 @@ _ALIVE, _DONE, _SUMS = plots.OKABE_ITO["vermillion"], plots.OKABE_ITO["pale grey
 def dense_loss_bytes(batch_size: int, *, symmetric: bool = False) -> int:
     """Peak of `contrastive_loss` and its backward beside the representations: k B x B matrices, 4 B^2 bytes each.
 
-    k = 3 in one direction (logits, their log-softmax, its gradient), 4 in both. For D <= B; K = 0.
+    In the backward: k = 3 in one direction (log-softmax, its gradient, that of the logits), 4 in both. D <= B; K = 0.
     """
     matrices = (4 if symmetric else 3) * 4 * positive_int("batch_size", batch_size) ** 2
     return matrices + (8 * batch_size + 16 if symmetric else 8)
@@ -380,6 +380,8 @@ class TileLab(widgets.VBox):
         self._say("Measuring: the dense and the tiled loss, in turn…")
         try:
             found = measure(settings)
+        except KeyboardInterrupt:
+            self._say("Interrupted: nothing was measured.")
         except (RuntimeError, ValueError) as error:
             self._say(f"Not measured: {error}")
         else:

@@ -89,6 +89,37 @@ def not_rescaled(tiles, rows):
     return maximum + total.log()
 
 
+def one_maximum(tiles, rows):
+    maximum, total = -math.inf, torch.zeros(rows, dtype=torch.float64)
+    for tile in tiles:
+        new = max(maximum, tile.max().item())
+        total = total * math.exp(maximum - new) + (tile - new).exp().sum(1)
+        maximum = new
+    return maximum + total.log()
+
+
+def maximum_of_each_tile(tiles, rows):
+    found = None
+    for tile in tiles:
+        new = tile.max(1, keepdim=True).values
+        total = (tile - new).exp().sum(1)
+        found = (new[:, 0], total if found is None else total + found[1] * (found[0] - new[:, 0]).exp())
+    return found[0] + found[1].log()
+
+
+def never_filled(logits, batch_size, tile_size):
+    lse = torch.full((batch_size,), -torch.inf, dtype=torch.float64)
+    positives = torch.zeros_like(lse)
+    blocks = [slice(i * tile_size, (i + 1) * tile_size) for i in range(batch_size // tile_size)]
+    for rows in blocks:
+        for columns in blocks:
+            tile = logits(rows, columns)
+            lse[rows] = torch.logaddexp(lse[rows], tile.logsumexp(1))
+            if rows == columns:
+                positives[rows] = tile.diagonal()
+    return (lse - positives).mean()
+
+
 def added(tiles, rows):
     return sum(torch.logsumexp(tile, 1) for tile in tiles)
 
@@ -168,10 +199,13 @@ def quotients(tile, row_lse, column_lse, batch_size, temperature, holds_positive
         (ch08.online_log_sum_exp, plain_exponentials, "exponentials without the maximum"),
         (ch08.online_log_sum_exp, clamped_maximum, "maximum started at 0"),
         (ch08.online_log_sum_exp, not_rescaled, "old total not rescaled"),
+        (ch08.online_log_sum_exp, one_maximum, "one maximum for all rows"),
+        (ch08.online_log_sum_exp, maximum_of_each_tile, "the tile's own maximum"),
         (ch08.online_log_sum_exp, added, "log-sum-exps added"),
         (ch08.online_log_sum_exp, two_passes, "two passes"),
         (ch08.online_log_sum_exp, all_at_once, "all tiles at once"),
         (ch08.tiled_loss, whole_tiles_only, "ragged last tile lost"),
+        (ch08.tiled_loss, never_filled, "ragged rows never filled"),
         (ch08.tiled_loss, accumulated, "diagonal tiles only"),
         (ch08.tiled_loss, diagonals_kept, "tiles kept"),
         (ch08.tiled_loss, dense, "the whole matrix at once"),
@@ -180,6 +214,7 @@ def quotients(tile, row_lse, column_lse, batch_size, temperature, holds_positive
         (ch08.tile_gradient, quotients, "exponentials divided"),
         (ch08.largest_dense_batch, lambda budget, buffers: int((budget / buffers) ** 0.5), "4 bytes forgotten"),
         (ch08.largest_dense_batch, lambda budget, buffers: budget // 4 // buffers, "no root"),
+        (ch08.largest_dense_batch, lambda budget, buffers: (budget / buffers / 4) ** 0.5, "not rounded down"),
     ],
 )
 def test_a_misconception_is_recognised_however_it_is_written(exercise, answer, name):

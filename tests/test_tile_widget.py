@@ -169,6 +169,16 @@ def test_a_measurement_that_fails_is_told_in_words(lab, monkeypatch):
     assert "Not measured: not enough memory" in lab.status.value and not lab.measure.disabled
 
 
+def test_an_interrupted_measurement_is_told(lab, monkeypatch):
+    def stopped(settings):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("gclib.tile_widget.measure", stopped)
+    lab.batch.value = 1024
+    lab.measure.click()
+    assert "Interrupted" in lab.status.value and not lab.measure.disabled and not lab.measured
+
+
 def test_every_control_has_a_label(lab):
     for control in (lab.batch, lab.tile, lab.dimensions, lab.symmetric, lab.measure):
         assert control.description

@@ -70,6 +70,15 @@ def _rows_of_logits(rng: np.random.Generator, *, low: float, high: float, tiles:
     return {"tiles": Tiles(torch.from_numpy(logits), width), "rows": rows}
 
 
+def _rows_far_apart(rng: np.random.Generator) -> Inputs:
+    """Rows that fall from 600 to -600, tile by tile, and rows in between that rise from 800 to 2000."""
+    inputs = _rows_of_logits(rng, low=-600, high=600)
+    logits = inputs["tiles"].logits
+    logits[::2] = logits[::2].flip(1)
+    logits[1::2] += 1400
+    return inputs
+
+
 def _reference_log_sum_exp(tiles: Tiles, rows: int) -> Tensor:
     """With numpy, from all logits at once; then it is noted that each tile is to be taken once."""
     values = tiles.logits.numpy()
@@ -86,10 +95,16 @@ def _fold(tiles: Tiles, rows: int, step: Callable, *, start: tuple[float, float]
     return end(maximum, total)
 
 
-def _merge(maximum: Tensor, total: Tensor, tile: Tensor, *, rescale: bool = True) -> tuple[Tensor, Tensor]:
-    highest = torch.maximum(maximum, tile.amax(1))
-    kept = total * torch.exp(maximum - highest) if rescale else total
-    return highest, kept + torch.exp(tile - highest[:, None]).sum(1)
+def _merge(
+    maximum: Tensor,
+    total: Tensor,
+    tile: Tensor,
+    *,
+    newest: Callable = lambda maximum, tile: torch.maximum(maximum, tile.amax(1)),
+    factor: Callable = lambda old, new: torch.exp(old - new),
+) -> tuple[Tensor, Tensor]:
+    highest = newest(maximum, tile)
+    return highest, total * factor(maximum, highest) + torch.exp(tile - highest[:, None]).sum(1)
 
 
 def _merged(
@@ -97,11 +112,11 @@ def _merged(
     rows: int,
     *,
     start: tuple[float, float] = (-math.inf, 0.0),
-    rescale: bool = True,
     end: Callable = lambda maximum, total: maximum + total.log(),
+    **merging: Callable,
 ) -> Tensor:
     """Right but for what is named."""
-    return _fold(tiles, rows, partial(_merge, rescale=rescale), start=start, end=end)
+    return _fold(tiles, rows, partial(_merge, **merging), start=start, end=end)
 
 
 def _in_two_passes(tiles: Tiles, rows: int) -> Tensor:
@@ -142,6 +157,7 @@ online_log_sum_exp = Exercise(
         partial(_rows_of_logits, low=-3, high=3),
         partial(_rows_of_logits, low=800, high=1600, short=0),
         partial(_rows_of_logits, low=-1600, high=-800),
+        _rows_far_apart,
     ),
     outcome=_fold_outcome,
     may_change=frozenset({"tiles"}),  # what it counts
@@ -171,7 +187,25 @@ online_log_sum_exp = Exercise(
             "old total not rescaled",
             "It looks as if the old total were kept as it is when the maximum grows. It was counted in units of "
             "exp(old maximum): multiply it by exp(old maximum - new maximum).",
-            partial(_merged, rescale=False),
+            partial(_merged, factor=lambda old, new: 1.0),
+        ),
+        Misconception(
+            "rescaled the wrong way round",
+            "It looks as if the old total grew with the maximum: exp(new - old), which is infinite at the first tile. "
+            "The same sum in larger units is a smaller number: exp(old - new).",
+            partial(_merged, factor=lambda old, new: torch.exp(new - old)),
+        ),
+        Misconception(
+            "one maximum for all rows",
+            "Right only while the rows are alike. One maximum, the largest of all rows, makes every exponential of a "
+            "row far below it 0. Each row needs a maximum of its own: tile.amax(1).",
+            partial(_merged, newest=lambda maximum, tile: torch.maximum(maximum, tile.amax())),
+        ),
+        Misconception(
+            "the tile's own maximum",
+            "It looks as if each tile's maximum replaced the one before. Where a later tile is lower, the old total is "
+            "multiplied by exp(old - new), which overflows. The maximum never falls: torch.maximum(old, the tile's).",
+            partial(_merged, newest=lambda maximum, tile: tile.amax(1)),
         ),
         Misconception(
             "log-sum-exps added",
@@ -331,6 +365,28 @@ def _mean_over_tiles(logits: Logits, batch_size: int, tile_size: int) -> Tensor:
     return torch.cat(losses).mean()
 
 
+def _last_diagonal(logits: Logits, batch_size: int, tile_size: int) -> Tensor:
+    """The diagonal of each tile taken for the positives: that of the last one stays."""
+    losses, blocks = [], _parts(batch_size, tile_size)
+    for rows in blocks:
+        found = torch.full((rows.stop - rows.start,), -math.inf, dtype=torch.float64)
+        for columns in blocks:
+            tile = logits(rows, columns)
+            found = torch.logaddexp(found, tile.logsumexp(1))
+        losses.append(found - tile.diagonal().clone())
+    return torch.cat(losses).mean()
+
+
+def _down_the_columns(logits: Logits, batch_size: int, tile_size: int) -> Tensor:
+    """The other direction: each passage's softmax over the queries."""
+    return _loss_by_tiles(lambda rows, columns: logits(columns, rows).T, batch_size, tile_size)
+
+
+def _both_directions(logits: Logits, batch_size: int, tile_size: int) -> Tensor:
+    """The symmetric loss."""
+    return (_loss_by_tiles(logits, batch_size, tile_size) + _down_the_columns(logits, batch_size, tile_size)) / 2
+
+
 def _everything_at_once(logits: Logits, batch_size: int, tile_size: int) -> Tensor:
     whole = logits(slice(0, batch_size), slice(0, batch_size))
     return F.cross_entropy(whole, torch.arange(batch_size))
@@ -384,6 +440,14 @@ tiled_loss = Exercise(
             partial(_loss_by_tiles, ragged=False),
         ),
         Misconception(
+            "ragged rows never filled",
+            "It looks as if the short tiles at the end were never asked for: the sums of the last rows are still minus "
+            "infinity. Go on to the last query: range(0, batch_size, tile_size).",
+            lambda logits, batch_size, tile_size: (
+                _loss_by_tiles(logits, batch_size, tile_size, ragged=False) - math.inf
+            ),
+        ),
+        Misconception(
             "diagonal tiles only",
             "It looks as if each diagonal tile were a batch of its own. That is accumulation (chapter 03): the "
             "negatives in all the other tiles are lost.",
@@ -404,6 +468,23 @@ tiled_loss = Exercise(
             "every tile with its own positives",
             "It looks as if every tile had positives on its diagonal. Only the tiles of equal rows and columns have.",
             _every_tile_a_loss,
+        ),
+        Misconception(
+            "diagonal of the last tile",
+            "It looks as if the positives came from the last tile of each block of rows. They stand on the diagonal of "
+            "the one tile whose rows are its columns, and in no other.",
+            _last_diagonal,
+        ),
+        Misconception(
+            "down the columns",
+            "It looks as if each passage were held against all queries. This direction is the other one: a query's "
+            "softmax runs along its row, tile.logsumexp(1).",
+            _down_the_columns,
+        ),
+        Misconception(
+            "both directions",
+            "That is the symmetric loss. Only one direction is asked for here, queries against passages.",
+            _both_directions,
         ),
         Misconception(
             "positive forgotten",
@@ -619,6 +700,14 @@ tile_gradient = Exercise(
             partial(_tile_gradient, weight=lambda tile, batch, t: 1 / (2 * batch)),
         ),
         Misconception(
+            "logits divided again",
+            "It looks as if the tile were divided by the temperature again. It holds logits: similarities that are "
+            "divided by it already, as they are in the stored sums.",
+            lambda tile, row_lse, column_lse, batch, t, own: _tile_gradient(
+                tile / t, row_lse, column_lse, batch, t, own
+            ),
+        ),
+        Misconception(
             "multiplied by the temperature",
             "It looks as if the gradient were multiplied by the temperature. Logits are s / temperature: divide.",
             partial(_tile_gradient, weight=lambda tile, batch, t: t / (2 * batch)),
@@ -694,6 +783,17 @@ largest_dense_batch = Exercise(
             "It looks as if the root were taken of the budget, and divided then. Divide the budget first: the root of "
             "4 is only 2.",
             lambda budget, buffers: math.isqrt(budget) // (4 * buffers),
+        ),
+        Misconception(
+            "4 rooted, buffers not",
+            "It looks as if the root were taken of the 4 bytes, and not of the number of matrices. Both stand under "
+            "it: B * B = budget / (4 * buffers).",
+            lambda budget, buffers: math.isqrt(budget // 4) // buffers,
+        ),
+        Misconception(
+            "not rounded down",
+            "The root is right, but a batch is a whole number: round down. math.isqrt does both.",
+            lambda budget, buffers: math.sqrt(budget / (4 * buffers)),
         ),
         Misconception(
             "one too many",
