@@ -127,6 +127,10 @@ def not_wrapped(rank, ranks):
         (ch09.loss_to_backpropagate, batches_alike, "mean of means"),
         (ch09.loss_to_backpropagate, own_share, "W forgotten"),
         (ch09.loss_to_backpropagate, squared, "W twice"),
+        (ch09.loss_to_backpropagate, lambda loss, r, n: loss / len(r), "mean divided by W"),
+        (ch09.loss_to_backpropagate, lambda loss, r, n: len(r) / sum(r) * loss, "mean taken for a sum"),
+        (ch09.gather_backward, lambda g, r, n: sum(g)[n * r[n] : n * r[n] + r[n]], "starts at rank * b"),
+        (ch09.gather_backward, lambda g, r, n: g[n], "own gradient, nothing cut out"),
         (ch09.gather_backward, all_but_local, "own gradient alone"),
         (ch09.gather_backward, averaged, "mean instead of sum"),
         (ch09.gather_backward, equal_slices, "even split"),
@@ -139,6 +143,7 @@ def not_wrapped(rank, ranks):
         (ch09.ring_schedule, sent_first, "starts with the block before"),
         (ch09.ring_schedule, others_only, "one hop too few"),
         (ch09.ring_schedule, not_wrapped, "owners below zero"),
+        (ch09.ring_schedule, lambda rank, ranks: [(rank - h) % ranks for h in range(1, ranks)], "own block left out"),
     ],
 )
 def test_a_misconception_is_recognised_however_it_is_written(exercise, answer, name):

@@ -69,6 +69,23 @@ loss_to_backpropagate = Exercise(
             lambda own_loss, rows, rank: own_loss * rows[rank] / (sum(rows) * len(rows)),
         ),
         Misconception(
+            "mean divided by W",
+            "It looks as if each rank took 1 / W of its own mean. The averaging divides by W already, and a rank's "
+            "part in the whole is its share of the rows, b / B.",
+            lambda own_loss, rows, rank: own_loss / len(rows),
+        ),
+        Misconception(
+            "mean taken for a sum",
+            "It looks as if own_loss were a sum over this rank's rows. It is their mean: times b it is the sum.",
+            lambda own_loss, rows, rank: own_loss * len(rows) / sum(rows),
+        ),
+        Misconception(
+            "mean taken for one row",
+            "It looks as if own_loss were the loss of one row in B. It is the mean of b rows, and an average over "
+            "ranks follows: both b and W are missing.",
+            lambda own_loss, rows, rank: own_loss / sum(rows),
+        ),
+        Misconception(
             "sum over its rows",
             "That is the sum of this rank's losses. The whole batch's loss is a mean: divide by B, and mind the W of "
             "the average that follows.",
@@ -148,6 +165,22 @@ gather_backward = Exercise(
             "nothing cut out",
             "The sum is right, but it is that of all B rows. This rank encoded only its own.",
             lambda gradients, rows, rank: _total(gradients),
+        ),
+        Misconception(
+            "own gradient, nothing cut out",
+            "That is what this rank's own loss sent back to all B rows. What the other ranks sent back counts too, and "
+            "of the sum only this rank's rows are asked for.",
+            lambda gradients, rows, rank: gradients[rank],
+        ),
+        Misconception(
+            "starts at rank * b",
+            "It looks as if all ranks before this one had as many rows as it has. They start at sum(rows[:rank]).",
+            lambda gradients, rows, rank: _total(gradients)[rank * rows[rank] :][: rows[rank]],
+        ),
+        Misconception(
+            "multiplied by W",
+            "It looks as if W were multiplied in here. Each rank's loss has it already: add what came back, no more.",
+            lambda gradients, rows, rank: _owned(_total(gradients) * len(rows), rows, rank),
         ),
         Misconception(
             "own gradient left out",
@@ -252,6 +285,12 @@ average_over_ranks = Exercise(
             _zero_for_nobody,
         ),
         Misconception(
+            "None left out of the list",
+            "The list is too short: a parameter that no rank has a gradient for keeps its place, with None. Otherwise "
+            "all that come after it get their neighbour's gradient.",
+            lambda gradients: [mean for mean in _reference_mean(gradients) if mean is not None],
+        ),
+        Misconception(
             "first rank alone",
             "That is one rank's gradient. All ranks must end with the same, the mean, or their weights drift apart.",
             partial(_combined, by=lambda present, ranks: present[0]),
@@ -316,6 +355,12 @@ ring_schedule = Exercise(
             partial(_hops, start=1),
         ),
         Misconception(
+            "own block left out",
+            "It looks as if only the blocks that arrive were listed. There are W hops with a tile, and at hop 0 the "
+            "rank has its own block, with the positives in it.",
+            partial(_hops, start=1, hops=-1),
+        ),
+        Misconception(
             "one hop too few",
             "A block is sent W - 1 times, but there are W hops with a tile: the first is the rank's own block.",
             partial(_hops, hops=-1),
@@ -334,6 +379,12 @@ ring_schedule = Exercise(
             "the same for every rank",
             "It looks as if the list did not depend on the rank. Each starts with its own block.",
             lambda rank, ranks: _hops(0, ranks),
+        ),
+        Misconception(
+            "owners in order",
+            "It looks as if every rank met the blocks in the order of their owners. Then all would need the same block "
+            "at once: each starts with its own, and they move around.",
+            lambda rank, ranks: list(range(ranks)),
         ),
     ),
     hints=(
