@@ -93,11 +93,14 @@ two_batch_sizes = Exercise(
 )
 
 
-def _phases(rng: np.random.Generator, rows: tuple[int, ...]) -> Inputs:
-    """A flat and a steep phase whose lines cross at about 60 rows, between two that are never the highest."""
+def _phases(rng: np.random.Generator, rows: tuple[int, ...], order: list[int] | None = None) -> Inputs:
+    """A flat and a steep phase, 1 and 2, whose lines cross at about 60 rows, and two that are never the highest.
+
+    In `order`, or else with those two around the others.
+    """
     fixed = np.array([500, 900, 100, 400]) + rng.integers(0, 60, 4)
     per_row = np.array([7, 2, 15, 5]) + rng.integers(0, 3, 4)
-    order = [0, *rng.permutation([1, 2]), 3]
+    order = order or [0, *rng.permutation([1, 2]), 3]
     return {"fixed": fixed[order].tolist(), "per_row": per_row[order].tolist(), "rows": int(rng.choice(rows))}
 
 
@@ -107,6 +110,14 @@ def _few_rows(rng: np.random.Generator) -> Inputs:
 
 def _many_rows(rng: np.random.Generator) -> Inputs:
     return _phases(rng, (80, 90, 120, 300))
+
+
+def _first_is_highest(rng: np.random.Generator) -> Inputs:
+    return _phases(rng, (5, 10, 35, 45), [1, 0, 3, 2])
+
+
+def _last_is_highest(rng: np.random.Generator) -> Inputs:
+    return _phases(rng, (5, 10, 35, 45), [2, 0, 3, 1])
 
 
 def _highest_phase(fixed: list[int], per_row: list[int], rows: int) -> int:
@@ -124,7 +135,7 @@ peak_of_step = Exercise(
     spec="the step's peak in bytes: phase i holds fixed[i] + per_row[i] * rows bytes while it runs (an int).",
     line_budget=1,
     oracle=_highest_phase,
-    makers=(_few_rows, _many_rows),
+    makers=(_few_rows, _many_rows, _first_is_highest, _last_is_highest),
     misconceptions=(
         Misconception(
             "phases added up",
@@ -207,6 +218,11 @@ def _tiny_card(rng: np.random.Generator) -> Inputs:
     return inputs | {"budget": inputs["forecast_peak"](1) - int(rng.integers(1, 50))}
 
 
+def _card_of_one_row(rng: np.random.Generator) -> Inputs:
+    inputs = _card(rng, 50, exactly=False)
+    return inputs | {"budget": inputs["forecast_peak"](1)}
+
+
 def _huge_card(rng: np.random.Generator) -> Inputs:
     return _card(rng, 900, exactly=False)
 
@@ -234,7 +250,7 @@ largest_chunk = Exercise(
     spec="the largest chunk from 1 to batch_size with forecast_peak(chunk) <= budget; 0 where not even one row fits.",
     line_budget=4,
     oracle=_search,
-    makers=(_roomy_card, _exact_card, _tiny_card, _huge_card),
+    makers=(_roomy_card, _exact_card, _tiny_card, _card_of_one_row, _huge_card),
     misconceptions=(
         Misconception(
             "one line through two chunks",
