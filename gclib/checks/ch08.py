@@ -79,6 +79,14 @@ def _rows_far_apart(rng: np.random.Generator) -> Inputs:
     return inputs
 
 
+def _tiles_of_extremes(rng: np.random.Generator) -> Inputs:
+    """In every tile one logit far below the others: neither their least nor their mean can stand in for the largest."""
+    inputs = _rows_of_logits(rng, low=-3, high=3)
+    tiles = inputs["tiles"]
+    tiles.logits[:, :: tiles.width] -= 5000
+    return inputs
+
+
 def _reference_log_sum_exp(tiles: Tiles, rows: int) -> Tensor:
     """With numpy, from all logits at once; then it is noted that each tile is to be taken once."""
     values = tiles.logits.numpy()
@@ -158,6 +166,7 @@ online_log_sum_exp = Exercise(
         partial(_rows_of_logits, low=800, high=1600, short=0),
         partial(_rows_of_logits, low=-1600, high=-800),
         _rows_far_apart,
+        _tiles_of_extremes,
     ),
     outcome=_fold_outcome,
     may_change=frozenset({"tiles"}),  # what it counts
