@@ -8,6 +8,7 @@ not rounding. Letters: W ranks, b pairs of a rank, B of all.
 
 import argparse
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
@@ -31,7 +32,7 @@ from gclib.steps import grad_cache_step
 from gclib.validation import positive_int, refuse
 
 FEATURES, HIDDEN, DIMENSIONS = 12, 16, 8
-SEED, LAUNCH_SECONDS = 0, 150
+SEED, LAUNCH_SECONDS, MOST_RANKS = 0, 150, 8
 PEAK_DIMENSIONS, PEAK_TILE = 64, 32
 Message = tuple[str, int]  # which call of torch.distributed, and the bytes that it was given
 
@@ -209,10 +210,14 @@ def work(here: Rank, rows: Sequence[int], chunks: int, peak_pairs: int) -> dict[
 def launch(rows: Sequence[int], *, chunks: int = 3, peak_pairs: int = 384) -> list[dict[str, Any]]:
     """Start one process for each of `rows`, print what they print, and return what each rank found, in their order.
 
-    chunks: of each rank's rows; the ranks must come to the same number of chunks for DDP's hooks to meet. peak_pairs:
-    the batch whose loss is measured, a multiple of the number of ranks. Raises RuntimeError with the ranks' own words
-    where one fails, or all of them are late.
+    rows: at most MOST_RANKS numbers, for each rank is a process that imports PyTorch. chunks: of each rank's rows; the
+    ranks must come to the same number of chunks for DDP's hooks to meet. peak_pairs: the batch whose loss is measured,
+    a multiple of the number of ranks. Raises ValueError for what no ranks could run, before any is started, and
+    RuntimeError with the ranks' own words where one fails, or all of them are late.
     """
+    if not 1 <= len(rows) <= MOST_RANKS:
+        raise refuse("rows", f"must be 1 to {MOST_RANKS} numbers, one a rank", list(rows))
+    chunk_sizes(rows, chunks)
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PET_LOCAL_ADDR": "localhost"}
     with TemporaryDirectory() as folder:
         line = [sys.executable, *command(rows, chunks)[1:], "--peak-pairs", str(peak_pairs), "--folder", folder]
@@ -221,13 +226,23 @@ def launch(rows: Sequence[int], *, chunks: int = 3, peak_pairs: int = 384) -> li
         ) as started:
             try:
                 said, complained = started.communicate(timeout=LAUNCH_SECONDS)
+            except subprocess.TimeoutExpired as error:
+                started.terminate()
+                late = f"the ranks gave no answer in {LAUNCH_SECONDS} seconds, and were stopped: is the computer busy?"
+                raise RuntimeError(f"{late} Try again.") from error
             except BaseException:
                 started.terminate()  # torchrun passes it on to its ranks
                 raise
         if started.returncode:
-            raise RuntimeError(f"the ranks failed: {complained[-2000:]}")
+            raise RuntimeError(f"the ranks failed: {_own_words(complained)}")
         print(said, end="")
         return [torch.load(Path(folder, f"rank{rank}.pt"), weights_only=True) for rank in range(len(rows))]
+
+
+def _own_words(complained: str) -> str:
+    """The lines in which ranks name their errors, each once; where there are none, the end of all that was said."""
+    named = re.findall(r"^(?:\[rank\d+\]: )?(\w+(?:\.\w+)*Error: .+)$", complained, re.MULTILINE)
+    return "\n".join(dict.fromkeys(named)) or complained[-2000:]
 
 
 def command(rows: Sequence[int], chunks: int = 3) -> list[str]:

@@ -11,6 +11,7 @@ from oracles import InfoNCE
 
 from gclib.distributed import Rank
 from gclib.rank_demo import (
+    _own_words,
     chunk_sizes,
     command,
     first_draws,
@@ -126,9 +127,25 @@ def test_lines_come_in_the_order_of_ranks_and_nothing_else_is_printed(ranks):
 
 
 @pytest.mark.slow
-def test_ranks_that_fail_are_told():
-    with pytest.raises(RuntimeError, match="the ranks failed"):
+def test_ranks_that_fail_are_told_in_their_own_words():
+    with pytest.raises(RuntimeError, match="the ranks failed: ValueError: query_reps must be a floating point"):
+        launch([2, 1], chunks=1, peak_pairs=0)
+
+
+def test_what_no_ranks_could_run_starts_none(monkeypatch):
+    monkeypatch.setattr(subprocess, "Popen", lambda *_, **__: pytest.fail("a process was started"))
+    with pytest.raises(ValueError, match="chunks must be possible for all of the rows"):
         launch([4, 1], chunks=3)
+    for rows in ([], [1] * 9):
+        with pytest.raises(ValueError, match="rows must be 1 to 8 numbers, one a rank"):
+            launch(rows, chunks=1)
+
+
+def test_of_all_that_is_said_the_ranks_own_words_are_told():
+    noise = "Traceback (most recent call last):\n  File torch/distributed/run.py\nfailed (exitcode: 1)\n"
+    own = "[rank1]: ValueError: rows must be 2\n[rank0]: ValueError: rows must be 2\ntorch.x.ChildFailedError: \n"
+    assert _own_words(noise + own) == "ValueError: rows must be 2"
+    assert _own_words(noise) == noise
 
 
 def test_the_command_line_is_one_that_can_be_typed():
@@ -139,7 +156,7 @@ def test_the_command_line_is_one_that_can_be_typed():
 
 def test_ranks_that_never_answer_are_stopped(monkeypatch):
     monkeypatch.setattr("gclib.rank_demo.LAUNCH_SECONDS", 0.2)
-    with pytest.raises(subprocess.TimeoutExpired):
+    with pytest.raises(RuntimeError, match="gave no answer in 0.2 seconds, and were stopped"):
         launch([1], chunks=1)
 
 
