@@ -8,7 +8,6 @@ for mutant in mutants_of(definition):        # an ast.FunctionDef; one small cha
 import ast
 import copy
 import math
-import operator
 import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -347,7 +346,9 @@ def observe(
         if gradients and isinstance(value, Tensor) and value.is_floating_point():
             leaves[name] = value.requires_grad_()
             given[name] = value.clone()
-    random.seed(seed), np.random.seed(seed), torch.manual_seed(seed)
+    random.seed(seed)
+    np.random.seed(seed)
+    torch.manual_seed(seed)
     try:
         result = run_limited(lambda: answer(*given.values()), seconds)
         return {
@@ -400,7 +401,7 @@ def differs(expected: object, got: object, *, whole: bool = False) -> bool:
     if _is_number(expected) and _is_number(got):
         if whole and isinstance(expected, int) != isinstance(got, int):
             return True
-        return not (operator.eq(expected, got) or math.isclose(expected, got, rel_tol=1e-6, abs_tol=1e-9))
+        return not (expected == got or math.isclose(expected, got, rel_tol=1e-6, abs_tol=1e-9))
     return type(expected) is not type(got) or expected != got
 
 
