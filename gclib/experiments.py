@@ -49,9 +49,9 @@ class Setting:
     train_pairs, test_pairs: None for all that there are; layers: None for as many as `size` has.
     """
 
-    train_pairs: int | None = 1_536
+    train_pairs: int | None = 2_048
     test_pairs: int | None = 500
-    epochs: int = 2
+    epochs: int = 1
     size: str = "mini"
     layers: int | None = 1
     vocab_size: int = 2_000
@@ -111,7 +111,7 @@ def batch_recipe(batch_size: int, *, learning_rate: float | None = None) -> Reci
 
 
 QUICK = Setting()
-WHOLE = Setting(8_192, 2_000, vocab_size=6_000, query_length=24, passage_length=64)
+WHOLE = Setting(8_192, 2_000, epochs=2, vocab_size=6_000, query_length=24, passage_length=64)
 RECIPES = (
     batch_recipe(8),
     Recipe("accumulation, 16 x 8", "accumulation", 128, 8, scaled_rate(128)),
@@ -121,10 +121,10 @@ RECIPES = (
 BATCH_SIZES = (8, 16, 32, 64, 128, 256, 512)
 # Two rates at two batch sizes: each its own, and the other's.
 RATES = (
-    batch_recipe(8),
-    batch_recipe(8, learning_rate=scaled_rate(128)),
-    batch_recipe(128, learning_rate=scaled_rate(8)),
-    batch_recipe(128),
+    batch_recipe(32),
+    batch_recipe(32, learning_rate=scaled_rate(512)),
+    batch_recipe(512, learning_rate=scaled_rate(32)),
+    batch_recipe(512),
 )
 
 
