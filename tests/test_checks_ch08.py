@@ -222,6 +222,13 @@ def test_a_misconception_is_recognised_however_it_is_written(exercise, answer, n
         assert exercise.judge(answer, seed=seed).misconception == name
 
 
+def test_a_batch_that_does_not_fit_is_told_what_it_takes():
+    verdict = ch08.largest_dense_batch.judge(lambda budget, buffers: 100 + math.isqrt(budget // 4 // buffers), seed=0)
+    assert "pairs take" in verdict.explanation and "more than the budget's" in verdict.explanation
+    verdict = ch08.largest_dense_batch.judge(lambda budget, buffers: 7, seed=0)
+    assert verdict.status == "wrong" and "pairs take" not in verdict.explanation
+
+
 def test_torchs_own_log_sum_exp_does_not_count_as_an_answer():
     def online_log_sum_exp(tiles, rows):
         found = torch.full((rows,), -torch.inf, dtype=torch.float64)

@@ -200,7 +200,7 @@ online_log_sum_exp = Exercise(
         ),
         Misconception(
             "rescaled the wrong way round",
-            "It looks as if the old total grew with the maximum: exp(new - old), which is infinite at the first tile. "
+            "It looks as if the old total grew with the maximum: exp(new - old), at the first tile infinity times 0. "
             "The same sum in larger units is a smaller number: exp(old - new).",
             partial(_merged, factor=lambda old, new: torch.exp(new - old)),
         ),
@@ -761,12 +761,20 @@ def _search(budget: int, buffers: int) -> int:
     return low
 
 
+def _too_many(expected: int, got: Any, budget: int, buffers: int) -> str:
+    """What a batch that is too large would take."""
+    if not isinstance(got, int) or got <= expected:
+        return ""
+    return f"{got:,} pairs take {4 * buffers * got**2:,} bytes, more than the budget's {budget:,}."
+
+
 largest_dense_batch = Exercise(
     chapter=8,
     name="largest_dense_batch",
     spec="the largest B for which `buffers` float32 matrices (B, B) take at most `budget` bytes (an int).",
     line_budget=1,
     oracle=_search,
+    note=_too_many,
     makers=(partial(_a_card, exact=False), partial(_a_card, exact=True)),
     whole=True,
     rtol=0,
