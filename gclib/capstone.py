@@ -29,7 +29,7 @@ STEPS = ("naive", "accumulation", "grad_cache")
 CHUNKS = tuple(2**power for power in range(2, 11))  # what the reference tries
 TILE = 4_096  # its tile: 64 MiB of float32 logits
 MOST_TILES = 1_024  # of one loss: a forecast runs each of them once, with fake tensors
-USABLE = 0.9  # of a card's memory: a driver, a context and an allocator's gaps take some
+USABLE = 0.95  # of what a card leaves beside its context: an allocator's gaps take some
 PASS_SECONDS = 0.002  # what a chunk costs in each pass besides its arithmetic, in these briefs
 TILED_FLOPS = 8 / 6  # of the tiled loss over the dense one's: it computes the logits twice
 

@@ -335,8 +335,8 @@ def _claim_half(job: Job, plan: Plan) -> Claim:
         half = replace(half, chunk_size=min(plan.chunk_size, half.batch_size))
     share = peak_bytes(job, half) / peak_bytes(job, plan)
     chunks = "" if plan.chunk_size is None else " in the same chunks, nothing retained,"
-    text = f"Half the batch{chunks} would take less than 60 % of the peak."
-    return Claim(text, share < 0.6, f"{share:.0%} of it")
+    text = f"Half the batch{chunks} would take less than 60 % of what all of it takes."
+    return Claim(text, share < 0.6, f"half takes {share:.0%} of it")
 
 
 def _claim_logits(job: Job, batch_size: int) -> Claim:
@@ -353,13 +353,17 @@ def _claim_sorted(brief: Brief, cached: Plan) -> Claim:
 
 
 def judge_claims(found: Sequence[Claim], answers: Mapping[int, object]) -> str:
-    """Each claim with what was said of it (by its place, from 1; True: it holds), and the numbers that decide it."""
+    """Each claim with what was said of it (by its place, from 1; True: it holds); if anything, the deciding numbers."""
+    if not isinstance(answers, Mapping):
+        return "Answers are a dict of True (it holds) or False for each claim's number, such as {1: True, 2: False}."
     lines, right = [], 0
     for place, claim in enumerate(found, start=1):
         said = answers.get(place)
+        if said is None:
+            lines.append(f"{place}. {claim.text}\n   not answered yet.")
+            continue
         good = isinstance(said, bool) and said == claim.holds
         right += good
-        judged = "right" if good else "not answered" if said is None else "wrong"
         truth = "holds" if claim.holds else "does not hold"
-        lines.append(f"{place}. {claim.text}\n   {judged}: it {truth} ({claim.why}).")
+        lines.append(f"{place}. {claim.text}\n   {'right' if good else 'wrong'}: it {truth} ({claim.why}).")
     return "\n".join([*lines, f"{right} of {len(found)} right."])

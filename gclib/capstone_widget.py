@@ -58,15 +58,18 @@ class CapstoneForm(widgets.VBox):
         plan = self.plan()
         peak = judge_peak(self.brief, plan, _number(self.peak.value))
         predicted = judge_hours(self.brief, plan, _number(self.hours.value))
-        return "\n".join(map(str, (review(self.brief, plan), peak, predicted)))
+        return "\n".join(map(str, (f"Brief {self.brief.seed}.", review(self.brief, plan), peak, predicted)))
 
     def _on_draw(self) -> None:
+        self.draw.disabled = True
+        self.verdict.value = _pre("Solving the brief, so that its deadline can be kept: a large batch takes a while…")
         try:
             self.brief = draw_brief(_number(self.seed.value))
+            self._show_brief()
         except ValueError as refused:
             self.verdict.value = _pre(str(refused))
-            return
-        self._show_brief()
+        finally:
+            self.draw.disabled = False
 
     def _on_judge(self) -> None:
         self.judge.disabled = True

@@ -301,7 +301,8 @@ def test_answers_to_claims_are_counted():
     found = claims(BRIEF, reference(SMALL))
     right = {place: claim.holds for place, claim in enumerate(found, 1)}
     assert judge_claims(found, right).endswith("5 of 5 right.")
-    assert judge_claims(found, {}).count("not answered") == 5
+    assert judge_claims(found, {}).count("not answered") == 5 and "hold (" not in judge_claims(found, {})
+    assert judge_claims(found, [True, False]).startswith("Answers are a dict")  # type: ignore[arg-type]
     assert judge_claims(found, {1: not found[0].holds, 2: "yes"}).count("wrong:") == 2
 
 

@@ -28,7 +28,7 @@ def test_the_reference_typed_in_serves_the_brief(form):
     form.peak.value = f"{peak_bytes(form.brief.job, plan) / 2**30:.2f}"
     form.judge.click()
     assert "It serves the brief" in form.verdict.value and "peak: you said" in form.verdict.value
-    assert form.report().count("Score 1.00") == 1
+    assert form.report().count("Score 1.00") == 1 and form.report().startswith(f"Brief {SMALL}.")
 
 
 @pytest.mark.parametrize(
@@ -57,7 +57,10 @@ def test_another_seed_draws_another_brief_and_no_seed_is_refused(form):
     form.draw.click()
     assert "seed must be an int of at least 0" in form.verdict.value and form.words.value == before
     form.seed.value = str(SHORT_OF_TIME)
+    said = []
+    form.verdict.observe(lambda change: said.append((change.new, form.draw.disabled)), "value")
     form.draw.click()
+    assert "Solving the brief" in said[0][0] and said[0][1] and not form.draw.disabled
     assert form.brief.kind == "time" and form.words.value != before
     with pytest.raises(ValueError, match="seed must be an int"):
         CapstoneForm("one")

@@ -93,7 +93,8 @@ predict_peak = Exercise(
         ),
         Misconception(
             "logits forgotten",
-            "The logits are missing: three matrices of side x side float32 numbers are live at the loss.",
+            "The logits are missing at the loss, or were taken for a moment of their own: three matrices of side x "
+            "side float32 numbers are live there, beside the retained graphs.",
             _sum_of(logits=lambda **_: 0),
         ),
         Misconception(
@@ -111,6 +112,11 @@ predict_peak = Exercise(
             "GB instead of GiB",
             "That is in GB, 10^9 bytes. Cards and forecasts are told in GiB, 2^30 bytes: 7 % fewer.",
             _sum_of(unit=lambda **_: 1e9),
+        ),
+        Misconception(
+            "MiB instead of GiB",
+            "That is in MiB; GiB are asked for, 1,024 of them each.",
+            _sum_of(unit=lambda **_: MIB),
         ),
         Misconception(
             "bytes",
@@ -132,6 +138,11 @@ predict_peak = Exercise(
             "tile forgotten",
             "Where there is a tile, only tile x tile logits are live at a time, and not B x B.",
             _sum_of(logits=lambda batch, **_: 12 * batch**2),
+        ),
+        Misconception(
+            "a strip instead of a tile",
+            "It looks as if a tile of queries met all passages at a time. A tile is a square, tile x tile.",
+            _sum_of(logits=lambda batch, tile, **_: 12 * (tile or batch) * batch),
         ),
         Misconception(
             "replay forgotten",
@@ -221,6 +232,11 @@ predict_time = Exercise(
             _ratio_hours(lambda encoded, retained: encoded),
         ),
         Misconception(
+            "second forward of padding",
+            "It looks as if the second forward were padded: rho is the share of the tokens in both forwards.",
+            _ratio_hours(lambda encoded, retained: encoded + (1 - retained) / 3),
+        ),
+        Misconception(
             "last batch lost",
             "The last batch is not full, but it is an update: round up.",
             _ratio_hours(_right_ratio, updates=lambda n, b: n // b),
@@ -234,6 +250,11 @@ predict_time = Exercise(
             "an update for each example",
             "An update takes a whole batch: there are examples / batch of them.",
             _ratio_hours(_right_ratio, updates=lambda n, b: n),
+        ),
+        Misconception(
+            "minutes",
+            "That is in minutes; hours are asked for.",
+            _ratio_hours(_right_ratio, unit=60),
         ),
         Misconception(
             "seconds",
@@ -303,7 +324,7 @@ def _plan(batch: int, budget: int, need: Callable, **other: Any) -> dict[str, An
         tile = other["tile"]
     sizes = [size for size in (4, 8, 16, 32, 64) if fits(need(size, 0, tile))]
     chunk = other.get("chunk", max)(sizes or [4])
-    most = 2 * math.ceil(batch / chunk) * other.get("times", 1)
+    most = other.get("towers", 2) * math.ceil(batch / chunk)
     kept = [count for count in range(most + 1) if fits(need(chunk, count, tile))]
     retained = other.get("retained", lambda kept, most: max(kept, default=0))(kept, most)
     return {"step": "grad_cache", "chunk_size": chunk, "retain_chunks": retained, "tile_size": tile}
@@ -378,7 +399,13 @@ plan = Exercise(
         Misconception(
             "more than there are chunks",
             "There are only so many chunks, 2 * ceil(batch / C). With all of them retained no more can be saved.",
-            partial(_plan, times=9),
+            partial(_plan, towers=18),
+        ),
+        Misconception(
+            "the chunks of one tower",
+            "It looks as if only one tower's chunks were counted. Queries and passages are both cut: 2 * ceil(batch / "
+            "C) chunks.",
+            partial(_plan, towers=1),
         ),
         Misconception(
             "never naive",
