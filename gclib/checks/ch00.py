@@ -60,6 +60,11 @@ tensor_bytes = Exercise(
             lambda shape, bits: shape[0] * bits // 8,
         ),
         Misconception(
+            "two sides only",
+            "Right for a table. It looks as if only two sides of the shape count: a tensor may have more, or none.",
+            lambda shape, bits: math.prod(shape[:2]) * bits // 8,
+        ),
+        Misconception(
             "bytes of one number rounded down",
             "Right for whole bytes. It looks as if bits // 8 comes first, which is 0 for numbers smaller than a byte: "
             "multiply first, then divide.",
@@ -69,6 +74,11 @@ tensor_bytes = Exercise(
             "always four bytes",
             "It looks as if every number took 4 bytes: that is true of 32 bits only.",
             lambda shape, bits: math.prod(shape) * 4,
+        ),
+        Misconception(
+            "KiB, not bytes",
+            "That is in KiB (2**10 bytes): the answer is asked for in bytes.",
+            lambda shape, bits: math.prod(shape) * bits / 8 / 2**10,
         ),
         Misconception(
             "MiB, not bytes",
@@ -109,6 +119,17 @@ peak_bytes = Exercise(
             "It looks as if each kind's own peak is taken and those are added: they come at different moments, so that "
             "much is never live at once.",
             lambda kind_bytes: int(kind_bytes.amax(dim=0).sum()),
+        ),
+        Misconception(
+            "largest kinds of the moments added",
+            "It looks as if the largest kind of each moment is taken and those are added: add the kinds of a moment, "
+            "and take the largest moment.",
+            lambda kind_bytes: int(kind_bytes.amax(dim=1).sum()),
+        ),
+        Misconception(
+            "the beginning, not the peak",
+            "That is what is live at the first moment: most of a step's tensors are still to come.",
+            lambda kind_bytes: int(kind_bytes[0].sum()),
         ),
         Misconception(
             "moments added",
