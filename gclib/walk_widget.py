@@ -17,6 +17,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import FancyBboxPatch, Patch
 
 from gclib import plots
+from gclib.keyboard import keyboard
 from gclib.units import format_bytes
 from gclib.validation import refuse
 from gclib.walk import AFTER, WHOLE, Moment, Piece, Walk
@@ -196,7 +197,7 @@ class GraphWalk(widgets.VBox):
         self.previous.on_click(lambda _: self._move(-1))
         self.next.on_click(lambda _: self._move(1))
         controls = widgets.HBox([self.step, self.moment, self.previous, self.next], layout={"flex_flow": "row wrap"})
-        super().__init__([controls, self.words, self.picture])
+        super().__init__([controls, self.words, self.picture, keyboard()])
         self._draw()
 
     @property

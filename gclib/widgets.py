@@ -20,6 +20,7 @@ from gclib import lab, plots
 from gclib.cards import GPU_MEMORY_BYTES
 from gclib.encoder import SIZES, load_transformers
 from gclib.forecast import MemoryForecast
+from gclib.keyboard import keyboard
 from gclib.lab import LabSettings
 from gclib.live import LiveRun
 from gclib.machine import ram_bytes
@@ -102,7 +103,7 @@ class MemoryLab(widgets.VBox):
             (self.largest, self.pin, self.as_code),
         ]
         *above, buttons, more = [widgets.HBox(list(row), layout=_ROW) for row in pairs]
-        return [*above, self.forecast, self.picture, self.compared, buttons, more, self.status, self.code]
+        return [*above, self.forecast, self.picture, self.compared, buttons, more, self.status, self.code, keyboard()]
 
     @property
     def controls(self) -> tuple[widgets.Widget, ...]:

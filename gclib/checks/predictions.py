@@ -89,6 +89,8 @@ def predict(
         raise refuse("low", "must be below high", f"low={low!r}, high={high!r}")
     import ipywidgets as widgets
 
+    from gclib.keyboard import keyboard
+
     earlier = recall(chapter).get(key)
     ask = widgets.HTML(f"<b>Your prediction.</b> {escape(question)}")
     if options is not None:
@@ -114,7 +116,7 @@ def predict(
             status.value = escape(f"{refused}{_still_kept(chapter, key)}")
 
     keep.on_click(keep_answer)
-    box = widgets.VBox([ask, answer, keep, status])
+    box = widgets.VBox([ask, answer, keep, status, keyboard()])
     box.answer, box.keep, box.status = answer, keep, status
     return box
 
