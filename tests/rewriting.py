@@ -82,8 +82,11 @@ def minus(left: Any, right: Any) -> Any:
 
 
 def over(left: Any, right: Any) -> Any:
-    """left / right as a product with the reciprocal, for tensors."""
-    return left * (1 / right) if isinstance(left, Tensor) and left.is_floating_point() else left / right
+    """left / right as a product with the reciprocal, for tensors; 1 / an int tensor would be float32."""
+    floats = all(
+        isinstance(value, float) or torch.is_tensor(value) and value.is_floating_point() for value in (left, right)
+    )
+    return left * (1 / right) if floats and isinstance(left, Tensor) else left / right
 
 
 def whole_over(left: Any, right: Any) -> Any:
