@@ -110,9 +110,8 @@ def reworded_chapter(name: str) -> ModuleType:
 @every_exercise
 def test_a_listed_wrong_answer_in_other_words_keeps_its_name(exercise):
     for listed, other in zip(exercise.misconceptions, reworded(exercise.key), strict=True):
-        for seed in range(2):
-            verdict = exercise.judge(other.wrong, seed=seed)
-            assert (verdict.status, verdict.misconception) == ("wrong", listed.name)
+        verdict = exercise.judge(other.wrong, seed=0)
+        assert (verdict.status, verdict.misconception) == ("wrong", listed.name)
 
 
 def test_most_listed_wrong_answers_are_reworded():
