@@ -65,7 +65,7 @@ def _parser() -> argparse.ArgumentParser:
         description=TABLE1.format(folder=cache_folder()),
     )
     table.add_argument(
-        "--quick", action="store_true", help="1,536 pairs: a minute or two; without it, 8,192 and longer texts"
+        "--quick", action="store_true", help="2,048 pairs: a minute or two; without it, 8,192 and longer texts"
     )
     table.add_argument("--seed", type=int, default=0, help="of the weights and the order of the pairs (default: 0)")
     table.add_argument("--fresh", action="store_true", help="train again what was saved")

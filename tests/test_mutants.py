@@ -25,7 +25,7 @@ UNCOUNTED = {  # costs that an exercise does not ask about
     "ch08.tiled_loss": frozenset({"computed", "counter"}),  # tiles made twice, and a few held at once, are allowed
 }
 every_exercise = pytest.mark.parametrize("exercise", EXERCISES, ids=lambda exercise: exercise.key)
-pytestmark = pytest.mark.filterwarnings("ignore")  # mutants do what torch warns of
+pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]  # mutants do what torch warns of
 
 
 @dataclasses.dataclass

@@ -22,7 +22,7 @@ ROOT = Path(__file__).resolve().parents[1]
 LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
 HEADING = re.compile(r"^(#{1,6}) +(.+?) *#*$", re.MULTILINE)
 FENCED = re.compile(r"^(```|~~~).*?^\1", re.MULTILINE | re.DOTALL)
-ALLOWED = "ans,fo,hist,mis,nd,te,ure,vermillion"
+ALLOWED = "ans,fo,hist,mis,nd,notin,te,ure,vermillion"
 
 
 @dataclass(frozen=True)
