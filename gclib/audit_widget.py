@@ -8,6 +8,7 @@ import ipywidgets as widgets
 from torch import Tensor, nn
 
 from gclib.audit import AuditReport, audit_step
+from gclib.keyboard import keyboard
 from gclib.lab import format_table
 from gclib.traps import TRAPS, Trap, right_step, rows_of
 from gclib.validation import refuse
@@ -61,7 +62,7 @@ class AuditLab(widgets.VBox):
         self.tell.on_click(lambda _: self._on_tell())
         layout = {"flex_flow": "row wrap"}
         controls = [widgets.HBox([self.step, self.rows], layout=layout), self.words]
-        super().__init__([*controls, widgets.HBox([self.guess, self.tell], layout=layout), self.status])
+        super().__init__([*controls, widgets.HBox([self.guess, self.tell], layout=layout), self.status, keyboard()])
         self._draw()
 
     def report(self) -> AuditReport:

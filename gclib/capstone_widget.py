@@ -11,6 +11,7 @@ import ipywidgets as widgets
 
 from gclib.capstone import STEPS, Brief, draw_brief
 from gclib.capstone_review import judge_hours, judge_peak, review
+from gclib.keyboard import keyboard
 from gclib.validation import int_at_least
 
 _STYLE = {"description_width": "90px"}
@@ -41,7 +42,7 @@ class CapstoneForm(widgets.VBox):
         rows = [[self.seed, self.draw], [self.step, self.batch_size, self.tile_size]]
         rows += [[self.chunk_size, self.retain_chunks, self.sort], [self.peak, self.hours, self.judge]]
         boxes = [widgets.HBox(row, layout={"flex_flow": "row wrap"}) for row in rows]
-        super().__init__([boxes[0], self.words, *boxes[1:], self.verdict])
+        super().__init__([boxes[0], self.words, *boxes[1:], self.verdict, keyboard()])
         self.brief: Brief = draw_brief(seed)
         self._show_brief()
 
