@@ -16,7 +16,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
-from browser.lab import CHROMIUM_FLAGS, NotebookPage, find_chromium, jupyterlab  # noqa: E402
+from browser.lab import CHROMIUM_FLAGS, NotebookPage, find_chromium, jupyter  # noqa: E402
 
 BAR_MS = 400
 CHANGED = "before => document.querySelector('.gclib-memory-lab .gclib-picture img').src !== before"
@@ -43,7 +43,7 @@ def main() -> int:
         return 0
     from playwright.sync_api import sync_playwright
 
-    with tempfile.TemporaryDirectory() as folder, jupyterlab(Path(folder)) as address, sync_playwright() as engine:
+    with tempfile.TemporaryDirectory() as folder, jupyter(Path(folder)) as address, sync_playwright() as engine:
         browser = engine.chromium.launch(executable_path=find_chromium(), args=CHROMIUM_FLAGS)
         page = browser.new_page(viewport={"width": 1400, "height": 1000})
         notebook = NotebookPage(page, address, "06_live_memory_lab.ipynb")

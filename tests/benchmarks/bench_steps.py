@@ -248,13 +248,16 @@ def main() -> None:
     parser.add_argument("--chunks", type=int, nargs="+", default=[16, 32])
     parser.add_argument("--rounds", type=int, default=3, help="at the smallest batch; larger ones get one each")
     parser.add_argument("--whole", action="store_true", help="pairs of all packages, not of the standard library alone")
+    parser.add_argument("--times-only", action="store_true", help="no FLOPs and no allocator peaks of the versions")
     parser.add_argument("--out", type=Path, default=RESULTS)
     options = parser.parse_args()
     every = []
     for batch_size in options.batches:
         first = batch_size == min(options.batches)
         for chunk_size in options.chunks:
-            rows, ratios = bench(batch_size, chunk_size, options.rounds if first else 1, first, options.whole)
+            rows, ratios = bench(
+                batch_size, chunk_size, options.rounds if first else 1, first and not options.times_only, options.whole
+            )
             show(rows, ratios)
             every += rows
             save(every, options.out)

@@ -1,7 +1,7 @@
 """A JupyterLab for the module, a page for the test; skipped in words where there is no browser."""
 
 import pytest
-from browser.lab import CHROMIUM_FLAGS, find_chromium, jupyterlab
+from browser.lab import CHROMIUM_FLAGS, find_chromium, jupyter
 
 
 @pytest.fixture(scope="module")
@@ -26,7 +26,7 @@ def lab_folder(tmp_path_factory):
 @pytest.fixture(scope="module")
 def lab(chromium, lab_folder):
     """The address of a JupyterLab over a copy of the notebooks."""
-    with jupyterlab(lab_folder) as address:
+    with jupyter(lab_folder) as address:
         yield address
 
 

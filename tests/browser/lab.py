@@ -1,4 +1,4 @@
-"""JupyterLab as a person meets it: a server on a free port, a page in Chromium, clicks and keys."""
+"""JupyterLab and Notebook 7 as a person meets them: a server on a free port, a page in Chromium, clicks and keys."""
 
 import json
 import os
@@ -28,6 +28,8 @@ CHROMIUM_FLAGS = [
     "--disable-component-update",
     "--disable-sync",
 ]
+APPLICATIONS = {"lab": "LabApp", "notebook": "JupyterNotebookApp"}
+KERNEL = "globalThis.jupyterapp?.shell.currentWidget?.sessionContext?.session?.kernel"
 START_SECONDS = 90
 MOST_MS = 240_000  # for one thing to appear; a busy machine is slow, never wrong
 
@@ -38,20 +40,22 @@ def find_chromium() -> str | None:
 
 
 @contextmanager
-def jupyterlab(folder: Path) -> Iterator[str]:
-    """A JupyterLab server on a copy of the notebooks in `folder`; its address, with a random token."""
+def jupyter(folder: Path, application: str = "lab") -> Iterator[str]:
+    """A server of JupyterLab ("lab") or Notebook 7 ("notebook") on a copy of the notebooks in `folder`; its address."""
     shutil.copytree(ROOT / "notebooks", folder / "notebooks", ignore=shutil.ignore_patterns(".ipynb_checkpoints"))
     _write_settings(folder / "settings")
     port, token = _free_port(), secrets.token_hex(16)
-    command = [sys.executable, "-m", "jupyter", "lab", "--no-browser", "--allow-root", "--ip=127.0.0.1"]
+    command = [sys.executable, "-m", "jupyter", application, "--no-browser", "--allow-root", "--ip=127.0.0.1"]
     command += [f"--port={port}", "--ServerApp.port_retries=0", f"--IdentityProvider.token={token}"]
-    command += [f"--ServerApp.root_dir={folder / 'notebooks'}", "--LabApp.expose_app_in_browser=True"]
-    with (folder / "jupyterlab.log").open("w") as log:
+    command += [f"--ServerApp.root_dir={folder / 'notebooks'}"]
+    command += [f"--{APPLICATIONS[application]}.expose_app_in_browser=True"]
+    with (folder / "jupyter.log").open("w") as log:
         server = subprocess.Popen(command, env=_environment(folder), stdout=log, stderr=log, cwd=folder)
         try:
-            _wait_until_up(server, port, token, folder / "jupyterlab.log")
+            _wait_until_up(server, port, token, folder / "jupyter.log")
             # reset: else JupyterLab brings back the tabs of the page before, and their cells mix with this one's.
-            yield f"http://127.0.0.1:{port}/lab/tree/{{notebook}}?token={token}&reset"
+            page = "lab/tree" if application == "lab" else "notebooks"
+            yield f"http://127.0.0.1:{port}/{page}/{{notebook}}?token={token}&reset"
         finally:
             _stop(server)
 
@@ -100,7 +104,7 @@ def _wait_until_up(server: subprocess.Popen, port: int, token: str, log: Path) -
                 return
         except (urllib.error.URLError, OSError):
             time.sleep(0.2)
-    raise RuntimeError(f"JupyterLab did not start:\n{log.read_text()[-3000:]}")
+    raise RuntimeError(f"Jupyter did not start:\n{log.read_text()[-3000:]}")
 
 
 def _stop(server: subprocess.Popen) -> None:
@@ -123,7 +127,7 @@ class NotebookPage:
         self.code_cells = sum(cell["cell_type"] == "code" for cell in cells)
         page.goto(address.format(notebook=notebook))
         page.wait_for_selector(".jp-Notebook .jp-CodeCell")
-        page.get_by_text("Python 3 (ipykernel) | Idle").wait_for()  # before that, Run is silently lost
+        page.wait_for_function(f"() => {KERNEL}?.status === 'idle'")  # before that, Run is silently lost
 
     def run_all(self) -> None:
         """Run > Run All Cells, and wait until the last cell has its number."""
