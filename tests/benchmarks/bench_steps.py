@@ -8,7 +8,8 @@ every machine with the same Python, while the whole corpus (`--whole`) is of wha
 
 Each round runs every version once, so that a slow minute hurts them all; medians are printed. At the smallest batch
 each version runs once before the rounds for its FLOPs, and once for its allocator peak; larger batches are run once
-each, after that warm-up. "Pre-sorted" rows show what sorting alone buys elsewhere.
+each, after that warm-up. With `--times-only` there is neither, and the first round warms up as well as counts.
+"Pre-sorted" rows show what sorting alone buys elsewhere.
 
 `predicted` is rho * (1 + (1 - r) / 3) with rho = encoded tokens of one forward / padded tokens of the batch and
 r = the share of rows whose graph is retained: a step's time over the padded naive step's, if time went with tokens.
