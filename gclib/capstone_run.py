@@ -88,7 +88,7 @@ def run_scaled(
     """Record one step of the scaled plan, then train on pairs for some updates. ValueError for a plan that can't be."""
     plan = scaled(brief, given)
     settings = settings_of(plan)
-    recorded = LiveRun(settings).run()
+    recorded = LiveRun(settings, "cpu").run()
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         encoder = Encoder.from_config("mini", vocab_size=len(tokenizer))

@@ -179,8 +179,8 @@ def advice(settings: LabSettings, forecast: MemoryForecast, budget_bytes: int, b
     if share <= 1:
         room = "under 1 %" if share < 0.01 else f"{100 * share:.0f} %"
         return f"{said} It fits within {budget_name} and takes {room} of it. {_room(settings, share)}"
-    way_out = _way_out(settings, at_peak, budget_bytes)
-    return f"{said} It does not fit within {budget_name}: {share:,.1f} times too big. {way_out}"
+    change = way_out(settings, at_peak, budget_bytes)
+    return f"{said} It does not fit within {budget_name}: {share:,.1f} times too big. {change}"
 
 
 def _room(settings: LabSettings, share: float) -> str:
@@ -195,8 +195,8 @@ def _room(settings: LabSettings, share: float) -> str:
     return "There is room: bigger chunks would need fewer, larger encoder calls."
 
 
-def _way_out(settings: LabSettings, at_peak: dict[str, int], budget_bytes: int) -> str:
-    """What to change, from what dominates the peak."""
+def way_out(settings: LabSettings, at_peak: dict[str, int], budget_bytes: int) -> str:
+    """What to change where a step does not fit, from what dominates its peak: one sentence."""
     if sum(at_peak[kind] for kind in MODEL_KINDS) > budget_bytes:
         return "The model, its gradients and AdamW's states alone are too big: only a smaller model helps."
     largest = max((kind for kind in KINDS if kind not in MODEL_KINDS), key=lambda kind: at_peak[kind])
@@ -244,16 +244,26 @@ def compared(pinned: LabSettings, now: LabSettings) -> str:
     return f"{said}, {times}. Most of it: {format_bytes(abs(moved[kind]))} {sign} {kind}."
 
 
-def obstacle(forecast: MemoryForecast, free_bytes: int) -> str | None:
-    """Why this step must not run here, in words; None where it may. A quarter is kept for what a ledger can't see."""
-    needed = int(1.25 * forecast.peak_bytes) + EVENT_BYTES * operations(forecast)
-    if needed <= free_bytes:
-        return None
-    return (
-        f"Not run: the forecast is {format_bytes(forecast.peak_bytes)}. With a quarter more for what it can't see, and "
-        f"the ledger's own notes, that is {format_bytes(needed)}; this machine has {format_bytes(free_bytes)} free. "
-        "Nothing was allocated. The forecast above holds all the same."
-    )
+def obstacle(forecast: MemoryForecast, free_bytes: int, *, card_free_bytes: int | None = None) -> str | None:
+    """Why this step must not run here, in words; None where it may. A quarter is kept for what a ledger can't see.
+
+    free_bytes: of this machine. card_free_bytes: of the CUDA card that would run the step, which then holds its
+    tensors, while the machine holds the ledger's notes; None where the processor runs it.
+    """
+    tensors, notes = int(1.25 * forecast.peak_bytes), EVENT_BYTES * operations(forecast)
+    said = f"Not run: the forecast is {format_bytes(forecast.peak_bytes)}. With a quarter more for what it can't see"
+    end = "Nothing was allocated. The forecast above holds all the same."
+    if card_free_bytes is None:
+        tensors, notes, counted = tensors + notes, 0, ", and the ledger's own notes,"
+        where, room = "this machine", free_bytes
+    else:
+        counted, where, room = "", "the card", card_free_bytes
+    if tensors > room:
+        return f"{said}{counted} that is {format_bytes(tensors)}; {where} has {format_bytes(room)} free. {end}"
+    if notes > free_bytes:
+        has = f"this machine has {format_bytes(free_bytes)} free"
+        return f"Not run: the ledger's own notes of this step would take {format_bytes(notes)}; {has}. {end}"
+    return None
 
 
 def operations(forecast: MemoryForecast) -> int:
@@ -261,8 +271,8 @@ def operations(forecast: MemoryForecast) -> int:
     return sum(len(segment.kind_bytes) * segment.repeats for segment in forecast.timeline)
 
 
-def seconds_here(settings: LabSettings, forecast: MemoryForecast) -> float:
-    """A rough estimate of the step's seconds on this machine, from its multiplications and its operations.
+def seconds_here(settings: LabSettings, forecast: MemoryForecast, device: str = "cpu") -> float:
+    """A rough estimate of the step's seconds on this device, from its multiplications and its operations.
 
     A transformer layer costs 24 W^2 + 4 T W operations a token forward and twice that backward; the gradient cache runs
     the forward twice.
@@ -271,7 +281,7 @@ def seconds_here(settings: LabSettings, forecast: MemoryForecast) -> float:
     forwards = 4 if settings.step == "grad_cache" else 3
     a_pair = sum(tokens * layers * (24 * width**2 + 4 * tokens * width) for tokens in settings.lengths)
     flops = forwards * settings.batch_size * a_pair + 6 * settings.batch_size**2 * width
-    return flops / _flops_per_second() + 60e-6 * operations(forecast)
+    return flops / _flops_per_second(device) + 60e-6 * operations(forecast)
 
 
 @lru_cache(maxsize=64)
@@ -280,15 +290,17 @@ def _layers_and_width(model: str) -> tuple[int, int]:
     return config.num_hidden_layers, config.hidden_size
 
 
-@lru_cache(maxsize=1)
-def _flops_per_second() -> float:
+@lru_cache(maxsize=4)
+def _flops_per_second(device: str) -> float:
     """A third of what a few matrix products reach here; a step's smaller ones come near that."""
-    a = torch.ones(512, 512)
-    a @ a
+    side = 512 if device == "cpu" else 4096
+    a = torch.ones(side, side, device=device)
+    (a @ a).sum().item()  # the sum's value is there when the product is
     start = time.perf_counter()
     for _ in range(4):
-        a @ a
-    return 4 * 2 * 512**3 / (time.perf_counter() - start) / 3
+        last = a @ a
+    last[0, 0].item()
+    return 4 * 2 * side**3 / (time.perf_counter() - start) / 3
 
 
 def comparison(settings: Sequence[LabSettings], budget_bytes: int) -> list[dict[str, Any]]:

@@ -1,9 +1,12 @@
 """One step of the memory lab, run for real in a thread of its own: live bytes, progress, Stop.
 
-The thread builds a model, a batch and the optimizer's states, runs the step under the ledger and lets go of everything
-again. Afterwards the random generators are as they were, and no gradient is left.
+The thread builds a model, a batch and the optimizer's states on a CUDA card where there is one, else on the processor,
+runs the step under the ledger and lets go of everything again. Afterwards the random generators are as they were, no
+gradient is left, and a card has its memory back, also where it was not enough.
 """
 
+import gc
+import re
 import threading
 import time
 from dataclasses import dataclass
@@ -13,7 +16,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from gclib.cache import cache_folder
@@ -21,11 +24,14 @@ from gclib.chunking import Chunk
 from gclib.corpus import fingerprint, installed_sources
 from gclib.data import load_pairs, tokenize_pairs, train_tokenizer
 from gclib.encoder import Encoder
-from gclib.lab import PRECISIONS, LabSettings, forecast_of, loss_of
+from gclib.lab import PRECISIONS, LabSettings, forecast_of, loss_of, way_out
 from gclib.ledger import MemoryLedger, record_memory
+from gclib.machine import ram_bytes
 from gclib.randomness import RandomState
 from gclib.steps import accumulation_step, grad_cache_step, naive_step
 from gclib.timeline import PHASE_WORDS, TimelinePicture, is_heading
+from gclib.units import format_bytes
+from gclib.validation import refuse
 
 PAIRS = 2_000  # real texts to draw a batch from; a larger batch repeats them
 POINTS = 48  # of the live line, in each piece of the step
@@ -37,24 +43,31 @@ class Stopped(Exception):
 
 @dataclass(frozen=True)
 class RunResult:
-    """How a run ended. `ending`: "finished", "stopped" or "failed"; `error` in words where it failed."""
+    """How a run ended. `ending`: "finished", "stopped" or "failed"; `error` in words where it failed.
+
+    peak_bytes: the ledger's. allocated_peak_bytes: what CUDA's own allocator had given out at most during the step,
+    beyond what was there before the run; None on the processor.
+    """
 
     ending: str
     peak_bytes: int
     seconds: float
     loss: float | None = None
     error: str = ""
+    allocated_peak_bytes: int | None = None
 
 
 class LiveRun:
     """One step of these settings. `start` runs it in a thread, `run` in this one; `stop` ends it between chunks.
 
-    encoder: what is trained, built on the way. ledger: grows while it runs. result: None until it has ended.
-    texts: what the batch was made of, in words.
+    device: where it runs; None for CUDA where PyTorch can use it, else the processor. ValueError for another one.
+    encoder: what is trained, built on the way; afterwards on the processor, and None where the run failed.
+    ledger: grows while it runs. result: None until it has ended. texts: what the batch was made of, in words.
     """
 
-    def __init__(self, settings: LabSettings):
+    def __init__(self, settings: LabSettings, device: str | torch.device | None = None):
         self.settings = settings
+        self.device = run_device(device)
         self.pieces = count_pieces(settings)
         self.begun = 0
         self.stage = "starting"
@@ -62,6 +75,7 @@ class LiveRun:
         self.encoder: Encoder | None = None
         self.ledger: MemoryLedger | None = None
         self.result: RunResult | None = None
+        self._before_bytes: int | None = None
         self._stop = threading.Event()
         self._trace = _Trace()
         self._thread = threading.Thread(target=self.run, name="memory-lab-run", daemon=True)
@@ -87,19 +101,21 @@ class LiveRun:
     def run(self) -> RunResult:
         """Run the step here and now. Whatever goes wrong is in the result's words, and is not raised."""
         start = time.perf_counter()
-        ending, loss, error = "finished", None, ""
-        with RandomState.record([]).replay():
+        ending, loss, error, full = "finished", None, "", None
+        with RandomState.record([torch.empty(0, device=self.device)]).replay():
             try:
                 loss = self._step()
             except Stopped:
                 ending = "stopped"
+            except torch.OutOfMemoryError as problem:
+                ending, full = "failed", str(problem)
             except Exception as problem:  # a thread has nobody to raise to: it is told in words
                 ending, error = "failed", f"{type(problem).__name__}: {problem}"
-            finally:
-                if self.encoder is not None:
-                    self.encoder.zero_grad(set_to_none=True)
-        peak = self.ledger.peak_bytes if self.ledger else 0
-        self.result = RunResult(ending, peak, time.perf_counter() - start, loss, error)
+        peak, allocated = self.ledger.peak_bytes if self.ledger else 0, self._allocated_peak()
+        self._let_go(failed=ending == "failed")
+        if full is not None:
+            error = self._out_of_memory(full)
+        self.result = RunResult(ending, peak, time.perf_counter() - start, loss, error, allocated)
         return self.result
 
     def trace(self, picture: TimelinePicture) -> tuple[np.ndarray, np.ndarray]:
@@ -109,16 +125,22 @@ class LiveRun:
     def _step(self) -> float:
         self.stage = "building the model"
         self._check_stop()
+        before = _warmed_up(self.device)
         precision = PRECISIONS[self.settings.precision]
-        self.encoder = Encoder.from_config(self.settings.model).to(precision.get("dtype", torch.float32))
+        encoder = Encoder.from_config(self.settings.model)
+        self.encoder = encoder.to(self.device, precision.get("dtype", torch.float32))
         self.stage = "reading texts"
         inputs, self.texts = make_batch(self.settings)
+        inputs = [{name: value.to(self.device) for name, value in tower.items()} for tower in inputs]
         self._check_stop()
         optimizer = warm_optimizer(self.encoder, self.settings.optimizer)
         loss_fn = loss_of(self.settings.tile_size)
+        if self.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(self.device)
+            self._before_bytes = before
         with record_memory(self.encoder, optimizer=optimizer) as self.ledger:
             step, options = step_of(self.settings)
-            with torch.autocast("cpu", dtype=torch.bfloat16, enabled="autocast" in precision):
+            with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled="autocast" in precision):
                 loss = step([self.encoder] * 2, inputs, loss_fn, on_phase=self._on_phase, **options)
         return loss.item()
 
@@ -133,6 +155,81 @@ class LiveRun:
     def _check_stop(self) -> None:
         if self._stop.is_set():
             raise Stopped
+
+    def _allocated_peak(self) -> int | None:
+        """What the card's allocator had given out at most, beyond what was there before; None where no step began."""
+        if self._before_bytes is None:
+            return None
+        return torch.cuda.max_memory_allocated(self.device) - self._before_bytes
+
+    def _let_go(self, *, failed: bool) -> None:
+        """No gradient stays, and on a card nothing at all: the encoder leaves it, or is gone where the run failed."""
+        if self.encoder is not None:
+            self.encoder.zero_grad(set_to_none=True)
+        if failed:
+            self.encoder = None
+            gc.collect()  # an error may be held by a circle of its own frames, and these hold tensors
+        if self.device.type == "cuda":
+            if self.encoder is not None:
+                self.encoder.to("cpu")
+            torch.cuda.empty_cache()
+
+    def _out_of_memory(self, told: str) -> str:
+        """PyTorch's message as a person needs it: what was asked, what there is, and what to change."""
+        asked = re.search(r"allocate ([\d.,]+ (?:[KMGT]iB|bytes))", told)
+        held = f", and had held {format_bytes(self.ledger.peak_bytes)} at most" if self.ledger else ""
+        place = f"in piece {self.begun:,} of {self.pieces:,}, {self.stage}" if self.begun else self.stage
+        free, total = memory_of(self.device)
+        change = way_out(self.settings, forecast_of(self.settings).at_peak(), total)
+        return (
+            f"Out of memory ({place}): the step asked for {asked[1] if asked else 'more'}{held}. "
+            f"{device_words(self.device)} has {format_bytes(total)}. All that the run held was returned, and "
+            f"{format_bytes(free)} are free now: the next run may start. {change}"
+        )
+
+
+def run_device(device: str | torch.device | None = None) -> torch.device:
+    """Where a run takes place: the device given, or CUDA's present one where PyTorch can use it, else the processor.
+
+    Raises ValueError for what is neither the processor nor a CUDA device that is there.
+    """
+    rule = "must be the processor, or a CUDA device that PyTorch can use"
+    try:
+        place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    except (RuntimeError, TypeError) as error:
+        raise refuse("device", rule, device) from error
+    if place.type == "cpu":
+        return torch.device("cpu")
+    if place.type != "cuda" or not torch.cuda.is_available() or (place.index or 0) >= torch.cuda.device_count():
+        raise refuse("device", rule, str(place))
+    return place if place.index is not None else torch.device("cuda", torch.cuda.current_device())
+
+
+def memory_of(device: torch.device) -> tuple[int, int]:
+    """(free, total) bytes of the device. On a card, what PyTorch's allocator keeps for later is free too."""
+    if device.type != "cuda":
+        total, free = ram_bytes()
+        return free, total
+    free, total = torch.cuda.mem_get_info(device)
+    return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device), total
+
+
+def device_words(device: torch.device) -> str:
+    """The card's name, or "This machine"."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else "This machine"
+
+
+def _warmed_up(device: torch.device) -> int:
+    """Bytes that CUDA's allocator has given out, once the matrix library's workspaces are there; 0 on the processor.
+
+    The library takes a workspace in each thread that calls it, here and in autograd's, and keeps it: no step's.
+    """
+    if device.type != "cuda":
+        return 0
+    layer = nn.Linear(64, 64, device=device)
+    layer(torch.ones(64, 64, device=device)).sum().backward()
+    del layer
+    return torch.cuda.memory_allocated(device)
 
 
 def count_pieces(settings: LabSettings) -> int:

@@ -22,7 +22,7 @@ from gclib.encoder import SIZES, load_transformers
 from gclib.forecast import MemoryForecast
 from gclib.keyboard import keyboard
 from gclib.lab import LabSettings
-from gclib.live import LiveRun
+from gclib.live import LiveRun, device_words, memory_of, run_device
 from gclib.machine import ram_bytes
 from gclib.presets import PRESETS
 from gclib.timeline import TimelinePicture, picture_of
@@ -48,7 +48,8 @@ class MemoryLab(widgets.VBox):
     largest that fits), pin (keeps these settings to compare with), as_code (shows code, a program that prints this
     forecast); status, forecast, compared (text), picture. `table()` is the lab as text. `wait()` returns when all that
     was started has ended.
-    The keywords set where the controls start; each must be one of the control's values.
+    The keywords set where the controls start; each must be one of the control's values. device: where Run runs the
+    step; None for a CUDA card where PyTorch can use one, else the processor.
     """
 
     def __init__(
@@ -65,7 +66,9 @@ class MemoryLab(widgets.VBox):
         precision: str = "float32",
         optimizer: str = "adamw",
         budget: str = "256 MiB",
+        device: str | None = None,
     ):
+        self.device = run_device(device)
         start = LabSettings(
             step, model, batch_size, chunk_size, length, tile_size, query_length, retain_chunks, precision, optimizer
         )
@@ -349,10 +352,11 @@ class MemoryLab(widgets.VBox):
             self._say("The forecast is not there yet. Press Run again when it is.")
             return
         forecast = lab.forecast_of(settings)
-        if (refusal := lab.obstacle(forecast, ram_bytes()[1])) is not None:
+        card_free = memory_of(self.device)[0] if self.device.type == "cuda" else None
+        if (refusal := lab.obstacle(forecast, ram_bytes()[1], card_free_bytes=card_free)) is not None:
             self._say(refusal)
             return
-        seconds = lab.seconds_here(settings, forecast)
+        seconds = lab.seconds_here(settings, forecast, str(self.device))
         if seconds > lab.SLOW_SECONDS and self._confirmed != settings:
             self._confirmed = settings
             self._say(f"This would take about {_minutes(seconds)} here. Press Run again to start it all the same.")
@@ -360,10 +364,11 @@ class MemoryLab(widgets.VBox):
         self._begin(settings, forecast, seconds)
 
     def _begin(self, settings: LabSettings, forecast: MemoryForecast, seconds: float) -> None:
-        self._live = LiveRun(settings)
+        self._live = LiveRun(settings, self.device)
         self.progress.max, self.progress.value = self._live.pieces, 0
         self.run.disabled, self.stop.disabled = True, False
-        self._say(f"Starting: {settings.described()}. About {_minutes(seconds)}.")
+        where = f" on {device_words(self.device)}" if self.device.type == "cuda" else ""
+        self._say(f"Starting{where}: {settings.described()}. About {_minutes(seconds)}.")
         self._watcher = threading.Thread(target=self._watch, args=(self._live, forecast), daemon=True)
         self._watcher.start()
 
@@ -510,11 +515,21 @@ def _told(run: LiveRun, forecast: MemoryForecast) -> str:
     if result.ending == "failed":
         return f"The run failed, and the lab goes on. {result.error}"
     measured = f"{format_bytes(result.peak_bytes)} ({result.peak_bytes:,} bytes)"
+    card = _told_by_the_card(run)
     if result.ending == "stopped":
         return (
             f"Stopped after {run.done:,} of {run.pieces:,} pieces; the peak until then was {measured}. Gradients are "
-            "cleared, random generators as before."
+            f"cleared, random generators as before.{card}"
         )
     off = result.peak_bytes - forecast.peak_bytes
     verdict = "exactly as forecast" if off == 0 else f"{off:+,} bytes against the forecast"
-    return f"Finished in {result.seconds:.1f} s on {run.texts}: measured peak {measured}, {verdict}."
+    return f"Finished in {result.seconds:.1f} s on {run.texts}: measured peak {measured}, {verdict}.{card}"
+
+
+def _told_by_the_card(run: LiveRun) -> str:
+    """What the card's own allocator says of the run's peak; nothing on the processor."""
+    allocated = run.result.allocated_peak_bytes
+    if allocated is None:
+        return ""
+    off = 100 * (allocated / max(1, run.result.peak_bytes) - 1)
+    return f" The allocator of {device_words(run.device)} counted {format_bytes(allocated)} at its peak, {off:+.1f} %."

@@ -4,6 +4,7 @@ import gc
 import random
 import re
 import time
+import weakref
 from dataclasses import replace
 from html import unescape
 
@@ -337,6 +338,128 @@ def test_what_goes_wrong_in_a_run_is_told_in_words(memory_lab, monkeypatch):
     assert not memory_lab.run.disabled and memory_lab.stop.disabled
 
 
+FULL = "CUDA out of memory. Tried to allocate 20.00 GiB. GPU 0 has a total capacity of 79.18 GiB."
+
+
+def steps_that_run_out_of_memory(times):
+    """A `step_of` whose first steps end as a card's allocator ends them, in a replay; what they held is seen weakly."""
+    held, honest = [], step_of
+
+    def step_of_a_full_card(settings):
+        step, options = honest(settings)
+
+        def full(encoders, inputs, loss_fn, *, on_phase, **rest):
+            def report(phase, **place):
+                on_phase(phase, **place)
+                if phase == "replay" and place.get("tower") == 1 and len(held) < times:
+                    big = torch.zeros(1000)
+                    held.append(weakref.ref(big))
+                    raise torch.OutOfMemoryError(FULL)
+
+            return step(encoders, inputs, loss_fn, on_phase=report, **rest)
+
+        return full, options
+
+    return step_of_a_full_card, held
+
+
+def test_out_of_memory_is_told_in_words_all_is_let_go_of_and_the_next_run_finishes(monkeypatch):
+    full, held = steps_that_run_out_of_memory(1)
+    monkeypatch.setattr(live, "step_of", full)
+    monkeypatch.setattr(live, "ram_bytes", lambda: (2**33, 2**32))
+    settings = LabSettings(**TINY, batch_size=12, chunk_size=4)
+    run, before = LiveRun(settings, "cpu"), torch.get_rng_state()
+    result = run.run()
+    assert result.ending == "failed" and result.peak_bytes > 0 and result.loss is None
+    for words in (
+        "Out of memory (in piece ",
+        "second forward and backward",
+        f"asked for 20.00 GiB, and had held {format_bytes(result.peak_bytes)} at most",
+        "This machine has 8.00 GiB. All that the run held was returned, and 4.00 GiB are free now",
+        lab.way_out(settings, forecast_of(settings).at_peak(), 2**33),
+    ):
+        assert words in result.error
+    assert run.encoder is None and held[0]() is None
+    assert torch.equal(before, torch.get_rng_state())
+    again = LiveRun(settings, "cpu").run()
+    assert (again.ending, again.peak_bytes) == ("finished", forecast_of(settings).peak_bytes)
+
+
+def test_out_of_memory_before_the_step_begins_is_told_too(monkeypatch):
+    def full(settings):
+        raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    monkeypatch.setattr(live, "make_batch", full)
+    run = LiveRun(LabSettings(**TINY), "cpu")
+    assert "Out of memory (reading texts): the step asked for more. This machine has" in run.run().error
+    assert run.encoder is None and run.result.allocated_peak_bytes is None
+
+
+def test_the_lab_goes_on_after_out_of_memory(memory_lab, monkeypatch):
+    monkeypatch.setattr(live, "step_of", steps_that_run_out_of_memory(1)[0])
+    memory_lab.run.click()
+    memory_lab.wait()
+    assert text_of(memory_lab.status).startswith("The run failed, and the lab goes on. Out of memory (in piece ")
+    memory_lab.run.click()
+    memory_lab.wait()
+    assert text_of(memory_lab.status).startswith("Finished in ")
+
+
+def test_a_run_is_on_the_processor_where_there_is_no_card(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert LiveRun(LabSettings(**TINY)).device == torch.device("cpu")
+    for wrong in ("cuda", "meta", "abacus", 7.5):
+        with pytest.raises(ValueError, match="device must be the processor, or a CUDA device"):
+            LiveRun(LabSettings(**TINY), wrong)
+
+
+def test_a_run_is_on_the_card_where_there_is_one(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    assert LiveRun(LabSettings(**TINY)).device == LiveRun(LabSettings(**TINY), "cuda").device == torch.device("cuda:0")
+    assert LiveRun(LabSettings(**TINY), "cpu").device == torch.device("cpu")
+    with pytest.raises(ValueError, match="got 'cuda:1'"):
+        LiveRun(LabSettings(**TINY), "cuda:1")
+
+
+@pytest.fixture
+def card_lab(monkeypatch):
+    """A lab that takes this processor for a card of 1 GiB, of which 768 MiB are free and 100 MiB kept for later."""
+    card = {"mem_get_info": (668 * 2**20, 2**30), "memory_reserved": 150 * 2**20, "memory_allocated": 50 * 2**20}
+    for name, value in card.items():
+        monkeypatch.setattr(torch.cuda, name, lambda device, value=value: value)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "Card of the test")
+    monkeypatch.setattr(lab, "seconds_here", lambda settings, forecast, device: 1.0)
+    made = MemoryLab(**TINY, batch_size=16, chunk_size=4)
+    made.device = torch.device("cuda", 0)
+    monkeypatch.setattr(widgets, "LiveRun", lambda settings, device: LiveRun(settings, "cpu"))
+    made.wait()
+    yield made
+    made.wait()
+
+
+def test_before_a_run_on_a_card_its_own_free_memory_is_asked(card_lab, monkeypatch):
+    card_lab.model.value, card_lab.step.value, card_lab.batch_size.value = "small", "naive", 256
+    card_lab.wait()
+    assert 768 * 2**20 < 1.25 * forecast_of(card_lab.settings()).peak_bytes < 2**34
+    monkeypatch.setattr(widgets, "ram_bytes", lambda: (2**35, 2**34))
+    card_lab.run.click()
+    assert "the card has 768 MiB free" in text_of(card_lab.status) and card_lab.live is None
+
+
+def test_the_status_says_what_the_card_s_allocator_counted(card_lab):
+    card_lab.run.click()
+    card_lab.wait()
+    run = card_lab.live
+    assert run.result.allocated_peak_bytes is None and "allocator" not in text_of(card_lab.status)
+    counted = run.result.peak_bytes * 1025 // 1000
+    run.result = replace(run.result, allocated_peak_bytes=counted)
+    run.device = card_lab.device
+    told = f"The allocator of Card of the test counted {format_bytes(counted)} at its peak, +2.5 %."
+    assert told in card_lab.table()
+
+
 def test_the_live_line_lies_on_the_forecast():
     for step, tolerance in (("naive", 0.02), ("accumulation", 0.02), ("grad_cache", 0.02)):
         settings = LabSettings(step, "tiny", batch_size=40, chunk_size=4, length=16)
@@ -401,7 +524,7 @@ def test_a_second_run_waits_for_the_first(memory_lab):
 
 
 def test_a_run_that_takes_long_is_announced_first(memory_lab, monkeypatch):
-    monkeypatch.setattr(lab, "seconds_here", lambda settings, forecast: 3600.0)
+    monkeypatch.setattr(lab, "seconds_here", lambda *of: 3600.0)
     memory_lab.run.click()
     assert "about 60 minutes" in text_of(memory_lab.status) and memory_lab.live is None
     memory_lab.run.click()
@@ -410,7 +533,7 @@ def test_a_run_that_takes_long_is_announced_first(memory_lab, monkeypatch):
 
 
 def test_moving_a_control_withdraws_the_announcement(memory_lab, monkeypatch):
-    monkeypatch.setattr(lab, "seconds_here", lambda settings, forecast: 3600.0)
+    monkeypatch.setattr(lab, "seconds_here", lambda *of: 3600.0)
     memory_lab.run.click()
     memory_lab.batch_size.value = 32
     memory_lab.batch_size.value = 16
@@ -476,7 +599,15 @@ def test_the_advice_names_what_to_change(settings, budget, words):
 def test_a_run_is_refused_when_forecast_and_ledger_would_not_fit():
     forecast = forecast_of(LabSettings(**TINY))
     assert obstacle(forecast, 2**34) is None
-    assert "Not run" in obstacle(forecast, forecast.peak_bytes)
+    assert "this machine has" in obstacle(forecast, forecast.peak_bytes)
+
+
+def test_a_run_on_a_card_is_refused_by_what_the_card_has_and_by_what_the_ledger_notes_here():
+    forecast = forecast_of(LabSettings(**TINY))
+    notes = lab.EVENT_BYTES * lab.operations(forecast)
+    assert obstacle(forecast, notes, card_free_bytes=2**34) is None
+    assert "the card has" in obstacle(forecast, 2**34, card_free_bytes=forecast.peak_bytes)
+    assert "the ledger's own notes of this step" in obstacle(forecast, notes - 1, card_free_bytes=2**34)
 
 
 def test_more_work_is_estimated_to_take_longer():
