@@ -126,7 +126,7 @@ def rows_of_ranks(*tensors: Tensor, group: Any = None) -> list[int]:
     sizes = torch.tensor(own, device=tensors[0].device).flatten()
     received = [torch.empty_like(sizes) for _ in range(world_size(group))]
     with waiting_for_ranks("the exchange of shapes"):
-        dist.all_gather(received, sizes, group=group)
+        all_gather(received, sizes, group=group)
     ranks = [part.view(-1, 3).tolist() for part in received]
     for place in range(len(tensors)):
         alike = {(r[place][0] / r[0][0], r[place][1], r[place][2]) for r in ranks}
@@ -136,6 +136,25 @@ def rows_of_ranks(*tensors: Tensor, group: Any = None) -> list[int]:
             )
             raise refuse("representations", "must have the same columns, dtype and K on all ranks", got)
     return [rank[0][0] for rank in ranks]
+
+
+def all_gather(received: Sequence[Tensor], own: Tensor, *, group: Any = None) -> None:
+    """Fill `received`, one tensor for each rank, all of one shape, with every rank's own.
+
+    On CUDA tensors gloo has an all-reduce and a broadcast, and no all-gather (the table of backends in PyTorch's
+    documentation of torch.distributed): there every rank broadcasts its own.
+    """
+    if not is_gloo_on_cuda(own, group):
+        dist.all_gather(list(received), own, group=group)
+        return
+    received[rank_of(group)].copy_(own)
+    for number, part in enumerate(received):
+        dist.broadcast(part, number if group is None else dist.get_global_rank(group, number), group=group)
+
+
+def is_gloo_on_cuda(tensor: Tensor, group: Any = None) -> bool:
+    """Whether a tensor is on a GPU while its group's backend is the processor's."""
+    return tensor.is_cuda and dist.get_backend(group) == "gloo"
 
 
 def own_rows(rows: Sequence[int], group: Any = None) -> slice:
@@ -211,7 +230,7 @@ def _all_gather(tensor: Tensor, rows: list[int], group: Any) -> list[Tensor]:
     padded[: tensor.shape[0]] = tensor
     received = [torch.empty_like(padded) for _ in rows]
     with waiting_for_ranks("gather_with_grad"):
-        dist.all_gather(received, padded, group=group)
+        all_gather(received, padded, group=group)
     return [part[:count] for part, count in zip(received, rows, strict=True)]
 
 

@@ -17,9 +17,17 @@ import torch.distributed as dist
 from torch import Tensor
 
 from gclib.arguments import check_representations, check_temperature
-from gclib.distributed import mean_over_ranks, rank_of, rows_of_ranks, waiting_for_ranks, world_size
+from gclib.distributed import (
+    is_gloo_on_cuda,
+    mean_over_ranks,
+    rank_of,
+    rows_of_ranks,
+    waiting_for_ranks,
+    world_size,
+)
 from gclib.tiled import like_inputs, refuse_second_derivative, tile_side, tiled_contrastive_loss
 from gclib.tiles import Gradients, Logits, LogSumExp, Softmax, add_gradients, merge_logits
+from gclib.validation import refuse
 
 
 def ring_contrastive_loss(
@@ -44,8 +52,9 @@ def ring_contrastive_loss(
     (being filled, arriving, leaving). O(B / W * D) bytes a rank, not the O(b / n^2) that the paper's text claims: its
     own table falls as 1 / W.
 
-    Raises ValueError as `tiled_contrastive_loss` does (on all ranks where their shapes differ), RuntimeError for a
-    second derivative and where a rank does not answer. Source: Cheng et al. 2024, equation (9), algorithms 1 and 2.
+    Raises ValueError as `tiled_contrastive_loss` does (on all ranks where their shapes differ) and for CUDA tensors in
+    a group of gloo, which sends none; RuntimeError for a second derivative and where a rank does not answer.
+    Source: Cheng et al. 2024, equation (9), algorithms 1 and 2.
     """
     if world_size(group) == 1:
         return tiled_contrastive_loss(
@@ -53,6 +62,9 @@ def ring_contrastive_loss(
         )
     check_representations(query_reps, passage_reps)
     check_temperature(temperature)
+    if is_gloo_on_cuda(passage_reps, group):
+        rule = "must be on the processor where the group is gloo's, which sends no CUDA tensors: take nccl, or gather"
+        raise refuse("representations", rule, str(passage_reps.device))
     side = tile_side(tile_size, query_reps)
     rows = rows_of_ranks(query_reps, passage_reps, group=group)
     ring = Ring(rank_of(group), rows, passage_reps.shape[0] // query_reps.shape[0], side, group)

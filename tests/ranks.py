@@ -1,4 +1,4 @@
-"""Real processes for the tests: W gloo ranks on this machine, each running one function of a test module."""
+"""Real processes for the tests: W ranks on this machine, each running one function of a test module."""
 
 import json
 import os
@@ -16,13 +16,21 @@ from gclib.distributed import process_group
 TIMEOUT_SECONDS = 60.0
 
 
-def run_ranks(work: Callable[..., Any], ranks: int, folder: Path, *arguments: Any, timeout: float = TIMEOUT_SECONDS):
+def run_ranks(
+    work: Callable[..., Any],
+    ranks: int,
+    folder: Path,
+    *arguments: Any,
+    timeout: float = TIMEOUT_SECONDS,
+    backend: str = "gloo",
+):
     """[work(rank, *arguments) of each rank], computed in as many new processes; what it returns must fit JSON.
 
     Raises torch.multiprocessing.ProcessRaisedException with the traceback of the first rank that failed.
     """
     port = _free_port()
-    torch.multiprocessing.spawn(_enter, (work, ranks, str(folder), port, timeout, arguments), nprocs=ranks)
+    given = (work, ranks, str(folder), port, timeout, arguments, backend)
+    torch.multiprocessing.spawn(_enter, given, nprocs=ranks)
     return [json.loads((folder / f"rank{rank}.json").read_text()) for rank in range(ranks)]
 
 
@@ -42,11 +50,13 @@ def die(rank: int, folder: Path) -> None:
     os._exit(0)
 
 
-def _enter(rank: int, work: Callable, ranks: int, folder: str, port: int, timeout: float, arguments: tuple) -> None:
+def _enter(
+    rank: int, work: Callable, ranks: int, folder: str, port: int, timeout: float, arguments: tuple, backend: str
+) -> None:
     torch.set_num_threads(1)
     os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(ranks), "LOCAL_RANK": str(rank)}
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    with process_group(backend="gloo", timeout_seconds=timeout) as here:
+    with process_group(backend=backend, timeout_seconds=timeout) as here:
         found = work(here, *arguments)
     Path(folder, f"rank{rank}.json").write_text(json.dumps(found))
 
