@@ -29,7 +29,7 @@ __all__ = [
 
 def open_clip_loss(queries: Tensor, passages: Tensor, temperature: float | Tensor) -> Tensor:
     """The dense symmetric loss as open_clip's ClipLoss computes it alone: each direction has a product of its own."""
-    labels = torch.arange(len(queries))
+    labels = torch.arange(len(queries), device=queries.device)
     losses = [F.cross_entropy(a @ b.T / temperature, labels) for a, b in ((queries, passages), (passages, queries))]
     return (losses[0] + losses[1]) / 2
 
@@ -40,7 +40,7 @@ def sentence_transformers_strips(queries: Tensor, passages: Tensor, *, rows: int
     from sentence_transformers.sentence_transformer.losses import CachedMultipleNegativesRankingLoss
 
     loss_fn = CachedMultipleNegativesRankingLoss(
-        SentenceTransformer(modules=[Embedder(nn.Linear(1, 1))], device="cpu"),
+        SentenceTransformer(modules=[Embedder(nn.Linear(1, 1))], device=str(queries.device)),
         scale=1 / temperature,
         similarity_fct=lambda a, b: a @ b.T,
         mini_batch_size=rows,

@@ -1,6 +1,7 @@
 """Time and memory of the tiled loss against the dense one, public ones, and the machine's matrix product.
 
     python tests/benchmarks/bench_tiled.py [--batch 8192] [--large 65536] [--tile 1024] [--repeats 5] [--csv FILE]
+    python tests/benchmarks/bench_tiled.py --device cuda [--batches 8192 32768 65536 131072] [--tile 4096] [--csv FILE]
 
 Symmetric, float32, D=256, forward and backward, learnable temperature (sentence-transformers' is a number). Dense is
 `contrastive_loss`; open_clip's dense loss has a product for each direction; the strips are the cached loss of
@@ -8,6 +9,8 @@ sentence-transformers, whole rows of logits at a time: 32 of them, as by default
 between the versions; medians are printed. Every memory figure is a process of its own, gradients included: the
 allocator's extra peak by `torch.profiler`'s events, the resident extra peak by looking every millisecond. The limit is
 8 B^2 D FLOPs at the rate of a matrix product with the tile's shape, measured between the rounds.
+
+On a CUDA card it is another table: see `tiled_cuda.py`.
 """
 
 import argparse
@@ -171,14 +174,23 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=8192)
     parser.add_argument("--large", type=int, default=65536, help="0: leave it out")
     parser.add_argument("--dimensions", type=int, default=256)
-    parser.add_argument("--tile", type=int, default=1024)
+    parser.add_argument("--tile", type=int, help="1,024, and 4,096 on CUDA")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--batches", type=int, nargs="+", help="of --device cuda, which takes no --batch and --large")
     parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--csv", type=Path, default=RESULTS / "tiled.csv")
+    parser.add_argument("--csv", type=Path)
     parser.add_argument("--memory", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.memory:
         print(measure_memory(*json.loads(options.memory)))
         return
+    if options.device == "cuda":
+        import tiled_cuda
+
+        batches = options.batches or tiled_cuda.BATCHES
+        tiled_cuda.main(batches, options.dimensions, options.tile or 4096, options.csv or RESULTS / "tiled_cuda.csv")
+        return
+    options.tile, options.csv = options.tile or 1024, options.csv or RESULTS / "tiled.csv"
     rows = time_versions(VERSIONS, options.batch, options.dimensions, options.tile, options.repeats)
     if options.large:
         rows += time_versions((TILED,), options.large, options.dimensions, options.tile, 1)
