@@ -17,6 +17,7 @@ from matplotlib.patches import Rectangle
 from matplotlib.ticker import MaxNLocator
 
 from gclib import plots
+from gclib.keyboard import keyboard
 from gclib.validation import int_at_least, one_of, positive_int, refuse
 
 LOST, SEEN, POSITIVE = 0, 1, 2
@@ -100,7 +101,7 @@ class BlockMatrix(widgets.VBox):
         self.hard_negatives = _slider("Hard K", choices, one_of("hard_negatives", hard_negatives, choices))
         self.sentence, self.picture = widgets.HTML(), widgets.HTML()
         sliders = widgets.HBox([self.chunk_size, self.hard_negatives], layout={"flex_flow": "row wrap"})
-        super().__init__([sliders, self.sentence, self.picture])
+        super().__init__([sliders, self.sentence, self.picture, keyboard()])
         self.add_class("gclib-block-matrix")
         for slider in (self.chunk_size, self.hard_negatives):
             slider.observe(self._on_move, names="value")

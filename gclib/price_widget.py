@@ -32,6 +32,7 @@ from gclib.cost import (
     seconds_by_round,
 )
 from gclib.encoder import Encoder
+from gclib.keyboard import keyboard
 from gclib.lab import format_table
 from gclib.losses import ContrastiveLoss
 from gclib.steps import grad_cache_step, naive_step, schedule
@@ -186,7 +187,7 @@ class PriceLab(widgets.VBox):
         self.measure.on_click(lambda _: self._on_measure())
         rows = [[self.chunk_size, self.retain], [self.spread, self.sort]]
         boxes = [widgets.HBox(row, layout={"flex_flow": "row wrap"}) for row in rows]
-        super().__init__([*boxes, self.words, self.picture, self.measure, self.status])
+        super().__init__([*boxes, self.words, self.picture, self.measure, self.status, keyboard()])
         self._draw()
 
     def settings(self) -> PriceSettings:

@@ -26,6 +26,7 @@ from gclib.experiments import (
     texts_of,
     train_encoder,
 )
+from gclib.keyboard import keyboard
 from gclib.lab import format_table
 from gclib.retrieval import retrieval_metrics
 from gclib.training import TrainingRecord
@@ -162,7 +163,8 @@ class RaceLab(widgets.VBox):
         self.train.on_click(lambda _: self._on_train())
         self.stop.on_click(lambda _: self._on_stop())
         rows = [widgets.VBox(self.choices), widgets.HBox([self.seed, self.epochs], layout=_WRAP)]
-        super().__init__([*rows, widgets.HBox([self.train, self.stop, self.progress]), self.status, self.picture])
+        buttons = widgets.HBox([self.train, self.stop, self.progress])
+        super().__init__([*rows, buttons, self.status, self.picture, keyboard()])
         self.add_class("gclib-race")
         self._say(READY)
 

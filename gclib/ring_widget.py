@@ -15,6 +15,7 @@ from matplotlib.axes import Axes
 from matplotlib.patches import FancyBboxPatch, Patch, Rectangle
 
 from gclib import plots
+from gclib.keyboard import keyboard
 from gclib.lab import format_table
 from gclib.validation import int_at_least, refuse
 
@@ -166,7 +167,7 @@ class RingWalk(widgets.VBox):
         self.next.on_click(lambda _: self._move(1))
         controls = [self.ranks, self.moment, self.previous, self.next]
         row = widgets.HBox(controls, layout={"flex_flow": "row wrap"})
-        super().__init__([row, self.words, self.picture])
+        super().__init__([row, self.words, self.picture, keyboard()])
         self._draw()
 
     def describe(self) -> str:

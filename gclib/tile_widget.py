@@ -24,6 +24,7 @@ from gclib import plots
 from gclib.cards import GPU_MEMORY_BYTES
 from gclib.cost import count_flops, median_ratio, seconds_by_round
 from gclib.forecast import forecast_step
+from gclib.keyboard import keyboard
 from gclib.lab import format_table
 from gclib.ledger import record_memory
 from gclib.losses import contrastive_loss
@@ -302,7 +303,7 @@ class TileLab(widgets.VBox):
         self.measure.on_click(lambda _: self._on_measure())
         rows = [[self.batch, self.tile], [self.dimensions, self.symmetric]]
         boxes = [widgets.HBox(row, layout={"flex_flow": "row wrap"}) for row in rows]
-        super().__init__([*boxes, self.words, self.picture, self.measure, self.status])
+        super().__init__([*boxes, self.words, self.picture, self.measure, self.status, keyboard()])
         self._draw()
 
     def settings(self) -> TileSettings:

@@ -117,6 +117,7 @@ def predict(
 
     keep.on_click(keep_answer)
     box = widgets.VBox([ask, answer, keep, status, keyboard()])
+    box.add_class("gclib-prediction")
     box.answer, box.keep, box.status = answer, keep, status
     return box
 

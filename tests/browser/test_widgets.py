@@ -1,13 +1,13 @@
-"""Every widget of the library on one page, in a light and a dark theme: each slider answers a key, nothing fails."""
+"""Every widget of the library on one page, in both themes: each control is reached, seen, named and answers a key."""
 
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import nbformat
 import pytest
-from browser.lab import ROOT, NotebookPage
+from browser.lab import ROOT, NotebookPage, wait_until
 
 # What the chapters show, with their settings or smaller ones. Live runs have their own tests, in kernel and browser.
 WIDGETS = {
@@ -29,13 +29,39 @@ GraphWalk({"gradient cache": cached, "naive": record_walk(naive_step, encoders, 
     "AuditLab": """from gclib.audit_widget import AuditLab
 AuditLab(encoders, texts, ContrastiveLoss(0.1, learnable=True), seed=2)""",
     "predict": "from gclib.checks.predictions import predict; predict(0, 'try', 'How many?', unit='MiB', low=0)",
+    "choose": "predict(0, 'pick', 'Which one?', options=['the first', 'the second'])",
 }
 
 
+# What a person can work. A number's readout is a field too; a choice's is not, as typing there does nothing.
+CONTROLS = "button, select, input, textarea, .noUi-handle, [role=textbox]"
+LOOKS = "looks = element => (({outlineStyle, outlineWidth}) => [outlineStyle, outlineWidth])(getComputedStyle(element))"
+LIST_CONTROLS = f"""selector => {{
+    const all = [...document.querySelectorAll(".jp-Notebook .jp-OutputArea")].flatMap(
+        area => [...area.querySelectorAll(selector)]);
+    window.controls = [...new Set(all)].filter(control => !control.disabled && control.checkVisibility());
+    window.{LOOKS};
+    document.activeElement.blur();
+    return controls.map(looks);
+}}"""
+FOCUSED = """() => {
+    const now = document.activeElement, words = now.outerHTML.slice(0, 150);
+    const place = now.closest(".jp-OutputArea") ? controls.indexOf(now) : null;
+    return {place, looks: looks(now), words, inside: now.closest(".jp-Notebook") !== null};
+}"""
+
+
 @pytest.fixture(scope="module")
-def gallery(lab_folder):
-    """A notebook with a cell a widget, in the folder that Jupyter serves."""
-    return write_gallery(lab_folder / "notebooks", WIDGETS)
+def gallery(chromium, lab, lab_folder):
+    """A page with every widget, in the light theme, run: the tests of this file look at it one after the other."""
+    context = chromium.new_context(viewport={"width": 1400, "height": 1000})
+    file = write_gallery(lab_folder / "notebooks", WIDGETS)
+    notebook = NotebookPage(context.new_page(), lab, file, lab_folder / "notebooks")
+    notebook.choose_theme("JupyterLab Light")
+    notebook.run_all()
+    assert notebook.errors() == []
+    yield notebook
+    context.close()
 
 
 def write_gallery(folder: Path, names: Iterable[str], file: str = "gallery.ipynb") -> str:
@@ -50,11 +76,11 @@ def answers(page, cell, handle) -> bool:
     """Whether a key on the slider's handle changes its value and what the widget shows: right or, at the end, left."""
     before = shown(cell)
     for key in ("ArrowRight", "ArrowLeft"):
-        value = handle.get_attribute("aria-valuetext")
+        value = handle.get_attribute("aria-valuenow")
         handle.focus()
         handle.press(key)
         for _ in range(100):
-            if handle.get_attribute("aria-valuetext") != value and shown(cell) != before:
+            if handle.get_attribute("aria-valuenow") != value and shown(cell) != before:
                 return True
             page.wait_for_timeout(50)
     return False
@@ -66,17 +92,75 @@ def shown(cell) -> tuple[list[str | None], str]:
     return [image.get_attribute("src") for image in output.locator("img").all()], output.inner_text()
 
 
-def test_every_slider_of_every_widget_answers_the_keyboard(lab, lab_folder, gallery, page):
-    """In the light theme; then the dark one is put on, which redraws the page."""
-    notebook = NotebookPage(page, lab, gallery, lab_folder / "notebooks")
-    notebook.choose_theme("JupyterLab Light")
-    notebook.run_all()
-    assert notebook.errors() == []
-    assert silent_sliders(page, WIDGETS) == []
-    photograph(page, "light")
-    notebook.choose_theme("JupyterLab Dark")
-    photograph(page, "dark")
-    assert notebook.errors() == []
+def test_tab_reaches_every_control_in_order_and_each_is_seen_and_named(gallery):
+    """Disabled controls are left out (Stop while nothing runs, Previous at the start), and the program not asked for.
+
+    Once in each theme.
+    """
+    for theme in ("JupyterLab Light", "JupyterLab Dark"):
+        gallery.choose_theme(theme)
+        photograph(gallery.page, theme.split()[-1].lower())
+        before = gallery.page.evaluate(LIST_CONTROLS, CONTROLS)
+        stops = [stop for stop in tab_through(gallery.page, len(before)) if stop["place"] is not None]
+        assert [stop["place"] for stop in stops] == list(range(len(before))), stops
+        pale = [stop["words"] for stop in stops if stop["looks"] != ["solid", "2px"] or stop["looks"] in before]
+        nameless = [stop["words"] for stop in stops if not re.search(r"\w", stop["name"])]
+        assert (pale, nameless) == ([], [])
+        assert len(before) > 60
+
+
+def tab_through(page, controls: int) -> Iterator[dict]:
+    """Press Tab from the first cell on until the focus leaves the notebook; what has it each time."""
+    devtools = page.context.new_cdp_session(page)
+    page.locator(".jp-Notebook .jp-CodeCell .jp-InputPrompt").first.click()
+    for _ in range(controls + 30):  # the buttons of the first cell's toolbar, and of what is above, are stops too
+        page.keyboard.press("Tab")
+        stop = page.evaluate(FOCUSED)
+        if not stop["inside"]:
+            return
+        focused = devtools.send("Runtime.evaluate", {"expression": "document.activeElement"})["result"]["objectId"]
+        heard = devtools.send("Accessibility.getPartialAXTree", {"objectId": focused, "fetchRelatives": False})
+        yield stop | {"name": heard["nodes"][0].get("name", {}).get("value", "")}
+
+
+def test_every_slider_of_every_widget_answers_the_keyboard(gallery):
+    assert silent_sliders(gallery.page, WIDGETS) == []
+    assert gallery.errors() == []
+    told = """sliders => sliders.filter(slider => slider.querySelector(".noUi-handle").getAttribute("aria-valuetext")
+        !== slider.querySelector(".widget-readout").textContent).map(slider => slider.textContent)"""
+    sliders = gallery.page.locator(".widget-slider")
+    wait_until(lambda: sliders.evaluate_all(told) == [], lambda: f"told otherwise: {sliders.evaluate_all(told)}")
+
+
+def test_every_menu_switch_and_choice_answers_the_keyboard(gallery):
+    page = gallery.page
+    for menu in page.locator(".jp-OutputArea select").all():
+        before, last = menu.evaluate("menu => [menu.selectedIndex, menu.length - 1]")
+        menu.press("ArrowUp" if before == last else "ArrowDown")
+        assert menu.evaluate("menu => menu.selectedIndex") == before + (-1 if before == last else 1)
+    for switch in page.locator(".jp-OutputArea .widget-toggle-button").all():
+        for key, pressed in (("Space", "true"), ("Enter", "false")):
+            switch.press(key)
+            wait_until(lambda: switch.get_attribute("aria-pressed") == pressed, switch.inner_text)  # noqa: B023
+    for box in page.locator(".jp-OutputArea input:is([type=checkbox], [type=radio])").all():
+        before = box.is_checked()
+        box.press("Space")
+        assert box.is_checked() != before
+    assert gallery.errors() == []
+
+
+def test_the_program_asked_for_is_the_next_stop_and_ctrl_s_still_saves(gallery):
+    page = gallery.page
+    page.locator(".gclib-as-code").press("Enter")
+    page.locator(".gclib-code textarea").wait_for(state="visible")
+    page.keyboard.press("Tab")
+    assert page.evaluate("document.activeElement.tagName") == "TEXTAREA"
+    page.locator(".gclib-as-code").press("Enter")
+    page.locator(".gclib-code textarea").wait_for(state="hidden")
+    saved = "jupyterapp.shell.currentWidget.context.model.dirty === false"
+    page.wait_for_function("jupyterapp.shell.currentWidget.context.model.dirty === true")
+    page.keyboard.press("Control+s")
+    page.wait_for_function(saved)
 
 
 def silent_sliders(page, names: Iterable[str]) -> list[str]:
@@ -89,18 +173,18 @@ def silent_sliders(page, names: Iterable[str]) -> list[str]:
     return silent
 
 
-def test_the_audit_is_answered_with_keys_alone(lab, lab_folder, page):
+def test_the_audit_is_answered_with_keys_alone(gallery):
     """A menu's arrow is the menu's, and Enter presses the button: Jupyter would take both for itself."""
-    folder = lab_folder / "notebooks"
-    notebook = NotebookPage(page, lab, write_gallery(folder, ("GraphWalk", "AuditLab"), "audit.ipynb"), folder)
-    notebook.run_all()
-    audit = page.locator(".jp-Notebook .jp-CodeCell").nth(1).locator(".jp-OutputArea").first
+    page = gallery.page
+    audit = (
+        page.locator(".jp-Notebook .jp-CodeCell").nth(list(WIDGETS).index("AuditLab")).locator(".jp-OutputArea").first
+    )
     audit.locator("select").nth(1).focus()
     page.keyboard.press("ArrowDown")
     page.keyboard.press("Tab")
     page.keyboard.press("Enter")
     audit.get_by_text(re.compile("^(Yes|No)[:.]")).wait_for(timeout=30_000)
-    assert notebook.errors() == []
+    assert gallery.errors() == []
 
 
 def photograph(page, theme: str) -> None:
@@ -117,4 +201,4 @@ def test_the_gallery_has_every_widget_of_the_library():
         for line in path.read_text("utf-8").splitlines():
             if line.startswith("class ") and "(widgets.VBox)" in line:
                 found.add(line.split()[1].split("(")[0])
-    assert found == set(WIDGETS) - {"predict"}
+    assert found == set(WIDGETS) - {"predict", "choose"}
