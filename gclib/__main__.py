@@ -3,7 +3,7 @@
 import argparse
 import sys
 
-from gclib import calibration, datacard, experiments, trainer
+from gclib import calibration, datacard, experiments, recording, trainer
 from gclib.cache import cache_folder
 from gclib.corpus import load_corpus
 
@@ -33,6 +33,8 @@ def main(arguments: list[str] | None = None) -> int:
             seconds=chosen.seconds, on_reading=lambda reading: print(reading.case, flush=True)
         )
         print(calibration.format_calibration(found))
+        if chosen.record:
+            print(f"recorded in {recording.record_card(found, chosen.record)}")
     elif chosen.command == "data-card":
         text = datacard.figures(load_corpus())
         if chosen.write:
@@ -76,6 +78,7 @@ def _parser() -> argparse.ArgumentParser:
         "beside what was forecast, and the budget to give forecasts for this device. Kept in the cache folder.",
     )
     measured.add_argument("--seconds", type=float, default=30.0, help="when to stop (default: 30)")
+    measured.add_argument("--record", metavar="FOLDER", help="also record steps on the GPU, into a file in this folder")
     training = commands.add_parser(
         "train",
         help="train an encoder with a batch as large as you like, and keep it",

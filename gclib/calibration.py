@@ -1,19 +1,22 @@
 """The learner's own device against the forecast: real steps of random tokens, measured, kept, and read back.
 
-A forecast counts what PyTorch's tensors take on a processor. A GPU takes more: its attention keeps other tensors, its
-matrix library a workspace, its allocator rounds up, and the driver's context is there before the first tensor. So the
-device is measured once, with a few steps of rising size, and the largest ratio is what a card's bytes are divided by.
+A forecast counts tensors. A GPU takes more, and each part of that has a name here: the *context* (driver and kernels,
+there before the first tensor, in no counter of PyTorch), the *workspace* of its matrix library (memory that PyTorch's
+allocator holds for good), and *rounding* (blocks are handed out in sizes of the allocator's own). Context and
+workspace are measured once; steps of rising size show the rest, and the largest ratio is what a card's bytes are
+divided by.
 
-Verified on a processor, whose allocator PyTorch's profiler reports. On a GPU (`torch.cuda.max_memory_allocated`) it is
-the same code with another meter, which has not been run on one yet.
+On a processor the allocator's peak is read by PyTorch's profiler, on a GPU from `torch.cuda.memory_stats`.
 """
 
 import dataclasses
+import gc
 import json
 import platform
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import transformers
@@ -29,31 +32,42 @@ Meter = Callable[[Callable[[], object]], int]
 
 @dataclass(frozen=True)
 class Case:
-    """One step to run: rows of equally long, padded, random tokens."""
+    """One step to run: rows of equally long, padded, random tokens. autocast: in bf16, or not at all."""
 
     step: str
     batch_size: int
     chunk_size: int | None
     length: int
+    autocast: bool = False
 
 
 @dataclass(frozen=True)
 class Reading:
-    """What the forecast said of a case, and what the device took, both in bytes."""
+    """What the forecast said of a case's tensors, and what the device took, all in bytes.
+
+    measured_bytes: the most that the allocator had given out, its workspaces included. requested_bytes: the same
+    before it rounded sizes up; None on a processor, whose allocator does not tell.
+    """
 
     case: Case
     forecast_bytes: int
     measured_bytes: int
+    requested_bytes: int | None = None
+    workspace_bytes: int = 0
 
     @property
     def ratio(self) -> float:
-        """Measured over forecast."""
-        return self.measured_bytes / self.forecast_bytes
+        """Measured over forecast with the workspace."""
+        return self.measured_bytes / (self.forecast_bytes + self.workspace_bytes)
 
 
 @dataclass(frozen=True)
 class Calibration:
-    """A device as it was measured. context_bytes: taken before the first tensor; None where nothing tells."""
+    """A device as it was measured. context_bytes: taken before the first tensor, by this process and by any other
+    that was on the device; None where nothing tells.
+
+    workspace_bytes: what the matrix library keeps of the allocator's memory.
+    """
 
     device: str
     model: str
@@ -61,6 +75,7 @@ class Calibration:
     context_bytes: int | None
     readings: tuple[Reading, ...]
     versions: str
+    workspace_bytes: int = 0
 
     @property
     def ratio(self) -> float:
@@ -69,14 +84,18 @@ class Calibration:
 
     @property
     def usable_bytes(self) -> int:
-        """The budget to give a forecast for this device: what is left of it beside the context, over the ratio."""
-        return int((self.total_bytes - (self.context_bytes or 0)) / max(self.ratio, 1.0))
+        """The budget to give a forecast for this device: what is left of it beside the context, over the ratio, less
+        the workspace.
+        """
+        left = (self.total_bytes - (self.context_bytes or 0)) / max(self.ratio, 1.0)
+        return int(left) - self.workspace_bytes
 
 
 # A model and steps that a device of the kind finishes in half a minute; on a GPU, BERT-base at C = 8 ... 256.
 GPU_CASES = tuple(
-    Case(step, batch, chunk, 128)
+    Case(step, batch, chunk, 128, autocast)
     for chunk in (8, 16, 32, 64, 128, 256)
+    for autocast in (False, True)
     for step, batch, chunk in (("naive", chunk, None), ("grad_cache", 4 * chunk, chunk))
 )
 CPU_CASES = tuple(
@@ -111,12 +130,13 @@ def calibrate(
     if not cases:
         raise refuse("cases", "must be at least one", "none")
     readings: list[Reading] = []
-    started, context = time.perf_counter(), _context_bytes(place)
+    started, workspace = time.perf_counter(), workspace_bytes(place)
+    context = _context_bytes(place)
     for case in cases:
         if readings and time.perf_counter() - started > limit:
             break
         try:
-            readings.append(read(case, model, place))
+            readings.append(read(case, model, place, workspace))
         except torch.OutOfMemoryError:
             torch.cuda.empty_cache()
             if not readings:
@@ -126,17 +146,21 @@ def calibrate(
             on_reading(readings[-1])
     versions = f"torch {torch.__version__}, transformers {transformers.__version__}"
     name, total = _name(place), _total_bytes(place)
-    found = Calibration(name, model, total, context, tuple(readings), versions)
+    found = Calibration(name, model, total, context, tuple(readings), versions, workspace)
     write_checked(_path(name), {"device": name}, json.dumps(dataclasses.asdict(found)).encode())
     return found
 
 
-def read(case: Case, model: str, device: torch.device) -> Reading:
+def read(case: Case, model: str, device: torch.device, workspace_bytes: int = 0) -> Reading:
     """One case: its forecast, and the peak of the same step run on the device, its encoder's weights included."""
     same = {"batch_size": case.batch_size, "query_length": case.length, "passage_length": case.length}
-    told = forecast_step(case.step, config=model, chunk_size=case.chunk_size, **same).peak_bytes
-    meter = _cuda_peak if device.type == "cuda" else _processor_peak
-    return Reading(case, told, meter(lambda: _run(case, model, device)))
+    same |= {"chunk_size": case.chunk_size, "device": device.type}
+    autocast = torch.bfloat16 if case.autocast else None
+    told = forecast_step(case.step, config=model, autocast=autocast, **same).peak_bytes
+    if device.type == "cuda":
+        measured, requested = _cuda_peaks(lambda: run_case(case, model, device))
+        return Reading(case, told, measured + workspace_bytes, requested + workspace_bytes, workspace_bytes)
+    return Reading(case, told, _processor_peak(lambda: run_case(case, model, device)))
 
 
 def load(device: str | torch.device | None = None) -> Calibration | None:
@@ -146,7 +170,11 @@ def load(device: str | torch.device | None = None) -> Calibration | None:
         _, body = read_checked(_path(_name(place)))
     except (FileNotFoundError, DamagedFile):
         return None
-    fields = json.loads(body)
+    return from_fields(json.loads(body))
+
+
+def from_fields(fields: dict[str, Any]) -> Calibration:
+    """A calibration from its fields as JSON keeps them."""
     readings = tuple(Reading(**{**reading, "case": Case(**reading["case"])}) for reading in fields["readings"])
     return Calibration(**{**fields, "readings": readings})
 
@@ -155,40 +183,74 @@ def format_calibration(found: Calibration) -> str:
     """The readings as a table, and what follows from them, in words."""
     lines = [
         f"{found.device}, {found.model} ({found.versions})",
-        "step         batch  chunk   forecast   measured  ratio",
+        "step         batch  chunk  autocast   forecast  requested   measured  ratio",
     ]
     for reading in found.readings:
         case, mib = reading.case, 2**20
+        asked = "-" if reading.requested_bytes is None else f"{reading.requested_bytes / mib:,.1f}"
         lines.append(
-            f"{case.step:11}{case.batch_size:7,}{case.chunk_size or '-':>7}{reading.forecast_bytes / mib:11,.1f}"
+            f"{case.step:11}{case.batch_size:7,}{case.chunk_size or '-':>7}{'bf16' if case.autocast else '-':>10}"
+            f"{(reading.forecast_bytes + reading.workspace_bytes) / mib:11,.1f}{asked:>11}"
             f"{reading.measured_bytes / mib:11,.1f}{reading.ratio:7.3f}"
         )
     context = "unknown" if found.context_bytes is None else f"{found.context_bytes / 2**20:,.0f} MiB"
-    lines.append(f"(MiB.) Context: {context}. Give forecasts a budget of {found.usable_bytes / 2**30:.2f} GiB.")
+    lines.append(
+        f"(MiB.) Context, other programs included: {context}. Workspace, in every column: "
+        f"{found.workspace_bytes / 2**20:,.1f} MiB. "
+        f"Give forecasts a budget of {found.usable_bytes / 2**30:.2f} GiB."
+    )
     return "\n".join(lines)
 
 
-def _run(case: Case, model: str, device: torch.device) -> None:
-    """The step, its encoder made for it; every row has a masked position, as forecasts have."""
-    encoder = Encoder.from_config(model).to(device)
+def run_case(case: Case, model: str, device: torch.device, encoder: Encoder | None = None, **options: Any) -> None:
+    """The step of the case, its encoder made for it if none is given; every row has a masked position, as forecasts
+    have. options: what else the step takes.
+    """
+    if encoder is None:
+        with device:
+            encoder = Encoder.from_config(model)
     shape = (case.batch_size, case.length)
     tokens = torch.randint(5, 1_000, shape, device=device)
     mask = torch.ones(shape, dtype=torch.long, device=device)
     mask[:, case.length // 2] = 0
     inputs = [{"input_ids": tokens.clone(), "attention_mask": mask.clone()} for _ in range(2)]
     del tokens, mask
-    options = {} if case.chunk_size is None else {"chunk_size": case.chunk_size}
-    STEPS[case.step]([encoder, encoder], inputs, ContrastiveLoss(), **options)
+    if case.chunk_size is not None:
+        options["chunk_size"] = case.chunk_size
+    with torch.autocast(device.type, torch.bfloat16, enabled=case.autocast):
+        STEPS[case.step]([encoder, encoder], inputs, ContrastiveLoss(), **options)
 
 
-def _cuda_peak(run: Callable[[], object]) -> int:
-    """The most bytes that CUDA's allocator had given out at once, beyond what was there before."""
+def _cuda_peaks(run: Callable[[], object]) -> tuple[int, int]:
+    """The most bytes that CUDA's allocator had given out at once, and the most that it had been asked for, both beyond
+    what was there before.
+    """
+    gc.collect()
     torch.cuda.empty_cache()
     torch.cuda.reset_peak_memory_stats()
-    before = torch.cuda.memory_allocated()
+    before = torch.cuda.memory_stats()
     run()
     torch.cuda.synchronize()
-    return torch.cuda.max_memory_allocated() - before
+    after = torch.cuda.memory_stats()
+    names = ("allocated_bytes.all", "requested_bytes.all")
+    allocated, requested = (after[f"{name}.peak"] - before[f"{name}.current"] for name in names)
+    return allocated, requested
+
+
+def workspace_bytes(device: torch.device) -> int:
+    """What the matrix library takes of the allocator's memory, for the thread that works forward and the one that
+    works backward; nothing on a processor.
+    """
+    if device.type != "cuda":
+        return 0
+    torch._C._cuda_clearCublasWorkspaces()
+    before = torch.cuda.memory_allocated(device)
+    for dtype in (torch.float32, torch.bfloat16):
+        layer = torch.nn.Linear(64, 64, device=device, dtype=dtype)
+        layer(layer(torch.ones(64, 64, device=device, dtype=dtype))).sum().backward()
+    del layer
+    gc.collect()
+    return torch.cuda.memory_allocated(device) - before
 
 
 def _processor_peak(run: Callable[[], object]) -> int:
@@ -208,6 +270,7 @@ def _context_bytes(device: torch.device) -> int | None:
     if device.type != "cuda":
         return None
     torch.zeros(1, device=device)
+    gc.collect()
     torch.cuda.empty_cache()
     free, total = torch.cuda.mem_get_info(device)
     return total - free - torch.cuda.memory_reserved(device)

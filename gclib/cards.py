@@ -1,14 +1,21 @@
-"""Graphics cards, and what of their memory a step may use.
+"""Graphics cards, and what of their memory a step's tensors may use.
 
-A card has less than its name says: part is kept for error correction and the driver, and the process's own CUDA
-context takes more. `REPORTED_GIB` is what torch reports as a card's total: the least that was found quoted in public
-logs and out-of-memory messages, nothing measured here. `GPU_MEMORY_BYTES` is that less `CONTEXT_BYTES`, an allowance:
-a context's size depends on card, driver and torch. `python -m gclib calibrate` measures your own.
+A card has less than its name says: part is kept for error correction and the driver. `REPORTED_GIB` is what torch
+reports as a card's total: the least that was found quoted in public logs and out-of-memory messages. Of that, two
+things are gone before the first tensor: the process's own CUDA context, and the workspaces that PyTorch's allocator
+holds for the matrix library, one for the thread that works forward and one for the one that works backward.
+`GPU_MEMORY_BYTES` is what is left.
+
+Context and workspaces were measured on an H100 (`data/recordings`); another card, driver or torch has others.
+`python -m gclib calibrate` measures your own, and the gaps that the allocator leaves.
 """
 
 from gclib.units import GiB, MiB
 
-CONTEXT_BYTES = 512 * MiB
+CONTEXT_BYTES = 640 * MiB  # 619 MiB on the H100
+WORKSPACE_BYTES = 2 * 8_519_680  # two of PyTorch's default
+HOPPER_WORKSPACE_BYTES = 2 * 32 * MiB  # measured, and PyTorch's default from the H100 on
+_HOPPER = ("A100 or H100 (80 GB)", "H200 (141 GB)")
 
 # GiB as torch writes it after "total capacity", and where it was read.
 REPORTED_GIB = {
@@ -20,4 +27,7 @@ REPORTED_GIB = {
     "H200 (141 GB)": (139.72, "no source to name: several public logs, 139.72 to 139.81"),
 }
 
-GPU_MEMORY_BYTES = {name: int(gib * GiB) - CONTEXT_BYTES for name, (gib, _) in REPORTED_GIB.items()}
+GPU_MEMORY_BYTES = {
+    name: int(gib * GiB) - CONTEXT_BYTES - (HOPPER_WORKSPACE_BYTES if name in _HOPPER else WORKSPACE_BYTES)
+    for name, (gib, _) in REPORTED_GIB.items()
+}

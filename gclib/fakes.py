@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from gclib.encoder import Encoder, config_for, pooling_for
+from gclib.kernels import DEVICES
 from gclib.lawfiles import LawFiles
 from gclib.laws import FakeStep, fake_copy
 from gclib.losses import ContrastiveLoss
@@ -52,6 +53,7 @@ def fake_step(
     *,
     pooling: str | None = None,
     gradient_checkpointing: bool = False,
+    device: str = "cpu",
 ) -> FakeStep:
     """The fake encoders and loss of a configuration, with the laws that were found for it so far.
 
@@ -65,6 +67,7 @@ def fake_step(
         ):
             raise refuse(name, "must be a floating point torch.dtype", value)
     one_of("gradient_checkpointing", gradient_checkpointing, (False, True))
+    one_of("device", device, DEVICES)
     loss = ContrastiveLoss() if loss is None else loss
     if not callable(loss):
         raise refuse("loss", "must be callable", type(loss).__name__)
@@ -73,14 +76,14 @@ def fake_step(
         sizes = _sizes(config, tied)
         configs = tuple(config_for(size) for size in sizes)
         built = Built(tuple(pooling_for(size, pooling) for size in sizes), dtype, gradient_checkpointing)
-        return _from_configs(Keyed(_written(configs), configs), built, keyed_loss, autocast)
+        return _from_configs(Keyed(_written(configs), configs), built, keyed_loss, autocast, device)
     if pooling is not None or gradient_checkpointing:
         rule = "and gradient_checkpointing must be left alone where encoders are given: they have their own"
         raise refuse("pooling", rule, f"pooling={pooling!r}, gradient_checkpointing={gradient_checkpointing}")
     if len(encoders) != 2 or not all(isinstance(encoder, nn.Module) for encoder in encoders):
         raise refuse("encoders", "must be two modules, the same one twice where tied", encoders)
     signature = tuple(_signature(encoder) for encoder in encoders), encoders[0] is encoders[1]
-    return _from_modules(Keyed(str(signature), tuple(encoders)), keyed_loss, autocast)
+    return _from_modules(Keyed(str(signature), tuple(encoders)), keyed_loss, autocast, device)
 
 
 def _sizes(config: Any, tied: bool) -> list[Any]:
@@ -113,15 +116,17 @@ def _signature(module: Any) -> str:
 
 
 @lru_cache(maxsize=16)
-def _from_configs(configs: Keyed, built: Built, loss: Keyed, autocast: Any) -> FakeStep:
+def _from_configs(configs: Keyed, built: Built, loss: Keyed, autocast: Any, device: str) -> FakeStep:
     given, loss_fn = configs.take(), loss.take()
-    files = LawFiles(f"{configs.text} {built} {autocast}", loss.text if isinstance(loss_fn, nn.Module) else None)
+    files = LawFiles(
+        f"{configs.text} {built} {autocast} {device}", loss.text if isinstance(loss_fn, nn.Module) else None
+    )
 
     def make(mode: Any) -> tuple[list[nn.Module], Any]:
         fakes = [fake_copy(_on_meta(*each, built), mode) for each in zip(given, built.poolings, strict=True)]
         return [fakes[0], fakes[-1]], fake_copy(loss_fn, mode)
 
-    return FakeStep(make, autocast, files)
+    return FakeStep(make, autocast, files, device)
 
 
 def _on_meta(config: Any, pooling: str, built: Built) -> Encoder:
@@ -132,11 +137,11 @@ def _on_meta(config: Any, pooling: str, built: Built) -> Encoder:
 
 
 @lru_cache(maxsize=16)
-def _from_modules(encoders: Keyed, loss: Keyed, autocast: Any) -> FakeStep:
+def _from_modules(encoders: Keyed, loss: Keyed, autocast: Any, device: str) -> FakeStep:
     given, loss_fn = encoders.take(), loss.take()
 
     def make(mode: Any) -> tuple[list[nn.Module], Any]:
         copies = {id(encoder): fake_copy(encoder, mode) for encoder in given}
         return [copies[id(encoder)] for encoder in given], fake_copy(loss_fn, mode)
 
-    return FakeStep(make, autocast)
+    return FakeStep(make, autocast, device=device)

@@ -3,8 +3,8 @@
 `forecast_step` lays the laws of `gclib.laws` end to end in the order in which the step works. What it says of a padded
 batch is, byte for byte, what the ledger says of the same step really run on the CPU.
 
-On a GPU expect more: attention kernels keep other tensors, cuBLAS takes a workspace, the allocator rounds up to 512
-bytes. That difference has not been calibrated here.
+A graphics card takes other operations than a processor, and less: device="cuda" forecasts those. Beside its tensors a
+card has workspaces and the allocator's rounding, which `gclib.cards` and `gclib.calibration` are about.
 
 Letters: B queries, K hard negatives, N = B * (1 + K) passages, Tq and Tp tokens, C rows of a chunk, R retained chunks.
 """
@@ -73,6 +73,7 @@ def forecast_step(
     autocast: torch.dtype | None = None,
     retain_chunks: int = 0,
     optimizer: str | None = None,
+    device: str = "cpu",
 ) -> MemoryForecast:
     """Forecast the memory of `step`: "naive", "accumulation" or "grad_cache".
 
@@ -87,7 +88,8 @@ def forecast_step(
     passage_length: tokens, one int for a padded batch or one int a row (then rows are sorted and trimmed as the step
     does); None for a tower that is given pictures, of the size that its config states. autocast: the dtype of an
     ambient autocast. optimizer: None, "sgd" (no momentum) or "adamw": its states, as from the second step on;
-    temporaries of its own update are not forecast. Gradients are zeroed to None before the step.
+    temporaries of its own update are not forecast. Gradients are zeroed to None before the step. device: "cpu" for
+    the operations of a processor, "cuda" for those of a graphics card (`gclib.kernels`); no card is needed.
 
     The first forecast of a configuration runs its step with fake tensors; later ones, also those of a later session,
     run only the loss. Where no law holds, and for rows of unlike lengths, every forecast runs the whole step with fake
@@ -102,7 +104,7 @@ def forecast_step(
         raise refuse("retain_chunks", "must be 0 unless step is 'grad_cache'", retain_chunks)
     rows = (batch_size, batch_size * (1 + negatives))
     lengths = _checked_lengths(rows, query_length, passage_length)
-    options = {"pooling": pooling, "gradient_checkpointing": gradient_checkpointing}
+    options = {"pooling": pooling, "gradient_checkpointing": gradient_checkpointing, "device": device}
     fake = fake_step(config, encoders, loss, tied, dtype, autocast, **options)
     _check_kinds_of_input(fake, lengths)
     cut = Cut(*_chunk_sizes(step, chunk_size, chunk_tokens))

@@ -18,7 +18,8 @@ import numpy as np
 
 from gclib.cache import DamagedFile, cache_folder, code_digest, read_checked, write_checked
 
-CODE = ("laws", "ledger", "steps", "chunking", "inputs", "randomness", "encoder", "presets", "losses", "tiled", "fakes")
+CODE = ("laws", "kernels", "ledger", "steps", "chunking", "inputs", "randomness", "encoder", "presets", "losses")
+CODE += ("tiled", "fakes")
 Described = list[tuple[dict[str, Any], tuple[np.ndarray, ...]]]
 
 

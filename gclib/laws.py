@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from gclib.chunking import Chunk
+from gclib.kernels import CudaKernels
 from gclib.lawfiles import LawFiles
 from gclib.ledger import KINDS, MemoryLedger, Segment, record_memory
 from gclib.randomness import RandomState
@@ -137,7 +138,8 @@ class FakeStep:
     configuration runs nothing but its loss. Safe to use from several threads.
 
     make(mode) returns the encoders, one a tower, and the loss, made with `fake_copy`. files: where laws are kept from
-    one session to the next; None for encoders that no text describes.
+    one session to the next; None for encoders that no text describes. device: whose operations are counted, "cpu" or
+    "cuda" (`gclib.kernels`).
     """
 
     def __init__(
@@ -145,8 +147,10 @@ class FakeStep:
         make: Callable[[FakeTensorMode], tuple[Sequence[nn.Module], Any]],
         autocast: torch.dtype | None,
         files: LawFiles | None = None,
+        device: str = "cpu",
     ):
         self.files = files
+        self.device = device
         self.mode = FakeTensorMode()
         self.lock = threading.RLock()
         self.autocast = autocast
@@ -177,8 +181,8 @@ class FakeStep:
             return np.array(ledger.events[0].kind_bytes, dtype=np.int64)
 
     def state_bytes(self) -> int:
-        """Bytes of the generator states that a step records at once."""
-        return self._once("states", self._state_bytes)
+        """Bytes of the generator states that a step records at once: none on a card, whose states lie with the host."""
+        return 0 if self.device == "cuda" else self._once("states", self._state_bytes)
 
     def _state_bytes(self) -> int:
         with self._faked():
@@ -217,6 +221,8 @@ class FakeStep:
                 def on_phase(phase: str, **named: Any) -> None:
                     if phase == until:
                         raise _Stopped
+                    if self.device == "cuda":
+                        named["tensors"] = [one for one in named.get("tensors", ()) if one[0] != "random states"]
                     ledger.on_phase(phase, **named)
 
                 step(encoders, inputs, loss_fn or self.loss, on_phase=on_phase, **options)
@@ -383,7 +389,8 @@ class FakeStep:
     def _faked(self) -> Iterator[None]:
         """Fake tensors and the autocast of the forecast, one thread at a time, with no gradients left over."""
         context = torch.autocast("cpu", self.autocast) if self.autocast else nullcontext()
-        with self.lock, self.mode, context:
+        kernels = CudaKernels() if self.device == "cuda" else nullcontext()
+        with self.lock, self.mode, context, kernels:
             for module in self.modules:
                 module.zero_grad(set_to_none=True)
             yield

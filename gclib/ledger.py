@@ -87,9 +87,13 @@ class Segment:
 
 @dataclass
 class MemoryLedger:
-    """What `record_memory` fills in. Bytes everywhere; a list that grows while the step runs."""
+    """What `record_memory` fills in. Bytes everywhere; a list that grows while the step runs.
+
+    device: the type of the only device whose tensors are counted; None for every device.
+    """
 
     events: list[Event] = field(default_factory=list)
+    device: str | None = None
     pieces: list[tuple[int, dict[str, Any]]] = field(default_factory=list)
     _live: dict[int, list[int]] = field(default_factory=dict, repr=False)
     _totals: list[int] = field(default_factory=lambda: [0] * len(KINDS), repr=False)
@@ -152,6 +156,8 @@ class MemoryLedger:
         """Count the tensor's storage under `kind`, whether it was seen before or not. True if anything changed."""
         if kind not in _NUMBER:
             raise refuse("tensors", f"must be (kind, tensor) pairs with a kind of {', '.join(KINDS)}", kind)
+        if self._elsewhere(tensor):
+            return False
         storage = tensor.untyped_storage()
         entry = self._live.get(storage._cdata)
         if entry is None:
@@ -166,7 +172,7 @@ class MemoryLedger:
 
     def _see(self, value: Tensor, kind: int) -> bool:
         """Count the storage of an operation's argument or output, unless it is counted already."""
-        if value.layout != torch.strided:
+        if value.layout != torch.strided or self._elsewhere(value):
             return False
         storage = value.untyped_storage()
         entry = self._live.get(storage._cdata)
@@ -178,6 +184,10 @@ class MemoryLedger:
         self._totals[entry[1]] += size - entry[0]  # resized in place
         entry[0] = size
         return True
+
+    def _elsewhere(self, tensor: Tensor) -> bool:
+        """Whether the tensor is on a device that is not counted."""
+        return self.device is not None and tensor.device.type != self.device
 
     def _add(self, storage: torch.UntypedStorage, kind: int) -> bool:
         key, size = storage._cdata, storage.nbytes()
@@ -260,16 +270,20 @@ def _in_place_unwatched(first: Tensor, result: Tensor) -> bool:
 
 
 @contextmanager
-def record_memory(*modules: nn.Module, optimizer: torch.optim.Optimizer | None = None) -> Iterator[MemoryLedger]:
+def record_memory(
+    *modules: nn.Module, optimizer: torch.optim.Optimizer | None = None, device: str | None = None
+) -> Iterator[MemoryLedger]:
     """Record every tensor byte of what runs inside, in this thread, on the CPU or a GPU.
 
     modules: encoders and a loss with parameters; their parameters, buffers and present gradients are counted from
-    the start. optimizer: its states too. Hand `ledger.on_phase` to the step for phases and kinds. Recording takes time
-    (`tests/benchmarks/bench_ledger.py` prints how much): bytes are exact, times recorded inside are not.
+    the start. optimizer: its states too. device: count only tensors on devices of this type ("cuda": what lies on the
+    card, and not the generator states, which lie with the host); None counts all. Hand `ledger.on_phase` to the step
+    for phases and kinds. Recording takes time (`tests/benchmarks/bench_ledger.py` prints how much): bytes are exact,
+    times recorded inside are not.
     """
     if not all(isinstance(module, nn.Module) for module in modules):
         raise refuse("modules", "must be torch modules", [type(module).__name__ for module in modules])
-    ledger = MemoryLedger()
+    ledger = MemoryLedger(device=device)
     with ExitStack() as stack:
         parameters = list({id(p): p for module in modules for p in module.parameters()}.values())
         for tensor in (*parameters, *(buffer for module in modules for buffer in module.buffers())):
