@@ -37,7 +37,7 @@ model_bytes = Exercise(
         Misconception(
             "one number a parameter short",
             "That is one number a parameter short. A weight, its gradient, and AdamW's *two* running means, of the "
-            "gradient and of its square.",
+            "gradient and of its square. (The 12 P of the formula is what is there at the peak, before any gradient.)",
             lambda p, o: 12 * p if o == "adamw" else 4 * p,
         ),
         Misconception(
@@ -46,9 +46,16 @@ model_bytes = Exercise(
             lambda p, o: 16 * p,
         ),
         Misconception(
-            "optimizer alone",
-            "That is what AdamW keeps. The weights and their gradients are there too.",
-            lambda p, o: 8 * p if o == "adamw" else 0,
+            "momentum for plain SGD",
+            "Right for AdamW. For SGD that is one number a parameter too many: it would be a momentum, and this SGD "
+            "has none.",
+            lambda p, o: 16 * p if o == "adamw" else 12 * p,
+        ),
+        Misconception(
+            "two numbers of four",
+            "Eight times P for AdamW is half of it: weights and gradients alone, or the two running means alone. All "
+            "four are there. (The string to compare with is 'adamw', in small letters.)",
+            lambda p, o: 8 * p,
         ),
     ),
     hints=(
@@ -105,6 +112,23 @@ attention_bytes = Exercise(
             "numbers and not bytes",
             "That counts numbers: a float32 takes 4 bytes.",
             lambda b, t, h, n: b * t * t * h * n,
+        ),
+        Misconception(
+            "one text",
+            "That is one text. Every text of the batch has weights of its own.",
+            lambda b, t, h, n: 4 * t * t * h * n,
+        ),
+        Misconception(
+            "both towers, or float64",
+            "Twice too many. It looks as if batch_size counted pairs (here it counts texts), or as if a float32 took 8 "
+            "bytes (it takes 4).",
+            lambda b, t, h, n: 8 * b * t * t * h * n,
+        ),
+        Misconception(
+            "dropout's tensors too",
+            "Three times too many. Dropout's mask and its result are remembered too, and have the same shape, but only "
+            "the weights are asked for.",
+            lambda b, t, h, n: 12 * b * t * t * h * n,
         ),
     ),
     hints=(
@@ -173,10 +197,31 @@ predict_peak = Exercise(
             lambda b, p, x: p[1] + (p[1] - p[0]) / (b[1] - b[0]) * (x - b[0]),
         ),
         Misconception(
+            "the two points mixed up, the other way round",
+            "The slope is right, but the walk starts at the larger batch and at the smaller one's peak.",
+            lambda b, p, x: p[0] + (p[1] - p[0]) / (b[1] - b[0]) * (x - b[1]),
+        ),
+        Misconception(
+            "the whole batch added to the second peak",
+            "The slope is right, but the second peak holds batches[1] rows already: count only those beyond it.",
+            lambda b, p, x: p[1] + (p[1] - p[0]) / (b[1] - b[0]) * x,
+        ),
+        Misconception(
+            "no further than the two batches",
+            "Outside of the two batches that stays at the nearer peak, as np.interp does. The line goes on.",
+            lambda b, p, x: float(np.interp(x, b, p)),
+        ),
+        Misconception(
             "slope cut to a whole number",
             "Right where a row takes a whole number of bytes. It looks as if // cut the slope: over many rows that "
             "adds up. Divide with /.",
             lambda b, p, x: p[0] + (p[1] - p[0]) // (b[1] - b[0]) * (x - b[0]),
+        ),
+        Misconception(
+            "slope cut to a whole number, from the larger batch",
+            "Right where a row takes a whole number of bytes. It looks as if // cut the slope, and then the line "
+            "misses all batches but the one that it starts from. Divide with /.",
+            lambda b, p, x: p[1] + (p[1] - p[0]) // (b[1] - b[0]) * (x - b[1]),
         ),
     ),
     hints=(
@@ -189,10 +234,15 @@ predict_peak = Exercise(
 )
 
 
-def _card(rng: np.random.Generator) -> Inputs:
+def _card(rng: np.random.Generator, spare: tuple[float, float] = (0.01, 0.45)) -> Inputs:
+    """A budget that leaves a part of a row unused, between these shares of it."""
     fixed, per_row = int(rng.integers(10_000, 90_000)), int(rng.integers(300, 900))
     rows = int(rng.choice([37, 53, 99, 131]))
-    return {"fixed": fixed, "per_row": per_row, "budget": fixed + per_row * rows + int(rng.integers(1, per_row - 1))}
+    return {"fixed": fixed, "per_row": per_row, "budget": fixed + per_row * rows + int(per_row * rng.uniform(*spare))}
+
+
+def _almost_one_more(rng: np.random.Generator) -> Inputs:
+    return _card(rng, (0.55, 0.99))
 
 
 def _exact_card(rng: np.random.Generator) -> Inputs:
@@ -218,12 +268,29 @@ largest_batch_that_fits = Exercise(
     spec="the largest batch with fixed + per_row * batch <= budget, all in bytes; 0 where not one row fits (an int).",
     line_budget=1,
     oracle=_wall,
-    makers=(_card, _exact_card, _too_small),
+    makers=(_card, _almost_one_more, _exact_card, _too_small),
+    whole=True,
     misconceptions=(
         Misconception(
             "the model forgotten",
             "It looks as if the whole card was there for the batch. Weights, gradients and optimizer are there first.",
             lambda f, r, b: b // r,
+        ),
+        Misconception(
+            "the model brought by every row",
+            "It looks as if every row brought the model along. It is there once: take it off first, then divide.",
+            lambda f, r, b: b // (f + r),
+        ),
+        Misconception(
+            "not rounded",
+            "A batch is a whole number of rows, and a part of a row does not fit: // rounds down.",
+            lambda f, r, b: max(0, (b - f) / r),
+        ),
+        Misconception(
+            "rounded to the nearest",
+            "Right where less than half a row is left over. It looks as if the rest was rounded up above that: a part "
+            "of a row never fits.",
+            lambda f, r, b: max(0, round((b - f) / r)),
         ),
         Misconception(
             "rounded up",
@@ -234,6 +301,17 @@ largest_batch_that_fits = Exercise(
             "below zero",
             "Where the model alone is larger than the card, no batch fits: the answer is 0, not below.",
             lambda f, r, b: (b - f) // r,
+        ),
+        Misconception(
+            "below zero, cut",
+            "Where the model alone is larger than the card, no batch fits: int() makes a whole number of it, but one "
+            "below 0.",
+            lambda f, r, b: int((b - f) / r),
+        ),
+        Misconception(
+            "a row where none fits",
+            "Where not even one row fits, the answer is 0.",
+            lambda f, r, b: max(1, (b - f) // r),
         ),
         Misconception(
             "exact fit refused",

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from .engine import Exercise, Misconception
-from .judging import Inputs
+from .judging import Inputs, Slip
 
 # --- the price ------------------------------------------------------------------------------------------------
 
@@ -41,8 +41,8 @@ price = Exercise(
         partial(_tokens, encoded=0.7, retained=0.0),
         partial(_tokens, encoded=1, retained=0.5),
     ),
-    rtol=1e-9,
-    atol=1e-12,
+    rtol=1e-6,
+    atol=1e-9,
     misconceptions=(
         Misconception(
             "backward counted as one forward",
@@ -52,8 +52,8 @@ price = Exercise(
         ),
         Misconception(
             "everything twice",
-            "It looks as if the backward ran twice too. Only the forward does: the first one builds no graph, so there "
-            "is nothing to backpropagate through.",
+            "It looks as if the backward ran twice too, or as if it cost nothing: forwards alone give the same ratio. "
+            "Only the forward runs twice: the first one builds no graph, so there is nothing to backpropagate through.",
             lambda padded, encoded, retained: (3 * encoded + 3 * (encoded - retained)) / (3 * padded),
         ),
         Misconception(
@@ -87,6 +87,27 @@ price = Exercise(
             "the surcharge instead of the ratio",
             "That is by how much it differs from the naive step; the ratio is 1 more.",
             lambda padded, encoded, retained: (4 * encoded - retained) / (3 * padded) - 1,
+        ),
+        Misconception(
+            "second forward forgotten",
+            "It looks as if every token were encoded once. What is not retained is encoded a second time.",
+            lambda padded, encoded, retained: encoded / padded,
+        ),
+        Misconception(
+            "retained tokens for nothing",
+            "It looks as if retained tokens cost nothing. They save their second forward alone: the first one and the "
+            "backward are left.",
+            lambda padded, encoded, retained: 4 * (encoded - retained) / (3 * padded),
+        ),
+        Misconception(
+            "the naive step without its backward",
+            "Three times too many: the naive step pays for its backward too, 3 for each padded token and not 1.",
+            lambda padded, encoded, retained: (4 * encoded - retained) / padded,
+        ),
+        Misconception(
+            "upside down",
+            "That is the naive step over the cached one: turn it over.",
+            lambda padded, encoded, retained: 3 * padded / (4 * encoded - retained),
         ),
     ),
     hints=(
@@ -163,6 +184,36 @@ padded_tokens = Exercise(
             lambda lengths, size: sum(lengths),
         ),
         Misconception(
+            "trimmed to the shortest row",
+            "It looks as if every chunk were as wide as its shortest row. The others would lose tokens: the longest "
+            "decides.",
+            lambda lengths, size: sum(len(chunk) * min(chunk) for chunk in _in_chunks(sorted(lengths)[::-1], size)),
+        ),
+        Misconception(
+            "shortest first, trimmed to the shortest row",
+            "It looks as if the rows were sorted upwards and the first of a chunk, its shortest, set the width. Sort "
+            "downwards: then the first is the longest.",
+            lambda lengths, size: sum(len(chunk) * chunk[0] for chunk in _in_chunks(sorted(lengths), size)),
+        ),
+        Misconception(
+            "first row taken for the longest",
+            "It looks as if each chunk were as wide as its first row, in file order. Only after sorting is the first "
+            "row the longest.",
+            lambda lengths, size: sum(len(chunk) * chunk[0] for chunk in _in_chunks(lengths, size)),
+        ),
+        Misconception(
+            "chunk_size chunks",
+            "It looks as if the rows were cut into chunk_size pieces. chunk_size says how many rows stand in each.",
+            lambda lengths, size: _each_at_its_longest(
+                [part.tolist() for part in np.array_split(sorted(lengths)[::-1], size)]
+            ),
+        ),
+        Misconception(
+            "both forwards",
+            "Twice too many: one forward of all chunks is asked for.",
+            lambda lengths, size: 2 * _each_at_its_longest(_in_chunks(sorted(lengths)[::-1], size)),
+        ),
+        Misconception(
             "widths without their rows",
             "It looks as if only the chunks' widths were added up. A chunk costs rows times width.",
             lambda lengths, size: sum(max(chunk) for chunk in _in_chunks(sorted(lengths)[::-1], size)),
@@ -197,8 +248,19 @@ class CountingEncoder(nn.Module):
         return torch.tanh(rows @ self.weight).sum(dim=1)
 
 
-def _texts(rng: np.random.Generator, chunks: int, short: int) -> Inputs:
-    lengths, size = _lengths(rng, chunks, short).values()
+def _unlike_lengths(rng: np.random.Generator, chunks: int, short: int) -> Inputs:
+    """As `_lengths`, but no two rows are equally long: only one order is sorted."""
+    size = int(rng.integers(5, 9))
+    lengths = np.arange(2, 129)
+    odds = np.exp(-(((np.log(lengths) - 3.0) / 0.7) ** 2) / 2) / lengths
+    drawn = rng.choice(lengths, chunks * size - short, replace=False, p=odds / odds.sum())
+    return {"lengths": drawn.tolist(), "chunk_size": size}
+
+
+def _texts(
+    rng: np.random.Generator, chunks: int, short: int, *, lengths_of: Callable[..., Inputs] = _unlike_lengths
+) -> Inputs:
+    lengths, size = lengths_of(rng, chunks, short).values()
     features, width = (int(rng.integers(2, 5)) for _ in range(2))
     rows = torch.from_numpy(rng.standard_normal((len(lengths), max(lengths), features)))
     rows *= (torch.arange(max(lengths)) < torch.tensor(lengths)[:, None]).unsqueeze(2)
@@ -239,11 +301,35 @@ def _encode(
     return {"rows": reps[places.argsort()], "not": reps, "order": reps[places]}[back]
 
 
+def _one_row_at_a_time(encoder: Callable, rows: Tensor, lengths: list[int], chunk_size: int) -> Tensor:
+    return torch.cat([encoder(row[None, :length]) for row, length in zip(rows, lengths, strict=True)])
+
+
+def _by_widths(
+    encoder: Callable, rows: Tensor, lengths: list[int], chunk_size: int, *, order: Tensor, widths: list[int]
+) -> Tensor:
+    """Rows in this order; each chunk is as wide as `widths` says at the place of its first row."""
+    starts = range(0, len(rows), chunk_size)
+    parts = [encoder(rows[order[start : start + chunk_size], : widths[start]]) for start in starts]
+    return torch.cat(parts)[order.argsort()]
+
+
 def _encode_outcome(result: Any, encoder: CountingEncoder, *_: Any) -> dict[str, Any]:
     if result is None:
         return {"representations": None}
     found = {"representations": result, "most rows encoded at once": encoder.most_rows}
     return found | {"tokens encoded": encoder.tokens}
+
+
+def _right_in_another_order(expected: dict[str, Any], got: dict[str, Any], *_: Any) -> str:
+    """A sentence for representations that are all there, each in another one's place; else nothing."""
+    reps, found = expected["representations"], got["representations"]
+    if not isinstance(found, Tensor) or found.shape != reps.shape or found.dtype != reps.dtype:
+        return ""
+    if torch.allclose(found, reps, rtol=1e-9, atol=1e-9):
+        return ""
+    same = torch.isclose(found[:, None], reps[None], rtol=1e-9, atol=1e-9).all(dim=2)
+    return "All the right rows are there, in another order." if same.any(dim=0).all() else ""
 
 
 encode_sorted = Exercise(
@@ -254,8 +340,26 @@ encode_sorted = Exercise(
     line_budget=6,
     repeats=3,
     oracle=_reference_encode,
-    makers=(partial(_texts, chunks=4, short=2), partial(_texts, chunks=3, short=0)),
+    makers=(
+        partial(_texts, chunks=4, short=2),
+        partial(_texts, chunks=3, short=0),
+        partial(_texts, chunks=3, short=1, lengths_of=_lengths),
+    ),
     outcome=_encode_outcome,
+    note=_right_in_another_order,
+    slips=(
+        Slip(
+            "ragged chunks stacked",
+            "The last chunk may be short, and torch.stack wants equal shapes: torch.cat lays rows below rows.",
+            "stack expects each tensor to be equal size",
+        ),
+        Slip(
+            "float32 buffer",
+            "The rows are float64 and the tensor that you write into is float32, torch's default: give it "
+            "dtype=rows.dtype.",
+            "source and destination dtypes match",
+        ),
+    ),
     rtol=1e-9,
     atol=1e-9,
     misconceptions=(
@@ -305,6 +409,44 @@ encode_sorted = Exercise(
             "All rows went through the encoder together: that is the naive forward, with its padding and its memory.",
             partial(_encode, at_once=True),
         ),
+        Misconception(
+            "one row at a time",
+            "The representations are right, and nothing is padded, but the encoder is called once for every row: small "
+            "calls use a machine badly. chunk_size rows at a time.",
+            _one_row_at_a_time,
+        ),
+        Misconception(
+            "chunk_size chunks",
+            "It looks as if the rows were cut into chunk_size pieces, as tensor.chunk does. chunk_size says how many "
+            "rows stand in each: tensor.split.",
+            lambda encoder, rows, lengths, size: _encode(encoder, rows, lengths, -(-len(lengths) // size)),
+        ),
+        Misconception(
+            "width from the unsorted lengths",
+            "The rows were sorted, but the width was looked up in the unsorted list: lengths[start] is another row's "
+            "length. The first row of the chunk is lengths[order[start]] long.",
+            lambda encoder, rows, lengths, size: _by_widths(
+                encoder, rows, lengths, size, order=_falling(lengths), widths=lengths
+            ),
+        ),
+        Misconception(
+            "lengths sorted, rows not",
+            "The widths fall, as they should, but the rows are still in file order: long rows lost tokens to another "
+            "row's width. Sort row numbers, and take rows and lengths by them.",
+            lambda encoder, rows, lengths, size: _by_widths(
+                encoder, rows, lengths, size, order=torch.arange(len(lengths)), widths=sorted(lengths)[::-1]
+            ),
+        ),
+        Misconception(
+            "shortest first, trimmed to the shortest row",
+            "The rows were sorted upwards, so the first of a chunk is its shortest, and the others lost tokens. Sort "
+            "in descending order: then the first is the longest.",
+            partial(
+                _encode,
+                order=lambda lengths: torch.tensor(lengths).argsort(stable=True),
+                width=lambda chunk, lengths: min(chunk),
+            ),
+        ),
     ),
     hints=(
         "Keep the row numbers, not only the rows: then every result knows where it belongs.",
@@ -318,11 +460,12 @@ encode_sorted = Exercise(
 # --- graphs that a budget holds -------------------------------------------------------------------------------
 
 
-def _budget(rng: np.random.Generator, kept: int, *, spare: bool = True, chunks: int = 12) -> Inputs:
-    """A budget that holds `kept` graphs beside the loss, with some bytes to spare or with none."""
+def _budget(
+    rng: np.random.Generator, kept: int, *, spare: tuple[float, float] = (0.01, 0.45), chunks: int = 12
+) -> Inputs:
+    """A budget that holds `kept` graphs beside the loss, with such a part of another one to spare."""
     graph, loss = int(rng.integers(1000, 2000)), int(rng.integers(2500, 4000))
-    left = int(rng.integers(1, graph)) if spare else 0
-    budget = loss + kept * graph + left
+    budget = loss + kept * graph + int(graph * rng.uniform(*spare))
     replay = min(budget, loss + int(rng.integers(200, 800)) + (graph if kept else 0))
     return {"graph": graph, "loss": loss, "replay": replay, "budget": budget, "chunks": chunks}
 
@@ -335,11 +478,22 @@ def _count_up(graph: int, loss: int, replay: int, budget: int, chunks: int) -> i
 
 
 def _many_graphs(rng: np.random.Generator) -> Inputs:
-    return _budget(rng, int(rng.integers(3, 8)))
+    return _budget(rng, int(rng.integers(6, 11)))
+
+
+def _almost_one_more(rng: np.random.Generator) -> Inputs:
+    return _budget(rng, int(rng.integers(3, 8)), spare=(0.55, 0.99))
 
 
 def _an_exact_fit(rng: np.random.Generator) -> Inputs:
-    return _budget(rng, int(rng.integers(3, 8)), spare=False)
+    return _budget(rng, int(rng.integers(3, 8)), spare=(0, 0))
+
+
+def _a_large_loss(rng: np.random.Generator) -> Inputs:
+    """The loss takes more than a replay, as the logits of a large batch do."""
+    inputs = _budget(rng, int(rng.integers(3, 8)))
+    more = int(rng.integers(5_000, 9_000))
+    return inputs | {"loss": inputs["loss"] + more, "budget": inputs["budget"] + more}
 
 
 def _more_than_there_are(rng: np.random.Generator) -> Inputs:
@@ -353,8 +507,28 @@ graphs_to_retain = Exercise(
     "below loss or replay.",
     line_budget=2,
     oracle=_count_up,
-    makers=(_many_graphs, _an_exact_fit, _more_than_there_are, partial(_budget, kept=0)),
+    makers=(
+        _many_graphs,
+        _almost_one_more,
+        _an_exact_fit,
+        _more_than_there_are,
+        partial(_budget, kept=0),
+        _a_large_loss,
+    ),
+    whole=True,
     misconceptions=(
+        Misconception(
+            "loss and replay added up",
+            "It looks as if the loss and a replay had to fit together. They come one after the other: the larger of "
+            "the two phases decides, and only the loss has R graphs beside it.",
+            lambda graph, loss, replay, budget, chunks: max(0, min(chunks, (budget - loss - replay) // graph)),
+        ),
+        Misconception(
+            "the smaller of loss and replay",
+            "It looks as if the smaller of loss and replay was taken off. The graphs stand beside the loss, also where "
+            "the loss is the larger of the two.",
+            lambda graph, loss, replay, budget, chunks: min(chunks, (budget - min(loss, replay)) // graph),
+        ),
         Misconception(
             "loss forgotten",
             "It looks as if the whole budget were there for graphs. Retained graphs live while the loss is computed, "
@@ -373,8 +547,26 @@ graphs_to_retain = Exercise(
             lambda graph, loss, replay, budget, chunks: max(1, min(chunks, (budget - loss) // graph)),
         ),
         Misconception(
+            "not rounded",
+            "A part of a graph can't be retained: // rounds down.",
+            lambda graph, loss, replay, budget, chunks: min(chunks, (budget - loss) / graph),
+        ),
+        Misconception(
+            "rounded to the nearest",
+            "Right where less than half a graph's bytes are left over. Above that it was rounded up, and that graph "
+            "does not fit: round down.",
+            lambda graph, loss, replay, budget, chunks: min(chunks, round((budget - loss) / graph)),
+        ),
+        Misconception(
+            "last chunk left out",
+            "It looks as if the search stopped at chunks - 1: range(chunks) leaves its end out, and all chunks may be "
+            "retained.",
+            lambda graph, loss, replay, budget, chunks: min(chunks - 1, (budget - loss) // graph),
+        ),
+        Misconception(
             "one too many",
-            "That is the first R that does not fit: round down.",
+            "That is the first R that does not fit: round down. (The first graph is free only as far as a replay needs "
+            "its place anyway; beside the loss it counts like any other.)",
             lambda graph, loss, replay, budget, chunks: min(chunks, (budget - loss) // graph + 1),
         ),
         Misconception(
