@@ -6,7 +6,7 @@ Letters: B queries, C rows of a chunk, K hard negatives per query.
 import numpy as np
 
 from .engine import Exercise, Misconception
-from .judging import Inputs
+from .judging import Inputs, Slip
 
 
 def _several_chunks(rng: np.random.Generator) -> Inputs:
@@ -34,6 +34,7 @@ two_batch_sizes = Exercise(
     line_budget=2,
     oracle=lambda b, c, k: (c if c < b + b * k else b + b * k, b - 1 + b * k),
     makers=(_several_chunks, _one_short_chunk),
+    whole=True,
     misconceptions=(
         Misconception(
             "negatives of one chunk only",
@@ -57,6 +58,23 @@ two_batch_sizes = Exercise(
             "hard negatives forgotten",
             "It looks as if only the other queries' positives count: all queries' hard negatives are in the row too.",
             lambda b, c, k: (min(c, b * (1 + k)), b - 1),
+        ),
+        Misconception(
+            "own hard negatives only",
+            "It looks as if a query met its own hard negatives and the other queries' positives. The others' hard "
+            "negatives stand in its row too: all B * (1 + K) passages do.",
+            lambda b, c, k: (min(c, b * (1 + k)), b - 1 + k),
+        ),
+        Misconception(
+            "own hard negatives forgotten",
+            "It looks as if only the other queries' passages counted. A query's own K hard negatives are wrong "
+            "passages as well.",
+            lambda b, c, k: (min(c, b * (1 + k)), (b - 1) * (1 + k)),
+        ),
+        Misconception(
+            "hard negatives alone",
+            "Those are the hard negatives. The other queries' positives are wrong passages for this query too.",
+            lambda b, c, k: (min(c, b * (1 + k)), b * k),
         ),
         Misconception(
             "positive counted as wrong",
@@ -162,6 +180,16 @@ peak_of_step = Exercise(
             lambda fixed, per_row, rows: max(fixed) + per_row[fixed.index(max(fixed))] * rows,
         ),
         Misconception(
+            "fixed part once a row",
+            "It looks as if every row brought the fixed part along: only per_row is multiplied by the rows.",
+            lambda fixed, per_row, rows: max((f + p) * rows for f, p in zip(fixed, per_row, strict=True)),
+        ),
+        Misconception(
+            "fixed part forgotten",
+            "It looks as if a phase held its rows alone: fixed[i] bytes are there as well.",
+            lambda fixed, per_row, rows: max(p * rows for p in per_row),
+        ),
+        Misconception(
             "first phase only",
             "That is what the first phase holds: a peak can be anywhere in the step.",
             lambda fixed, per_row, rows: fixed[0] + per_row[0] * rows,
@@ -251,6 +279,13 @@ largest_chunk = Exercise(
     line_budget=4,
     oracle=_search,
     makers=(_roomy_card, _exact_card, _tiny_card, _card_of_one_row, _huge_card),
+    slips=(
+        Slip(
+            "nothing to take the largest of",
+            "Where not even one row fits, no chunk is left to choose from. The answer is 0 there: max(..., default=0).",
+            r"max\(\) (arg is an empty sequence|iterable argument is empty)|list index out of range",
+        ),
+    ),
     misconceptions=(
         Misconception(
             "one line through two chunks",
@@ -262,6 +297,18 @@ largest_chunk = Exercise(
             "powers of two only",
             "It looks as if only 1, 2, 4, 8, ... were tried. Any chunk will do, the last one may be short.",
             _powers_of_two,
+        ),
+        Misconception(
+            "divisors of the batch only",
+            "It looks as if a chunk had to divide the batch. It need not: the last chunk may be short.",
+            lambda peak, budget, batch: max(
+                (c for c in range(1, batch + 1) if batch % c == 0 and peak(c) <= budget), default=0
+            ),
+        ),
+        Misconception(
+            "bytes and not rows",
+            "That is the peak of the largest chunk that fits, in bytes. The chunk itself is asked for.",
+            lambda peak, budget, batch: max((peak(c) for c in range(1, batch + 1) if peak(c) <= budget), default=0),
         ),
         Misconception(
             "exact fit refused",
