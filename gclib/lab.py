@@ -14,6 +14,7 @@ import torch
 from gclib.cards import GPU_MEMORY_BYTES
 from gclib.encoder import SIZES, bert_config
 from gclib.forecast import OPTIMIZERS, STEPS, MemoryForecast, forecast_step, largest_batch
+from gclib.kernels import DEVICES
 from gclib.ledger import KINDS
 from gclib.losses import ContrastiveLoss
 from gclib.presets import PRESETS, config_of
@@ -53,7 +54,8 @@ class LabSettings:
     """One position of all controls.
 
     length: tokens that every passage is padded to; query_length: every query, None for the same. tile_size: None for
-    the dense loss. retain_chunks: R of the gradient cache; the other steps have none.
+    the dense loss. retain_chunks: R of the gradient cache; the other steps have none. device: whose operations are
+    counted, a processor's ("cpu") or a graphics card's ("cuda").
     """
 
     step: str = "grad_cache"
@@ -66,12 +68,14 @@ class LabSettings:
     retain_chunks: int = 0
     precision: str = "float32"
     optimizer: str = "adamw"
+    device: str = "cpu"
 
     def __post_init__(self) -> None:
         one_of("step", self.step, tuple(STEPS))
         one_of("model", self.model, MODELS)
         one_of("precision", self.precision, tuple(PRECISIONS))
         one_of("optimizer", self.optimizer, OPTIMIZERS[1:])
+        one_of("device", self.device, DEVICES)
         for name in ("batch_size", "chunk_size", "length"):
             positive_int(name, getattr(self, name))
         int_at_least("retain_chunks", self.retain_chunks, 0)
@@ -104,7 +108,7 @@ class LabSettings:
         """Settings with the same law are forecast without another fake run of the encoder."""
         single_rows = 1 in (self.rows_at_once, self.batch_size % self.rows_at_once)
         tiled = self.tile_size and (self.batch_size, self.tile_size)
-        return (self.step, self.model, self.lengths, self.precision, single_rows, tiled)
+        return (self.step, self.model, self.lengths, self.precision, single_rows, tiled, self.device)
 
     @property
     def rows_at_once(self) -> int:
@@ -120,6 +124,8 @@ class LabSettings:
         if self.retained:
             found["retain_chunks"] = self.retained
         found |= {"query_length": query_length, "passage_length": passage_length, "optimizer": self.optimizer}
+        if self.device != "cpu":
+            found["device"] = self.device
         return found | PRECISIONS[self.precision]
 
     def described(self) -> str:
@@ -131,6 +137,7 @@ class LabSettings:
         tokens = f"{long:,} tokens a text" if short == long else f"{short:,} tokens a query and {long:,} a passage"
         rest = "" if self.precision == "float32" else f", {self.precision}"
         rest += "" if self.optimizer == "adamw" else ", SGD"
+        rest += "" if self.device == "cpu" else ", on a CUDA card"
         return (
             f"{STEP_WORDS[self.step]}, {self.model} model, batch {self.batch_size:,}{chunk}{kept}, {tokens}{tile}{rest}"
         )

@@ -9,7 +9,7 @@ import gc
 import re
 import threading
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -61,13 +61,14 @@ class LiveRun:
     """One step of these settings. `start` runs it in a thread, `run` in this one; `stop` ends it between chunks.
 
     device: where it runs; None for CUDA where PyTorch can use it, else the processor. ValueError for another one.
-    encoder: what is trained, built on the way; afterwards on the processor, and None where the run failed.
-    ledger: grows while it runs. result: None until it has ended. texts: what the batch was made of, in words.
+    settings: of that device, whatever those given say. encoder: what is trained, built on the way; afterwards on the
+    processor, and None where the run failed. ledger: grows while it runs. result: None until it has ended. texts: what
+    the batch was made of, in words.
     """
 
     def __init__(self, settings: LabSettings, device: str | torch.device | None = None):
-        self.settings = settings
         self.device = run_device(device)
+        self.settings = replace(settings, device=self.device.type)
         self.pieces = count_pieces(settings)
         self.begun = 0
         self.stage = "starting"
@@ -138,7 +139,8 @@ class LiveRun:
         if self.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(self.device)
             self._before_bytes = before
-        with record_memory(self.encoder, optimizer=optimizer) as self.ledger:
+        counted = "cuda" if self.device.type == "cuda" else None
+        with record_memory(self.encoder, optimizer=optimizer, device=counted) as self.ledger:
             step, options = step_of(self.settings)
             with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled="autocast" in precision):
                 loss = step([self.encoder] * 2, inputs, loss_fn, on_phase=self._on_phase, **options)

@@ -10,6 +10,7 @@ import html
 import io
 import threading
 import time
+from dataclasses import replace
 from typing import Any
 
 import ipywidgets as widgets
@@ -49,7 +50,8 @@ class MemoryLab(widgets.VBox):
     forecast); status, forecast, compared (text), picture. `table()` is the lab as text. `wait()` returns when all that
     was started has ended.
     The keywords set where the controls start; each must be one of the control's values. device: where Run runs the
-    step; None for a CUDA card where PyTorch can use one, else the processor.
+    step; None for a CUDA card where PyTorch can use one, else the processor. A budget that is a card is forecast with
+    a card's operations, any other budget with those of the device.
     """
 
     def __init__(
@@ -148,6 +150,7 @@ class MemoryLab(widgets.VBox):
             self.retain_chunks.value,
             self.precision.value,
             self.optimizer.value,
+            "cuda" if self.budget_name in GPU_MEMORY_BYTES else self.device.type,
         )
 
     def refresh(self) -> None:
@@ -168,6 +171,10 @@ class MemoryLab(widgets.VBox):
             f"Reading off the memory law of the {settings.model} model at {tokens} tokens. This takes some seconds, "
             "once; then every batch and chunk answers at once."
         )
+        self._want(settings)
+
+    def _want(self, settings: LabSettings) -> None:
+        """Have the law of these settings read off, in a thread."""
         self._wanted = settings
         if self._fitter is None or not self._fitter.is_alive():
             self._fitter = threading.Thread(target=self._fit, name="memory-lab-fit", daemon=True)
@@ -196,8 +203,9 @@ class MemoryLab(widgets.VBox):
             lab.format_table(["phase, in order", "highest"], phases),
             lab.format_table(["at the peak", "bytes"], [*kinds, ["sum", format_bytes(forecast.peak_bytes)]]),
         ]
-        if self._live is not None and self._live.settings == settings and self._live.result is not None:
-            parts.append(_told(self._live, forecast))
+        run = self._run_of(settings)
+        if run is not None and run.result is not None:
+            parts.append(_told(run, lab.forecast_of(run.settings)))
         if self._pinned is not None:
             parts.append(lab.compared(self._pinned, settings))
         return "\n\n".join(parts)
@@ -317,13 +325,17 @@ class MemoryLab(widgets.VBox):
                 if lab.is_ready(settings):
                     self.refresh()
 
+    def _run_of(self, settings: LabSettings) -> LiveRun | None:
+        """The last run, if it was of these settings, on whichever device."""
+        run = self._live
+        return run if run is not None and run.settings == replace(settings, device=run.settings.device) else None
+
     def _draw(self, settings: LabSettings) -> None:
-        """Forecast, text and picture of these settings, with the live line where they are those of the run."""
-        forecast = lab.forecast_of(settings)
-        budget, name = self.budget.value, self.budget_name
+        """Forecast, text and picture of these settings; where they are those of the run, its forecast and live line."""
+        budget, name, run = self.budget.value, self.budget_name, self._run_of(settings)
+        forecast = lab.forecast_of(settings if run is None else run.settings)
         with self._drawing:
             picture = picture_of(forecast.timeline)
-            run = self._live if self._live is not None and self._live.settings == settings else None
             live = run.trace(picture) if run is not None else None
             card = name if name in GPU_MEMORY_BYTES else "budget"
             png = self._figure.render(picture, budget, card, live)
@@ -332,7 +344,10 @@ class MemoryLab(widgets.VBox):
                 alt += f" {_told(run, forecast)}"
             self.picture.value = _image(png, alt, PICTURE_INCHES)
             self._show_comparison()
-        self._say_forecast(lab.advice(settings, forecast, budget, name))
+        said = lab.advice(settings, lab.forecast_of(settings), budget, name)
+        if run is not None and run.settings != settings:
+            said += " The picture is of the processor that ran the step: its operations keep more than a card's."
+        self._say_forecast(said)
 
     def _clear(self, text: str) -> None:
         """No forecast, and why: no picture of other settings stays beside the words."""
@@ -344,12 +359,13 @@ class MemoryLab(widgets.VBox):
             self._say("A run is going on. Stop it first.")
             return
         try:
-            settings = self.settings()
+            settings = replace(self.settings(), device=self.device.type)
         except ValueError as error:
             self._say(f"Not run: {error}.")
             return
         if not lab.is_ready(settings):
-            self._say("The forecast is not there yet. Press Run again when it is.")
+            self._want(settings)
+            self._say("The forecast for this machine is not there yet. Press Run again in a few seconds.")
             return
         forecast = lab.forecast_of(settings)
         card_free = memory_of(self.device)[0] if self.device.type == "cuda" else None
@@ -400,7 +416,7 @@ class MemoryLab(widgets.VBox):
             shown = self.settings()
         except ValueError:
             return
-        if shown == run.settings:
+        if self._run_of(shown) is run:
             self._draw(shown)
 
     def _say(self, text: str) -> None:

@@ -162,6 +162,25 @@ def test_the_largest_batch_of_all_answers_in_tib(memory_lab):
     assert re.search(r"Peak [\d.]+ TiB", text_of(memory_lab.forecast))
 
 
+def test_a_card_is_forecast_with_its_own_operations_and_a_run_with_those_of_its_device(memory_lab):
+    card = "T4 (16 GB)"
+    on_processor = memory_lab.settings()
+    memory_lab.budget.value = lab.BUDGETS[card]
+    memory_lab.wait()
+    assert memory_lab.settings() == replace(on_processor, device="cuda")
+    told = forecast_of(memory_lab.settings()).peak_bytes
+    assert told < forecast_of(on_processor).peak_bytes
+    assert f"Peak {format_bytes(told)}: " in text_of(memory_lab.forecast) and card in text_of(memory_lab.forecast)
+    memory_lab.run.click()
+    memory_lab.wait()
+    assert memory_lab.live.result.peak_bytes == forecast_of(on_processor).peak_bytes
+    assert "exactly as forecast" in text_of(memory_lab.status)
+    assert "The picture is of the processor that ran the step" in text_of(memory_lab.forecast)
+    assert f"Peak {format_bytes(told)}: " in text_of(memory_lab.forecast)
+    memory_lab.budget.value = lab.BUDGETS["64 MiB"]
+    assert "The picture is of" not in text_of(memory_lab.forecast)
+
+
 def test_find_the_largest_batch(memory_lab):
     memory_lab.budget.value = lab.BUDGETS["64 MiB"]
     memory_lab.largest.click()
