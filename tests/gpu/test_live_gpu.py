@@ -7,7 +7,7 @@ import torch
 
 from gclib import lab, live
 from gclib.lab import LabSettings, forecast_of, largest_that_fits
-from gclib.live import LiveRun, memory_of
+from gclib.live import LiveRun
 
 MIB = 2**20
 # Tensors of whole MiB, so that the allocator's rounding stays small beside them.
@@ -37,7 +37,9 @@ def test_the_ledger_of_a_run_is_within_two_percent_of_the_card_s_allocator(step,
     told = forecast_of(run.settings).peak_bytes
     counts = (result.peak_bytes, result.allocated_peak_bytes, told)
     print(f"{step}, {precision}: ledger, allocator, forecast: {', '.join(f'{c / MIB:,.1f} MiB' for c in counts)}")
-    assert result.peak_bytes == pytest.approx(result.allocated_peak_bytes, rel=0.02)
+    # autocast's copies of weights, of little more than a MiB each, get blocks of up to two
+    assert result.peak_bytes == pytest.approx(result.allocated_peak_bytes, rel=0.05 if "auto" in precision else 0.02)
+    assert told == pytest.approx(result.peak_bytes, rel=1e-3)
 
 
 def test_a_run_leaves_generators_and_the_card_as_they_were():
@@ -53,14 +55,24 @@ def test_a_run_leaves_generators_and_the_card_as_they_were():
     assert abs(allocated() - before) <= 64 * MIB  # another thread may take a workspace of its own
 
 
+@pytest.fixture
+def small_card():
+    """PyTorch may have so many bytes of the card: others on it are not disturbed, and it is full soon."""
+    bytes_ = 6 * 2**30
+    torch.cuda.empty_cache()
+    torch.cuda.set_per_process_memory_fraction(bytes_ / torch.cuda.get_device_properties(0).total_memory)
+    yield bytes_
+    torch.cuda.set_per_process_memory_fraction(1.0)
+
+
 @pytest.mark.parametrize("step", ["naive", "grad_cache"])
-def test_a_batch_too_big_for_the_card_ends_in_words_and_the_next_run_finishes(step):
+def test_a_batch_too_big_for_the_card_ends_in_words_and_the_next_run_finishes(step, small_card):
     """Of the gradient cache one chunk is too big, which is all the rows of a tower."""
     assert LiveRun(SMALL).run().ending == "finished"
-    free, before = memory_of(torch.device("cuda", 0))[0], allocated()
-    most = largest_that_fits(LabSettings("naive", "bert-base", length=256), free)
+    free, before = small_card, allocated()
+    most = largest_that_fits(LabSettings("naive", "bert-base", length=256, device="cuda"), free)
     rows = most * 3 // 2 if step == "naive" else most * 3
-    settings = LabSettings(step, "bert-base", batch_size=rows, chunk_size=rows, length=256)
+    settings = LabSettings(step, "bert-base", batch_size=rows, chunk_size=rows, length=256, device="cuda")
     assert lab.obstacle(forecast_of(settings), 2**50, card_free_bytes=free) is not None  # the lab would not start it
     run = LiveRun(settings)
     result = run.run()
@@ -71,7 +83,6 @@ def test_a_batch_too_big_for_the_card_ends_in_words_and_the_next_run_finishes(st
     assert "free now: the next run may start." in result.error
     assert result.peak_bytes == pytest.approx(result.allocated_peak_bytes, rel=0.05)
     assert abs(allocated() - before) <= MIB
-    assert memory_of(torch.device("cuda", 0))[0] >= 0.99 * free
     assert LiveRun(SMALL).run().ending == "finished"
 
 
