@@ -96,7 +96,17 @@ def _sizes(config: Any, tied: bool) -> list[Any]:
 
 
 def _written(configs: Sequence[Any]) -> str:
-    return "\n".join(f"{type(config).__name__} {config.to_json_string(use_diff=False)}" for config in configs)
+    """All that a law depends on in the configs: their fields, and the attention, which their JSON leaves out."""
+    return "\n".join(
+        " ".join(
+            (
+                type(config).__name__,
+                str(getattr(config, "_attn_implementation", None)),
+                config.to_json_string(use_diff=False),
+            )
+        )
+        for config in configs
+    )
 
 
 def _signature(module: Any) -> str:
@@ -106,7 +116,7 @@ def _signature(module: Any) -> str:
     tensors = [*module.named_parameters(), *module.named_buffers()]
     described = [(name, tuple(t.shape), str(t.dtype), str(t.device), t.requires_grad) for name, t in tensors]
     configs = [getattr(part, "config", None) for part in module.modules()]
-    written = {config.to_json_string() for config in configs if hasattr(config, "to_json_string")}
+    written = {_written([config]) for config in configs if hasattr(config, "to_json_string")}
     modes = [part.training for part in module.modules()]
     plain = [
         sorted((name, value) for name, value in vars(part).items() if isinstance(value, (bool, int, float, str, tuple)))

@@ -6,8 +6,9 @@ import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn import functional as F
+from transformers import BertConfig
 
-from gclib import forecast_step, record_memory
+from gclib import Encoder, forecast_step, record_memory
 from gclib.kernels import CudaKernels
 from gclib.recording import load_recordings
 
@@ -138,6 +139,23 @@ def test_a_forecast_for_a_card_is_its_own_law(step):
     whole = forecast_step(step, device="cuda", **(same | {"query_length": [32] * 12}))
     assert not whole.exact_law and whole.peak_bytes == card
     assert forecast_step(step, device="cuda", **same).at_peak()["random states"] == 0
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_an_attention_that_keeps_its_weights_is_another_law(device):
+    """Equal configs but for the attention, which transformers leaves out of a config's JSON."""
+    same = {"batch_size": 4, "query_length": 64, "passage_length": 64, "device": device}
+    sizes = {"vocab_size": 99, "hidden_size": 32, "num_hidden_layers": 2}
+    sizes |= {"num_attention_heads": 2, "intermediate_size": 64}
+    for made in (lambda config: {"config": config}, lambda config: {"encoders": [Encoder.from_config(config)] * 2}):
+        fused, eager = (
+            forecast_step("naive", **made(BertConfig(**sizes, attn_implementation=name)), **same).peak_bytes
+            for name in ("sdpa", "eager")
+        )
+        if device == "cuda":
+            assert eager > fused + 2 * 2 * 4 * 2 * 64 * 64 * 4  # layers, towers, rows, heads, T x T float32
+        else:
+            assert eager != fused
 
 
 def test_another_device_is_refused():
