@@ -20,6 +20,7 @@ import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.colors import to_hex, to_rgb
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch, Rectangle
 from matplotlib.patheffects import withStroke
@@ -322,6 +323,22 @@ def plot_logits(
         axes.figure.colorbar(image, ax=axes, label=label, shrink=0.85)
 
 
+def contrast(one: str, other: str) -> float:
+    """How far two colours are apart for the eye, from 1 to 21; text needs 4.5 (WCAG 2.2, 1.4.3)."""
+    lights = []
+    for color in (one, other):
+        linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in to_rgb(color)]
+        lights.append(0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2] + 0.05)
+    return max(lights) / min(lights)
+
+
+def ink_of(color: str) -> str:
+    """The colour, darkened until words in it can be read on PAPER."""
+    shares = (1 - step / 20 for step in range(20))
+    darker = (to_hex([share * c for c in to_rgb(color)]) for share in shares)
+    return next(ink for ink in darker if contrast(ink, PAPER) >= 4.5)
+
+
 def plot_by_batch_size(axes: Axes, sizes: Sequence[int], series: Mapping[str, Sequence[float]], *, label: str) -> None:
     """Lines over the batch size (a logarithmic axis, a tick for each size), each named at its right end.
 
@@ -335,7 +352,7 @@ def plot_by_batch_size(axes: Axes, sizes: Sequence[int], series: Mapping[str, Se
     height = float("-inf")
     for value, name, color in sorted(ends):
         height = max(value, height + 0.07 * (high - low))
-        look = {"textcoords": "offset points", "color": color, "va": "center", "annotation_clip": False}
+        look = {"textcoords": "offset points", "color": ink_of(color), "va": "center", "annotation_clip": False}
         axes.annotate(name, (sizes[-1], height), (7, 0), **look)
     axes.set_xscale("log", base=2)
     axes.set_xticks(sizes, [f"{size:,}" for size in sizes], fontsize=9)

@@ -299,5 +299,5 @@ def _draw_node(axes: Axes, place: tuple[float, float], node: Node, state: str, m
         text += f"\ngraph {format_bytes(moment.graph_bytes[row])}"
     if kind == "graph" and state == "passing":
         text += "\nno graph"
-    ink = "#767676" if state == "gone" else plots.PAPER if there and kind == "gradients" else plots.INK
+    ink = "#767676" if state == "gone" else plots.OKABE_ITO["black"] if there else plots.INK  # all at least 4.5 : 1
     axes.text(*place, text, ha="center", va="center", fontsize=7.5, color=ink, zorder=4)

@@ -256,3 +256,15 @@ def test_show_displays_an_image_with_alt_text_and_no_open_figure(capsys, monkeyp
 def test_a_picture_without_words_is_refused(alt):
     with pytest.raises(ValueError, match="alt must say in words what the picture shows"):
         plots.show(Figure(), alt)
+
+
+def test_contrast_of_known_pairs():
+    assert plots.contrast("#000000", "#FFFFFF") == pytest.approx(21)
+    assert plots.contrast("#FFFFFF", "#767676") == pytest.approx(4.54, abs=0.01)
+
+
+@pytest.mark.parametrize("color", plots.OKABE_ITO.values())
+def test_the_ink_of_a_colour_can_be_read_and_dark_colours_stay(color):
+    assert plots.contrast(plots.ink_of(color), plots.PAPER) >= 4.5
+    if plots.contrast(color, plots.PAPER) >= 4.5:
+        assert plots.ink_of(color) == color.lower()

@@ -33,8 +33,19 @@ def test_headings_are_read_outside_fenced_code():
 def test_a_skipped_level_and_a_second_title_are_told(monkeypatch):
     monkeypatch.setattr(texts, "texts", lambda: [page("# A\n\n### B"), page("# C")])
     monkeypatch.setattr(texts, "misspelled", list)
+    monkeypatch.setattr(texts, "unlinked_terms", list)
     found = texts.problems()
     assert len(found) == 2 and "after one of level 1" in found[0] and "a second title" in found[1]
+
+
+def test_a_term_is_told_that_its_first_chapter_does_not_link(monkeypatch):
+    term = page("## Tile size\n\nA side. First in [08 Near](08_near.ipynb).", "notebooks/glossary.ipynb")
+    chapter = page("Cut into [tiles](glossary.ipynb#Tile-size).", "notebooks/08_near.ipynb")
+    monkeypatch.setattr(texts, "texts", lambda: [term, chapter])
+    assert texts.unlinked_terms() == []
+    monkeypatch.setattr(texts, "texts", lambda: [term, page("Cut into tiles.", "notebooks/08_near.ipynb")])
+    (found,) = texts.unlinked_terms()
+    assert found.startswith("notebooks/08_near.ipynb") and "Tile size" in found
 
 
 def test_a_misspelt_word_is_found_with_its_file(monkeypatch):

@@ -6,6 +6,7 @@ from html import unescape
 
 import pytest
 import torch
+from matplotlib.patches import FancyBboxPatch
 
 from gclib import ContrastiveLoss, Encoder, accumulation_step, grad_cache_step, naive_step, plots
 from gclib.walk import AFTER, WHOLE, record_walk
@@ -13,6 +14,7 @@ from gclib.walk_widget import (
     GraphWalk,
     describe_moment,
     edges,
+    plot_moment,
     plot_walk,
     row_name,
     sentence_of,
@@ -134,6 +136,23 @@ def test_the_table_has_a_row_for_each_moment(walks):
     for walk in walks.values():
         headings, rows = table_of(walk)
         assert len(rows) == len(walk.moments) and {len(row) for row in rows} == {len(headings)}
+
+
+def test_the_words_of_every_box_can_be_read_on_its_colour(walks):
+    for walk in walks.values():
+        for index in range(len(walk.moments)):
+            _, axes = plots.new_figure(1, 1)
+            plot_moment(axes, walk, index)
+            boxes = [patch for patch in axes.patches if isinstance(patch, FancyBboxPatch)]
+            assert len(boxes) == len(axes.texts) - len([text for text in axes.texts if not text.get_text()]) > 0
+            for text in filter(lambda text: text.get_text(), axes.texts):
+                x, y = text.get_position()
+                (box,) = [b for b in boxes if b.get_x() < x < b.get_x() + b.get_width() and abs(middle(b) - y) < 1e-6]
+                assert plots.contrast(text.get_color(), box.get_facecolor()) >= 4.5, text.get_text()
+
+
+def middle(box):
+    return box.get_y() + box.get_height() / 2
 
 
 def test_moments_side_by_side_are_numbered_as_on_the_slider(walks):

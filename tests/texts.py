@@ -22,6 +22,9 @@ ROOT = Path(__file__).resolve().parents[1]
 LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
 HEADING = re.compile(r"^(#{1,6}) +(.+?) *#*$", re.MULTILINE)
 FENCED = re.compile(r"^(```|~~~).*?^\1", re.MULTILINE | re.DOTALL)
+TERM_LINK = re.compile(r"\]\(glossary\.ipynb#([^)\s]+)\)")
+FIRST = re.compile(r"First in \[[^\]]*\]\(([^)\s]+)\)")
+NOT_YET_LINKED = {"Allocated and reserved", "Budget", "Embedding"}
 ALLOWED = "ans,fo,hist,mis,nd,notin,te,ure,vermillion"
 
 
@@ -59,7 +62,7 @@ def problems() -> list[str]:
             if level == 1 and before:
                 found.append(f"{where}: a second title: {title!r}")
             levels[text.path] = level
-    return found + misspelled()
+    return found + unlinked_terms() + misspelled()
 
 
 def broken_links(text: Text) -> Iterator[str]:
@@ -90,6 +93,23 @@ def anchors(path: Path) -> frozenset[str]:
 def headings(markdown: str) -> list[tuple[int, str]]:
     """(level, title) of each heading outside fenced code."""
     return [(len(marks), title) for marks, title in HEADING.findall(FENCED.sub("", markdown))]
+
+
+def unlinked_terms() -> list[str]:
+    """The glossary's words that the chapter which it calls their first does not link to it."""
+    found, glossary = [], ROOT / "notebooks" / "glossary.ipynb"
+    linked: dict[str, set[str]] = {}
+    for text in texts():
+        linked.setdefault(text.path.name, set()).update(TERM_LINK.findall(text.markdown))
+    for text in texts():
+        first = FIRST.search(text.markdown) if text.path == glossary else None
+        if first:
+            ((_, term),) = headings(text.markdown)
+            if term.replace(" ", "-") not in linked.get(first[1], set()) and term not in NOT_YET_LINKED:
+                found.append(
+                    f"notebooks/{first[1]}: no link to {term!r}, first here as the glossary says"
+                )
+    return found
 
 
 def misspelled() -> list[str]:
