@@ -106,9 +106,7 @@ def unlinked_terms() -> list[str]:
         if first:
             ((_, term),) = headings(text.markdown)
             if term.replace(" ", "-") not in linked.get(first[1], set()) and term not in NOT_YET_LINKED:
-                found.append(
-                    f"notebooks/{first[1]}: no link to {term!r}, first here as the glossary says"
-                )
+                found.append(f"notebooks/{first[1]}: no link to {term!r}, first here as the glossary says")
     return found
 
 
