@@ -202,3 +202,11 @@ def test_the_gallery_has_every_widget_of_the_library():
             if line.startswith("class ") and "(widgets.VBox)" in line:
                 found.add(line.split()[1].split("(")[0])
     assert found == set(WIDGETS) - {"predict", "choose"}
+
+
+def test_every_widget_of_the_library_brings_the_lines_for_the_keyboard_itself():
+    """On the gallery's page one would do for all."""
+    texts = {path.name: path.read_text("utf-8") for path in (ROOT / "gclib").rglob("*.py")}
+    shown = {name for name, text in texts.items() if "(widgets.VBox)" in text or "widgets.VBox([ask" in text}
+    assert len(shown) == len(WIDGETS) - 1  # "predict" and "choose" are one
+    assert [name for name in sorted(shown) if "keyboard()]" not in texts[name]] == []
