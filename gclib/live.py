@@ -34,7 +34,6 @@ from gclib.units import format_bytes
 from gclib.validation import refuse
 
 PAIRS = 2_000  # real texts to draw a batch from; a larger batch repeats them
-POINTS = 48  # of the live line, in each piece of the step
 
 
 class Stopped(Exception):
@@ -324,7 +323,7 @@ class _Trace:
             self._finish(ledger, pieces[self._next], pieces[self._next + 1][0])
             self._next += 1
         running = self._piece(ledger, pieces[-1], known) if pieces else None
-        points = [_points(*piece, picture) for piece in (*self._finished, running) if piece is not None]
+        points = [picture.points(*piece) for piece in (*self._finished, running) if piece is not None]
         points = [one for one in points if len(one[0])]
         if not points:
             return np.zeros(0), np.zeros(0)
@@ -343,23 +342,6 @@ class _Trace:
             return None
         totals = np.array([event.total_bytes for event in ledger.events[start:stop]])
         return place["phase"], place["tower"], totals, self._counts.get((place["phase"], place["tower"]), 0)
-
-
-def _points(
-    phase: str, tower: int | None, totals: np.ndarray, number: int, picture: TimelinePicture
-) -> tuple[np.ndarray, np.ndarray]:
-    """One piece's points over its panel: its operations, or its peak where the panel sums pieces up."""
-    panel = picture.place(phase, tower, number)
-    if panel is None:
-        return np.zeros(0), np.zeros(0)
-    width = panel.stop - panel.start
-    if panel.between:
-        share = np.array([0, 1]) + number - panel.pieces.start
-        return panel.start + share / len(panel.pieces) * width, totals.max().repeat(2)
-    reach = np.arange(len(totals)) / max(panel.operations, len(totals))
-    edges = np.unique(np.linspace(0, len(totals), min(POINTS, len(totals)) + 1).astype(int))
-    highest = [at + int(totals[at:end].argmax()) for at, end in zip(edges, edges[1:], strict=False)]
-    return panel.start + reach[highest] * width, totals[highest]
 
 
 def _heads(place: dict[str, Any]) -> bool:

@@ -10,6 +10,7 @@ import dataclasses
 import gc
 import json
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +22,8 @@ import torch
 from gclib.calibration import Calibration, Case, from_fields, run_case
 from gclib.encoder import Encoder
 from gclib.ledger import record_memory
-from gclib.validation import refuse
+from gclib.timeline import TimelinePicture
+from gclib.validation import one_of, refuse
 
 FOLDER = Path(__file__).resolve().parents[1] / "data" / "recordings"
 RECORDED = (
@@ -57,6 +59,17 @@ class RecordedStep:
     requested_peak_bytes: int
     allocated_peak_bytes: int
     reserved_peak_bytes: int
+
+    def line(self, picture: TimelinePicture, series: str = "ledger_bytes") -> tuple[np.ndarray, np.ndarray]:
+        """The step as a line over a forecast's picture: x from 0 to 1, bytes. series: one of `SERIES`."""
+        counts: Counter = Counter()
+        points = []
+        for piece in self.pieces:
+            totals = np.array(getattr(piece, one_of("series", series, SERIES)))
+            points.append(picture.points(piece.phase, piece.tower, totals, counts[piece.phase, piece.tower]))
+            counts[piece.phase, piece.tower] += 1
+        x, y = (np.concatenate(part) for part in zip(*points, strict=True))
+        return x, y
 
     @property
     def ledger_peak_bytes(self) -> int:

@@ -17,6 +17,7 @@ from gclib.validation import refuse
 
 COLUMNS = 360  # points of a whole picture; more could not be seen
 SMALLEST_SHARE = 0.04  # of the width, so that a short phase (the loss) can be seen
+POINTS = 48  # of a recorded line, in each piece of the step
 BETWEEN_COLUMNS = 24  # points of the summary between first and last
 PHASE_WORDS = {
     "first_forward": "first forward",
@@ -112,6 +113,23 @@ class TimelinePicture:
         own = [panel for panel in candidates if (panel.phase, panel.tower) == (phase, tower)]
         shared = [panel for panel in candidates if panel.between and self.cyclic]
         return next(iter(own + shared), None)
+
+    def points(self, phase: str, tower: int | None, totals: np.ndarray, piece: int) -> tuple[np.ndarray, np.ndarray]:
+        """A recorded piece over its panel: x from 0 to 1, and bytes. totals: after each event, in any number.
+
+        Over the summary of several pieces its peak stands for it; a piece without a panel has no points.
+        """
+        panel = self.place(phase, tower, piece)
+        if panel is None or not len(totals):
+            return np.zeros(0), np.zeros(0)
+        width = panel.stop - panel.start
+        if panel.between:
+            share = np.array([0, 1]) + piece - panel.pieces.start
+            return panel.start + share / len(panel.pieces) * width, totals.max().repeat(2)
+        reach = np.arange(len(totals)) / max(panel.operations, len(totals))
+        edges = np.unique(np.linspace(0, len(totals), min(POINTS, len(totals)) + 1).astype(int))
+        highest = [at + int(totals[at:end].argmax()) for at, end in zip(edges, edges[1:], strict=False)]
+        return panel.start + reach[highest] * width, totals[highest]
 
     @property
     def cyclic(self) -> bool:
