@@ -1,6 +1,7 @@
 """Steps side by side: naive, the official GradCache, sentence-transformers' cached loss, and gclib's.
 
     python tests/benchmarks/bench_steps.py [--batches 256 1024] [--chunks 16 32] [--rounds 3] [--whole] [--out FOLDER]
+    python tests/benchmarks/bench_steps.py --device cuda [--encoder bert-base] [and as above]
 
 One tied encoder (BERT, 4 layers of 256, dropout on), mined pairs drawn with a fixed seed and put in file order, queries
 of at most 64 tokens, passages of at most 128, float32. The pairs are Python's own: the standard library is the same on
@@ -11,20 +12,28 @@ each version runs once before the rounds for its FLOPs, and once for its allocat
 each, after that warm-up. With `--times-only` there is neither, and the first round warms up as well as counts.
 "Pre-sorted" rows show what sorting alone buys elsewhere.
 
+With `--device cuda` every batch gets all rounds after a warm-up, times are taken between synchronisations, and the peak
+is `torch.cuda.max_memory_allocated` beyond what was there before (weights and gradients), at every batch. A version
+that does not fit the card, or does not run there, says so in its row. The table is steps_cuda.csv. `--encoder` takes
+another size of BERT, whose name is then in the table's: one of 4 x 256 leaves a big card idle.
+
 `predicted` is rho * (1 + (1 - r) / 3) with rho = encoded tokens of one forward / padded tokens of the batch and
 r = the share of rows whose graph is retained: a step's time over the padded naive step's, if time went with tokens.
 """
 
 import argparse
 import csv
+import gc
 import random
 import statistics
 import sys
 import time
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 
 import torch
+import transformers
 from torch import Tensor
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -45,6 +54,7 @@ from gclib import ContrastiveLoss, Encoder, grad_cache_step, naive_step  # noqa:
 from gclib.chunking import Chunk, plan_chunks  # noqa: E402
 from gclib.corpus import load_corpus  # noqa: E402
 from gclib.data import TextPair, load_pairs, tokenize_pairs, train_tokenizer  # noqa: E402
+from gclib.encoder import SIZES  # noqa: E402
 from gclib.inputs import row_lengths, take  # noqa: E402
 
 Batch = dict[str, Tensor]
@@ -62,17 +72,24 @@ PLAIN, OURS, ONE, QUARTER, PACKED = (
 PRESORTED = "gclib, pre-sorted by the caller"
 COLUMNS = ("version", "batch_size", "chunk_size", "seconds", "over_naive", "predicted", "peak_mib", "rows", "tokens")
 COLUMNS += ("gigaflops", "rounds", "threads")
+CUDA_COLUMNS = (*COLUMNS, "note", "encoder", "device", "versions", "command")
 
 
-def make_batch(batch_size: int, whole: bool = False) -> tuple[Batch, Batch]:
-    """B pairs drawn with a fixed seed, in file order: no order of lengths. whole: of all packages, not Python's own."""
-    pairs = load_pairs()
-    tokenizer = train_tokenizer(pairs[:4_000])
+@cache
+def texts(whole: bool) -> tuple[list, object]:
+    """Rows of Python's own modules, or of all packages, and a tokenizer."""
+    tokenizer = train_tokenizer(load_pairs()[:4_000])
     rows = load_corpus().split("train")
-    rows = [row for row in rows if whole or row.module.split(".")[0] in sys.stdlib_module_names]
+    return [row for row in rows if whole or row.module.split(".")[0] in sys.stdlib_module_names], tokenizer
+
+
+def make_batch(batch_size: int, whole: bool = False, device: str = "cpu") -> tuple[Batch, Batch]:
+    """B pairs drawn with a fixed seed, in file order: no order of lengths. whole: of all packages, not Python's own."""
+    rows, tokenizer = texts(whole)
     chosen = sorted(random.Random(0).sample(rows, batch_size), key=lambda row: (row.module, row.line))
     pairs = [TextPair(row.query, row.passage) for row in chosen]
-    return tokenize_pairs(pairs, tokenizer, query_length=64, passage_length=128)
+    towers = tokenize_pairs(pairs, tokenizer, query_length=64, passage_length=128)
+    return tuple({name: value.to(device) for name, value in tower.items()} for tower in towers)
 
 
 def naive_in_buckets(encoder, batch: tuple[Batch, Batch], loss_fn, plans: list[list[Chunk]]) -> None:
@@ -80,7 +97,8 @@ def naive_in_buckets(encoder, batch: tuple[Batch, Batch], loss_fn, plans: list[l
     reps = []
     for inputs, plan in zip(batch, plans, strict=True):
         parts = torch.cat([encoder(**take(inputs, chunk)) for chunk in plan])
-        reps.append(parts[torch.tensor([row for chunk in plan for row in chunk.rows]).argsort()])
+        order = torch.tensor([row for chunk in plan for row in chunk.rows], device=parts.device)
+        reps.append(parts[order.argsort()])
     loss_fn(*reps).backward()
 
 
@@ -111,21 +129,41 @@ def versions(encoder: Counted, batch: tuple[Batch, Batch], C: int) -> dict[str, 
     }
 
 
-def unpadded_flops(encoder, batch: tuple[Batch, Batch]) -> int:
-    """FLOPs of a naive step that encodes no padding at all: rows of exactly the same length together."""
+def unpadded_flops(encoder, batch: tuple[Batch, Batch]) -> int | None:
+    """FLOPs of a naive step that encodes no padding at all: rows of exactly the same length together.
+
+    None where the step does not fit the card.
+    """
     plans = []
     for inputs in batch:
         same: dict[int, list[int]] = {}
         for row, length in enumerate(row_lengths(inputs)):
             same.setdefault(length, []).append(row)
         plans.append([Chunk(tuple(rows), length) for length, rows in same.items()])
-    return flops_of(lambda: naive_in_buckets(encoder, batch, ContrastiveLoss(0.05), plans))
+    try:
+        return flops_of(lambda: naive_in_buckets(encoder, batch, ContrastiveLoss(0.05), plans))
+    except torch.OutOfMemoryError:
+        return None
 
 
-def seconds_of(run: Callable[[], object]) -> float:
+def seconds_of(run: Callable[[], object], device: str = "cpu") -> float:
+    wait = torch.cuda.synchronize if device == "cuda" else lambda: None
+    wait()
     start = time.perf_counter()
     run()
+    wait()
     return time.perf_counter() - start
+
+
+def peak_of(run: Callable[[], object], device: str) -> int:
+    """The most bytes that the device's allocator had given out during the run, beyond what was there before."""
+    if device != "cuda":
+        return allocator_peak(run)
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    run()
+    torch.cuda.synchronize()
+    return torch.cuda.max_memory_allocated() - before
 
 
 def zeroed(encoder: Counted, run: Callable[[], object]) -> Callable[[], object]:
@@ -139,89 +177,150 @@ def zeroed(encoder: Counted, run: Callable[[], object]) -> Callable[[], object]:
     return call
 
 
-def bench(
-    batch_size: int, chunk_size: int, rounds: int, first: bool, whole: bool = False
-) -> tuple[list[dict], dict[str, float]]:
-    """One row a version, and the ratios that the bars are about."""
-    batch = make_batch(batch_size, whole)
-    lengths = [statistics.mean(row_lengths(inputs)) for inputs in batch]
-    print(
-        f"\n{'whole corpus' if whole else 'standard library'}: queries of {lengths[0]:.1f} tokens, "
-        f"passages of {lengths[1]:.1f} on average"
-    )
+def make_encoder(size: str, device: str) -> Counted:
+    """The encoder, with gradients that are there; on a card the matrix library's workspaces are there too."""
     torch.manual_seed(0)
-    encoder = Counted(Encoder.from_config("small", dropout=0.1))
+    encoder = Counted(Encoder.from_config(size, dropout=0.1)).to(device)
     for parameter in encoder.parameters():
         parameter.grad = torch.zeros_like(parameter)
+    if device == "cuda":
+        few = torch.ones(2, 8, dtype=torch.long, device=device)
+        encoder(few, few).sum().backward()
+    return encoder
+
+
+def first_runs(
+    runs: dict[str, Callable[[], object]], about: dict, options: argparse.Namespace, first: bool
+) -> dict[str, dict]:
+    """A row a version, with its FLOPs and its peak where they are counted; what does not fit is taken out of `runs`."""
+    rows = {}
+    for name, run in list(runs.items()):
+        row = rows[name] = {"version": name, **about}
+        counted, on_card = first and not options.times_only, options.device == "cuda"
+        try:
+            row["gigaflops"] = flops_of(run) / 1e9 if counted or name == OURS else None
+            row["peak_mib"] = peak_of(run, options.device) / 2**20 if counted or on_card else None
+        except Exception as error:
+            if not on_card:
+                raise
+            row |= {"gigaflops": None, "peak_mib": None, "note": why_not(error)}
+            del runs[name]
+        if "note" in row:
+            gc.collect()
+            torch.cuda.empty_cache()
+    return rows
+
+
+def why_not(error: Exception) -> str:
+    """Why a version has no numbers of this card, in words."""
+    if isinstance(error, torch.OutOfMemoryError):
+        return "does not fit the card"
+    return f"does not run here: {type(error).__name__}: {str(error).strip().splitlines()[0][:120]}"
+
+
+def bench(batch_size: int, chunk_size: int, options: argparse.Namespace) -> tuple[list[dict], dict[str, float]]:
+    """One row a version, and the ratios that the bars are about."""
+    batch = make_batch(batch_size, options.whole, options.device)
+    lengths = [statistics.mean(row_lengths(inputs)) for inputs in batch]
+    print(
+        f"\n{'whole corpus' if options.whole else 'standard library'}: queries of {lengths[0]:.1f} tokens, "
+        f"passages of {lengths[1]:.1f} on average"
+    )
+    encoder = make_encoder(options.encoder, options.device)
     runs = {name: zeroed(encoder, run) for name, run in versions(encoder, batch, chunk_size).items()}
     padded, all_rows = sum(inputs["input_ids"].numel() for inputs in batch), 2 * batch_size
-    rows = {}
-    for name, run in runs.items():
-        row = {"version": name, "batch_size": batch_size, "chunk_size": chunk_size}
-        row["gigaflops"] = flops_of(run) / 1e9 if first or name == OURS else None
-        row["peak_mib"] = allocator_peak(run) / 2**20 if first else None
-        rows[name] = row
+    first = batch_size == min(options.batches)
+    rows = first_runs(runs, {"batch_size": batch_size, "chunk_size": chunk_size}, options, first)
+    rounds = options.rounds if first or options.device == "cuda" else 1
     seconds: dict[str, list[float]] = {name: [] for name in runs}
     for _ in range(rounds):
         for name, run in runs.items():
             encoder.rows = encoder.tokens = 0
-            seconds[name].append(seconds_of(run))
+            seconds[name].append(seconds_of(run, options.device))
             again = encoder.rows / all_rows - 1  # 1 where every row is encoded twice
             rows[name] |= {"rows": encoder.rows / all_rows, "tokens": encoder.tokens / padded}
             rows[name]["predicted"] = encoder.tokens / (1 + again) / padded * (1 + again / 3)
-    for name, row in rows.items():
-        row |= {"seconds": statistics.median(seconds[name]), "rounds": rounds, "threads": torch.get_num_threads()}
-        row["over_naive"] = statistics.median(
-            [own / naive for own, naive in zip(seconds[name], seconds[NAIVE], strict=True)]
-        )
-
+    for name, taken in seconds.items():
+        rows[name] |= {"seconds": statistics.median(taken), "rounds": rounds}
+        rows[name]["over_naive"] = ratio(taken, seconds.get(NAIVE))
+    for row in rows.values():
+        row["threads"] = torch.get_num_threads()
     return list(rows.values()), ratios_of(rows, seconds, unpadded_flops(encoder, batch))
 
 
-def ratios_of(rows: dict[str, dict], seconds: dict[str, list[float]], unpadded: int) -> dict[str, float]:
-    """What the bars are about, of gclib's defaults. unpadded: FLOPs of a naive step without any padding."""
+def ratio(taken: list[float] | None, other: list[float] | None) -> float | None:
+    """The median over the rounds; None where one of them did not run."""
+    if taken is None or other is None:
+        return None
+    return statistics.median([a / b for a, b in zip(taken, other, strict=True)])
 
-    def ratio(name: str, other: str) -> float:
-        return statistics.median([a / b for a, b in zip(seconds[name], seconds[other], strict=True)])
 
+def ratios_of(rows: dict[str, dict], seconds: dict[str, list[float]], unpadded: int | None) -> dict[str, float]:
+    """What the bars are about, of gclib's defaults. unpadded: FLOPs of a naive step without any padding, if known."""
     ratios = {
-        "time / official GradCache (bar 0.50)": ratio(OURS, OFFICIAL),
-        "time / sentence-transformers cached (bar 0.65)": ratio(OURS, ST),
-        "time / official, both pre-sorted the same way (bar 1.00)": ratio(PRESORTED, OFFICIAL_SORTED),
-        "FLOPs / (4/3 of the unpadded naive step's) (bar 1.12)": 0.75e9 * rows[OURS]["gigaflops"] / unpadded,
+        "time / official GradCache (bar 0.50)": ratio(seconds.get(OURS), seconds.get(OFFICIAL)),
+        "time / sentence-transformers cached (bar 0.65)": ratio(seconds.get(OURS), seconds.get(ST)),
+        "time / official, both pre-sorted the same way (bar 1.00)": ratio(
+            seconds.get(PRESORTED), seconds.get(OFFICIAL_SORTED)
+        ),
     }
-    if rows[OFFICIAL]["peak_mib"]:
+    if unpadded and rows[OURS]["gigaflops"]:
+        ratios["FLOPs / (4/3 of the unpadded naive step's) (bar 1.12)"] = 0.75e9 * rows[OURS]["gigaflops"] / unpadded
+    if rows[OFFICIAL]["peak_mib"] and rows[OURS]["peak_mib"]:
         ratios["allocator peak / official (bar 1.02)"] = rows[OURS]["peak_mib"] / rows[OFFICIAL]["peak_mib"]
-    return ratios
+    return {name: value for name, value in ratios.items() if value is not None}
 
 
 def show(rows: list[dict], ratios: dict[str, float]) -> None:
-    batch_size, chunk_size, rounds, threads = (
-        rows[0][key] for key in ("batch_size", "chunk_size", "rounds", "threads")
-    )
-    print(f"B = {batch_size:,}, C = {chunk_size}; rounds: {rounds}, threads: {threads}")
+    batch_size, chunk_size, threads = (rows[0][key] for key in ("batch_size", "chunk_size", "threads"))
+    print(f"B = {batch_size:,}, C = {chunk_size}; rounds: {rows[-1]['rounds']}, threads: {threads}")
     print(f"{'':36}{'seconds':>9}{'/ naive':>9}{'predicted':>11}{'peak MiB':>10}{'rows':>7}{'tokens':>8}{'GFLOP':>9}")
     for row in rows:
+        if "note" in row:
+            print(f"{row['version']:36}{row['note']}")
+            continue
         peak = f"{row['peak_mib']:.1f}" if row["peak_mib"] else "-"
         flops = f"{row['gigaflops']:.0f}" if row["gigaflops"] else "-"
+        over = f"{row['over_naive']:.2f}" if row["over_naive"] else "-"
         print(
-            f"{row['version']:36}{row['seconds']:9.2f}{row['over_naive']:9.2f}{row['predicted']:11.2f}{peak:>10}"
-            f"{row['rows']:7.3f}{row['tokens']:8.3f}{flops:>9}"
+            f"{row['version']:36}{row['seconds']:9.{3 if row['seconds'] < 1 else 2}f}{over:>9}"
+            f"{row['predicted']:11.2f}{peak:>10}{row['rows']:7.3f}{row['tokens']:8.3f}{flops:>9}"
         )
     for name, value in ratios.items():
         print(f"  gclib (defaults): {name}: {value:.3f}")
     sys.stdout.flush()
 
 
-def save(rows: list[dict], folder: Path) -> None:
-    """The table as CSV, and the times as a picture."""
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / "steps.csv").open("w", newline="") as file:
-        writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
+def save(rows: list[dict], options: argparse.Namespace) -> None:
+    """The table as CSV, and the times as a picture; from a card with its name, the versions and the command."""
+    options.out.mkdir(parents=True, exist_ok=True)
+    on_card = options.device == "cuda"
+    about = about_card(options) if on_card else {}
+    name = "steps_cuda" if on_card else "steps"
+    name += "" if options.encoder == "small" else f"_{options.encoder}"
+    with (options.out / f"{name}.csv").open("w", newline="") as file:
+        writer = csv.DictWriter(file, CUDA_COLUMNS if on_card else COLUMNS, lineterminator="\n")
         writer.writeheader()
-        writer.writerows({k: f"{v:.4g}" if isinstance(v, float) else v for k, v in row.items()} for row in rows)
-    draw(rows, folder / "steps.png")
-    print(f"\nwritten to {folder / 'steps.csv'} and steps.png")
+        for row in rows:
+            writer.writerow({k: f"{v:.4g}" if isinstance(v, float) else v for k, v in (row | about).items()})
+    if on_card:
+        print(f"\nwritten to {options.out / name}.csv")
+        return
+    draw(rows, options.out / f"{name}.png")
+    print(f"\nwritten to {options.out / name}.csv and {name}.png")
+
+
+def about_card(options: argparse.Namespace) -> dict[str, str]:
+    """What the numbers of a card depend on."""
+    listed = [f"--batches {' '.join(map(str, options.batches))}", f"--chunks {' '.join(map(str, options.chunks))}"]
+    more = ["--whole"] * options.whole + ["--times-only"] * options.times_only
+    command = ["python tests/benchmarks/bench_steps.py --device cuda", f"--encoder {options.encoder}", *listed]
+    return {
+        "encoder": options.encoder,
+        "device": torch.cuda.get_device_name(),
+        "versions": f"torch {torch.__version__}, transformers {transformers.__version__}",
+        "command": " ".join([*command, f"--rounds {options.rounds}", *more]),
+    }
 
 
 def draw(rows: list[dict], path: Path) -> None:
@@ -247,21 +346,24 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--batches", type=int, nargs="+", default=[256, 1024])
     parser.add_argument("--chunks", type=int, nargs="+", default=[16, 32])
-    parser.add_argument("--rounds", type=int, default=3, help="at the smallest batch; larger ones get one each")
+    parser.add_argument(
+        "--rounds", type=int, default=3, help="at the smallest batch; larger ones get one each on a CPU"
+    )
     parser.add_argument("--whole", action="store_true", help="pairs of all packages, not of the standard library alone")
-    parser.add_argument("--times-only", action="store_true", help="no FLOPs and no allocator peaks of the versions")
+    parser.add_argument("--times-only", action="store_true", help="no FLOPs, and on a CPU no peaks, of the versions")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--encoder", choices=tuple(SIZES), default="small", help="the size of BERT")
     parser.add_argument("--out", type=Path, default=RESULTS)
     options = parser.parse_args()
+    if options.device == "cuda" and not torch.cuda.is_available():
+        raise SystemExit("--device cuda: PyTorch can use no CUDA device here")
     every = []
     for batch_size in options.batches:
-        first = batch_size == min(options.batches)
         for chunk_size in options.chunks:
-            rows, ratios = bench(
-                batch_size, chunk_size, options.rounds if first else 1, first and not options.times_only, options.whole
-            )
+            rows, ratios = bench(batch_size, chunk_size, options)
             show(rows, ratios)
             every += rows
-            save(every, options.out)
+            save(every, options)
 
 
 if __name__ == "__main__":
