@@ -1,5 +1,6 @@
 """`python -m gclib train`: options, files, a run that is stopped or killed and goes on, several processes."""
 
+import itertools
 import json
 import os
 import signal
@@ -10,10 +11,11 @@ from pathlib import Path
 import pytest
 import torch
 import transformers
+from ranks import exit_code, run_commands
 from safetensors.torch import load_file
 
 from gclib import __main__ as commands
-from gclib import session, trainer
+from gclib import building, checkpoints, session, trainer
 from gclib.checkpoints import list_checkpoints, read_checkpoint
 from gclib.encoder import Encoder
 from gclib.retrieval import encode_texts
@@ -30,23 +32,27 @@ ROWS = [
 SMALL = "--model tiny --vocab-size 200 --batch-size 8 --chunk-size 3 --steps 8 --query-length 16 --passage-length 24"
 
 
-@pytest.fixture
-def data(tmp_path):
-    folder = tmp_path / "data"
+def write_data(folder):
     folder.mkdir()
     for name, rows in (("train", ROWS), ("test", ROWS[:10])):
         (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     return folder
 
 
+def arguments_of(output, data, more="", small=SMALL):
+    """The arguments of a small run in a folder, with more options behind."""
+    return ["train", "--output", str(output), "--data", str(data), "--quiet", *small.split(), *more.split()]
+
+
+@pytest.fixture
+def data(tmp_path):
+    return write_data(tmp_path / "data")
+
+
 @pytest.fixture
 def typed(data):
-    """The arguments of a small run in a folder, with more options behind."""
-
-    def arguments(output, more="", *, small=SMALL):
-        return ["train", "--output", str(output), "--data", str(data), "--quiet", *small.split(), *more.split()]
-
-    return arguments
+    """`arguments_of` a run on the test's own data."""
+    return lambda output, more="", *, small=SMALL: arguments_of(output, data, more, small)
 
 
 def records(output):
@@ -123,38 +129,44 @@ def test_the_steps_losses_agree_without_dropout(typed, tmp_path):
 
 # --- stopped, killed, resumed -----------------------------------------------------------------------------------
 
-KILLED = """
-import os, signal, sys
-from gclib import __main__, building, checkpoints, session
 
-place, arguments = sys.argv[1], sys.argv[2:]
-calls = []
-
-def kill():
+def kill(*_, **__):
     os.kill(os.getpid(), signal.SIGKILL)
 
-def counted(function, last, when="before"):
+
+def killed_at_call(number, function):
+    """The function, but its call of this number kills the process."""
+    calls = itertools.count(1)
+    return lambda *args, **options: (kill if next(calls) == number else function)(*args, **options)
+
+
+def killed_in_replay(number, step):
+    """The step, but its call of this number kills the process when it encodes a second time."""
+    calls = itertools.count(1)
+
     def wrapped(*args, **options):
-        calls.append(1)
-        if len(calls) == last and when == "inside":
+        if next(calls) == number:
             options["on_phase"] = lambda phase, **more: kill() if phase == "replay" else None
-        elif len(calls) == last:
-            kill()
-        return function(*args, **options)
+        return step(*args, **options)
+
     return wrapped
 
-if place == "inside a step":
-    building.grad_cache_step = counted(building.grad_cache_step, 7, "inside")
-elif place == "between the files of a checkpoint":
-    checkpoints.save_file = counted(checkpoints.save_file, 5)
-elif place == "before a checkpoint gets its name":
-    checkpoints.os.rename = counted(checkpoints.os.rename, 2)
-elif place == "before the first checkpoint":
-    checkpoints.save_file = counted(checkpoints.save_file, 1)
-elif place == "before the model is written":
-    session.save_model_folder = counted(session.save_model_folder, 1)
-__main__.main(arguments)
-"""
+
+def train_until_killed(place, arguments):
+    """Runs in a process of its own: nothing needs to be put back."""
+    if place == "inside a step":
+        building.grad_cache_step = killed_in_replay(7, building.grad_cache_step)
+    elif place == "between the files of a checkpoint":
+        checkpoints.save_file = killed_at_call(5, checkpoints.save_file)
+    elif place == "before a checkpoint gets its name":
+        checkpoints.os.rename = killed_at_call(2, checkpoints.os.rename)
+    elif place == "before the first checkpoint":
+        checkpoints.save_file = kill
+    elif place == "before the model is written":
+        session.save_model_folder = kill
+    commands.main(arguments)
+
+
 PLACES = {
     "inside a step": [3, 6],
     "between the files of a checkpoint": [3],
@@ -162,20 +174,26 @@ PLACES = {
     "before the first checkpoint": [],
     "before the model is written": [6, 8],
 }
+WITH_CHECKPOINTS = "--checkpoint-every 3 --evaluate-every 3 --learnable-temperature"
+
+
+@pytest.fixture(scope="module")
+def whole_run(tmp_path_factory):
+    """The run that none of the places interrupts."""
+    folder = tmp_path_factory.mktemp("whole")
+    assert commands.main(arguments_of(folder / "run", write_data(folder / "data"), WITH_CHECKPOINTS)) == 0
+    return folder / "run"
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("place", PLACES)
-def test_a_killed_run_goes_on_to_the_same_losses_and_weights(place, typed, tmp_path):
-    more = "--checkpoint-every 3 --evaluate-every 3 --learnable-temperature"
-    assert commands.main(typed(tmp_path / "whole", more)) == 0
+def test_a_killed_run_goes_on_to_the_same_losses_and_weights(place, typed, tmp_path, whole_run):
     killed = tmp_path / "killed"
-    done = subprocess.run([sys.executable, "-c", KILLED, place, *typed(killed, more)], cwd=ROOT)
-    assert done.returncode == -signal.SIGKILL
+    assert exit_code(train_until_killed, place, typed(killed, WITH_CHECKPOINTS)) == -signal.SIGKILL
     assert not (killed / "model").exists()
     assert [read_checkpoint(path).step for path in list_checkpoints(killed)] == PLACES[place]
     assert commands.main(["train", "--output", str(killed), "--resume", "--quiet"]) == 0
-    assert_same_run(killed, tmp_path / "whole")
+    assert_same_run(killed, whole_run)
     assert not list(killed.glob(".*"))
 
 
@@ -378,14 +396,23 @@ def torchrun(arguments, processes=2):
     return subprocess.run([*started, *arguments], cwd=ROOT, capture_output=True, text=True, timeout=300)
 
 
+def by_torchrun(arguments, processes):
+    """The command as the README has it typed."""
+    done = torchrun(["-m", "gclib", *arguments], processes)
+    assert done.returncode == 0, done.stderr
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("more", ["", "--ring --tile-size 3 --symmetric --learnable-temperature --negatives 1"])
-def test_two_processes_give_the_records_of_one(more, typed, tmp_path):
+@pytest.mark.parametrize(
+    ("start", "more"),
+    [(by_torchrun, ""), (run_commands, "--ring --tile-size 3 --symmetric --learnable-temperature --negatives 1")],
+    ids=["", "ring"],
+)
+def test_two_processes_give_the_records_of_one(start, more, typed, tmp_path):
     """A batch of 7: four rows for one process, three for the other."""
     small = SMALL.replace("--batch-size 8", "--batch-size 7") + " --dropout 0 --checkpoint-every 3"
     assert commands.main(typed(tmp_path / "one", more, small=small)) == 0
-    done = torchrun(["-m", "gclib", *typed(tmp_path / "two", more, small=small)])
-    assert done.returncode == 0, done.stderr
+    start(typed(tmp_path / "two", more, small=small), 2)
     one, two = records(tmp_path / "one"), records(tmp_path / "two")
     assert len(two) == 8
     for ours, theirs in zip(two, one, strict=True):
@@ -415,14 +442,14 @@ def test_two_processes_stop_after_the_same_step_and_go_on_where_they_were(typed,
     """The signal reaches one of them alone. With dropout: each has generators of its own."""
     whole, cut, script = tmp_path / "whole", tmp_path / "cut", tmp_path / "interrupted.py"
     script.write_text(INTERRUPTED)
-    assert torchrun(["-m", "gclib", *typed(whole)]).returncode == 0
+    run_commands(typed(whole), 2)
     assert torchrun([str(script), *typed(cut)]).returncode != 0
     assert [path.name for path in list_checkpoints(cut)] == ["checkpoint-000005"]
     assert records(cut) == records(whole)[:5]
     resume = ["train", "--output", str(cut), "--resume", "--quiet"]
     assert commands.main(resume) == 2
     assert "the number of processes must be 2, as in the run that is resumed" in capsys.readouterr().err
-    assert torchrun(["-m", "gclib", *resume]).returncode == 0
+    run_commands(resume, 2)
     assert_same_run(cut, whole)
 
 
