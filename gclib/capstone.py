@@ -101,9 +101,9 @@ JOBS = {  # kind: what stands in the way, and jobs of that kind
         Job(_4090, "distilbert-base", 49_152, 0, "questions"),
     ),
     "time": (
-        Job(_A100, "minilm-l6", 1_024, 0, "questions"),
-        Job(_H100, "minilm-l6", 2_048, 0, "questions"),
-        Job(_H200, "bert-base-uncased", 1_024, 0, "questions"),
+        Job(_A100, "minilm-l6", 2_048, 0, "questions"),
+        Job(_H100, "minilm-l6", 4_096, 0, "questions"),
+        Job(_H200, "bert-base-uncased", 2_048, 0, "questions"),
     ),
     "long passages": (
         Job(_T4, "minilm-l6", 1_024, 1, "functions"),
@@ -191,7 +191,7 @@ def draw_brief(seed: int) -> Brief:
 
 
 def forecast(job: Job, plan: Plan) -> MemoryForecast:
-    """The bytes of the plan's step, every text padded to its limit."""
+    """The bytes of the plan's step with a card's operations, every text padded to its limit."""
     query_length, passage_length = CORPORA[job.corpus].longest
     given: dict[str, Any] = {} if plan.step == "naive" else {"chunk_size": plan.chunk_size}
     if plan.step == "grad_cache":
@@ -205,6 +205,7 @@ def forecast(job: Job, plan: Plan) -> MemoryForecast:
         query_length=query_length,
         passage_length=passage_length,
         optimizer="adamw",
+        device="cuda",
         **given,
     )
 
