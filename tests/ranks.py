@@ -1,7 +1,7 @@
-"""Real processes for the tests: W gloo ranks on this machine, or one alone, each running one function of a test module.
+"""Real processes for the tests: W ranks on this machine, or one alone, each running one function of a test module.
 
 A process is new and its own, but torch is imported for it once a session where the system allows that (Linux): it is
-forked off a server that has imported and done nothing else.
+forked off a server that has imported and done nothing else. What uses a CUDA card wants a process of its own making.
 """
 
 import json
@@ -25,12 +25,22 @@ START = "forkserver" if sys.platform == "linux" else "spawn"
 IMPORTED = ["torch._dynamo", "torch.distributed", "gclib.trainer", "gclib.ring", "pytest", "hypothesis"]
 
 
-def run_ranks(work: Callable[..., Any], ranks: int, folder: Path, *arguments: Any, timeout: float = TIMEOUT_SECONDS):
+def run_ranks(
+    work: Callable[..., Any],
+    ranks: int,
+    folder: Path,
+    *arguments: Any,
+    timeout: float = TIMEOUT_SECONDS,
+    backend: str = "gloo",
+    on_card: bool = False,
+):
     """[work(rank, *arguments) of each rank], computed in as many new processes; what it returns must fit JSON.
 
+    on_card: whether work uses CUDA, which no process that was forked can count on.
     Raises torch.multiprocessing.ProcessRaisedException with the traceback of the first rank that failed.
     """
-    _start(_enter, ranks, work, str(folder), timeout, arguments)
+    start = "spawn" if on_card else START
+    _start(_enter, ranks, work, str(folder), timeout, arguments, backend, start_method=start)
     return [json.loads((folder / f"rank{rank}.json").read_text()) for rank in range(ranks)]
 
 
@@ -72,11 +82,11 @@ def _context() -> Any:
     return context
 
 
-def _start(enter: Callable[..., None], ranks: int, *arguments: Any) -> None:
+def _start(enter: Callable[..., None], ranks: int, *arguments: Any, start_method: str = START) -> None:
     """enter(*arguments) in each rank's process, with the environment that torchrun would give it."""
     _context()
     given = (enter, ranks, _free_port(), arguments)
-    torch.multiprocessing.start_processes(_as_rank, given, nprocs=ranks, start_method=START)
+    torch.multiprocessing.start_processes(_as_rank, given, nprocs=ranks, start_method=start_method)
 
 
 def _as_rank(rank: int, enter: Callable[..., None], ranks: int, port: int, arguments: tuple) -> None:
@@ -86,8 +96,8 @@ def _as_rank(rank: int, enter: Callable[..., None], ranks: int, port: int, argum
     enter(*arguments)
 
 
-def _enter(work: Callable, folder: str, timeout: float, arguments: tuple) -> None:
-    with process_group(backend="gloo", timeout_seconds=timeout) as here:
+def _enter(work: Callable, folder: str, timeout: float, arguments: tuple, backend: str) -> None:
+    with process_group(backend=backend, timeout_seconds=timeout) as here:
         found = work(here, *arguments)
     Path(folder, f"rank{here.rank}.json").write_text(json.dumps(found))
 

@@ -60,13 +60,13 @@ def errors_on_the_card(here, names):
 
 
 def test_nccl_with_a_world_of_one_gives_the_plain_gradient(tmp_path):
-    for found in run_ranks(errors_on_the_card, 1, tmp_path, list(LOSSES), backend="nccl"):
+    for found in run_ranks(errors_on_the_card, 1, tmp_path, list(LOSSES), backend="nccl", on_card=True):
         assert set(found) == set(LOSSES) and max(max(errors) for errors in found.values()) <= 1e-12, found
 
 
 def test_two_gloo_ranks_that_share_a_card_give_the_gradient_of_one_process(tmp_path):
     names = [name for name in LOSSES if "ring" not in name]
-    for found in run_ranks(errors_on_the_card, 2, tmp_path, names):
+    for found in run_ranks(errors_on_the_card, 2, tmp_path, names, on_card=True):
         assert set(found) == set(names) and max(max(errors) for errors in found.values()) <= 1e-12, found
 
 
@@ -76,7 +76,7 @@ def ring_on_the_card(here):
 
 
 def test_a_ring_of_gloo_says_that_it_sends_no_cuda_tensors(tmp_path):
-    for kind, text, _ in run_ranks(ring_on_the_card, 2, tmp_path):
+    for kind, text, _ in run_ranks(ring_on_the_card, 2, tmp_path, on_card=True):
         assert kind == "ValueError" and "gloo's, which sends no CUDA tensors: take nccl, or gather" in text
 
 
@@ -102,7 +102,7 @@ def sent_to_itself(here, by_ring):
 
 @pytest.mark.parametrize("by_ring", [False, True], ids=["gathered and averaged", "around the ring"])
 def test_what_the_library_sends_goes_through_nccl(by_ring, tmp_path):
-    [[rows, error, kept]] = run_ranks(sent_to_itself, 1, tmp_path, by_ring, backend="nccl")
+    [[rows, error, kept]] = run_ranks(sent_to_itself, 1, tmp_path, by_ring, backend="nccl", on_card=True)
     assert rows == [5] and kept and error <= 1e-12
 
 
