@@ -21,6 +21,8 @@ def positive_int(argument: str, value: object) -> int:
 
 def int_at_least(argument: str, value: object, smallest: int) -> int:
     """`value` as an int of at least `smallest`; bools and floats are refused."""
+    if type(value) is int and value >= smallest:  # most are, and lists of them are long
+        return value
     if isinstance(value, bool) or not isinstance(value, Integral) or value < smallest:
         raise refuse(argument, f"must be an int of at least {smallest}", value)
     return int(value)
