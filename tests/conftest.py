@@ -43,7 +43,7 @@ def pytest_report_header(config):
 
 
 def pytest_collection_modifyitems(config, items):
-    """Mark by folder, skip in words what cannot run here, and put the browser last."""
+    """Mark by folder, skip in words what cannot run here, and put the notebooks last."""
     deep = config.getoption("--hypothesis-profile", default=None) == "deep"
     for item in items:
         folder = item.path.relative_to(TESTS).parts[0] if item.path.is_relative_to(TESTS) else ""
@@ -59,10 +59,10 @@ def pytest_collection_modifyitems(config, items):
 
 
 def _stage(item) -> int:
-    """0: unit and property tests, 1: notebooks, 2: the browser."""
+    """0: unit and property tests, 1: the browser, 2: notebooks: many and short, so both workers end together."""
     if item.get_closest_marker("browser"):
-        return 2
-    return 1 if item.path.suffix == ".ipynb" else 0
+        return 1
+    return 2 if item.path.suffix == ".ipynb" else 0
 
 
 @pytest.fixture(autouse=True)
