@@ -78,10 +78,17 @@ def generators_kept() -> Iterator[None]:
 
 
 def seed_generators(seed: int) -> None:
-    """The same random numbers for whoever is called next: the answer, the oracle, a misconception."""
+    """The same random numbers for whoever is called next: the answer, the oracle, a misconception.
+
+    Where there is no accelerator, `torch.manual_seed` would do no more than this, but note a traceback for each that
+    might come, which takes a third of an exercise's time.
+    """
     random.seed(seed)
     np.random.seed(seed % 2**32)
-    torch.manual_seed(seed)
+    if torch.accelerator.is_available():
+        torch.manual_seed(seed)
+    else:
+        torch.default_generator.manual_seed(seed)
 
 
 def is_stub_error(error: BaseException) -> bool:
