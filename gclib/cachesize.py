@@ -1,4 +1,9 @@
-"""How big a tile of logits should be: as much as the last-level cache holds, by rule and not by trial."""
+"""How big a tile of logits should be: as much as the last-level cache holds, by rule and not by trial.
+
+That rule is a processor's. On a GPU a tile is `LARGEST_TILE` wide whatever its cache: each tile costs some dozens of
+calls there, and a side of 1,024, which its cache would hold, took six times as long at B = 8,192 on an H100
+(tests/benchmarks/results/tiled_cuda.csv).
+"""
 
 from functools import cache
 from pathlib import Path
@@ -33,10 +38,8 @@ def auto_tile_size(dimensions: int, *, dtype: torch.dtype = torch.float32, cache
 
 
 @cache
-def last_level_cache_bytes(device: torch.device | None = None) -> int:
-    """Bytes of the processor's largest cache (a CUDA device: its L2); 16 MiB where the system doesn't tell."""
-    if device is not None and device.type == "cuda":
-        return torch.cuda.get_device_properties(device).L2_cache_size
+def last_level_cache_bytes() -> int:
+    """Bytes of the processor's largest cache; 16 MiB where the system doesn't tell."""
     return max((_read(path) for path in CACHE_FOLDER.glob("index*/size")), default=UNKNOWN_CACHE_BYTES)
 
 

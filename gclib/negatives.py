@@ -10,11 +10,13 @@ Letters: B queries, K hard negatives per query, N = B * (1 + K) passages.
 
 import random
 import re
+import sys
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
+from typing import Any
 
-import bm25s
 import numpy as np
 import torch
 from torch import Tensor
@@ -121,10 +123,17 @@ def _check_pool(pairs: Sequence[TextPair], pool: dict[str, str], right: dict[str
 
 def _ranked(pairs: Sequence[TextPair], passages: list[str], depth: int) -> list[list[int]]:
     """For each pair the passages that share a word with its query, best first, at most `depth`; ties by number."""
+    with _absent("jax"):
+        import bm25s
+
+    def tokens(texts: Sequence[str]) -> Any:
+        parted = [_HUMP.sub(" ", text) for text in texts]
+        return bm25s.tokenize(parted, token_pattern=_WORD.pattern, stopwords="english", show_progress=False)
+
     index = bm25s.BM25()
-    index.index(_tokens(passages), show_progress=False)
-    queries = _tokens([pair.query for pair in pairs])
-    found = index.retrieve(queries, k=min(depth, len(passages)), show_progress=False)
+    index.index(tokens(passages), show_progress=False)
+    queries, k = tokens([pair.query for pair in pairs]), min(depth, len(passages))
+    found = index.retrieve(queries, k=k, show_progress=False, backend_selection="numpy")
     ranked = []
     for numbers, scores in zip(found.documents, found.scores, strict=True):
         order = np.lexsort((numbers, -scores))
@@ -132,9 +141,21 @@ def _ranked(pairs: Sequence[TextPair], passages: list[str], depth: int) -> list[
     return ranked
 
 
-def _tokens(texts: Sequence[str]) -> bm25s.tokenization.Tokenized:
-    parted = [_HUMP.sub(" ", text) for text in texts]
-    return bm25s.tokenize(parted, token_pattern=_WORD.pattern, stopwords="english", show_progress=False)
+@contextmanager
+def _absent(module: str) -> Iterator[None]:
+    """Inside, a module that was not imported yet can't be.
+
+    bm25s starts JAX where it is installed, for a faster sort; and JAX takes three quarters of a GPU's memory for itself
+    as soon as it starts.
+    """
+    if module in sys.modules:
+        yield
+        return
+    sys.modules[module] = None
+    try:
+        yield
+    finally:
+        del sys.modules[module]
 
 
 def _drawn(draw: random.Random, candidates: list[int], count: int, forms: list[str], right: set[str]) -> list[int]:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from gclib.arguments import check_mask, check_representations, check_temperature
-from gclib.cachesize import auto_tile_size, last_level_cache_bytes
+from gclib.cachesize import LARGEST_TILE, auto_tile_size
 from gclib.tiles import Gradients, Logits, LogSumExp, Softmax, add_gradients, merge_logits
 from gclib.validation import positive_int
 
@@ -33,8 +33,8 @@ def tiled_contrastive_loss(
 
     query_reps (B, D); passage_reps (N, D) with N = B * (1 + K), the positive of query i in row i * (1 + K); mask
     (B, N) bool, True = left out of the denominator; temperature a number or a tensor of one element, which gets its
-    gradient. Any strides. No size has to divide another. tile_size: "auto" takes what this device's cache holds
-    (`gclib.cachesize`).
+    gradient. Any strides. No size has to divide another. tile_size: "auto" takes what the processor's cache holds, and
+    4,096 on a GPU (`gclib.cachesize`).
 
     Allocates tiles (one; one more if symmetric, and in backward one more for a learnable temperature), some vectors
     of B numbers, log2(N / tile_size) blocks (tile_size, D) and the gradients. Never allocated: the B x N logits,
@@ -80,10 +80,9 @@ def tiled_rows_loss(
 
 
 def tile_side(tile_size: int | str, reps: Tensor) -> int:
-    """`tile_size` as an int: itself, or for "auto" what the cache of the representations' device holds."""
+    """`tile_size` as an int: itself, or for "auto" what the processor's cache holds, and the largest on a GPU."""
     if tile_size == "auto":
-        cached = last_level_cache_bytes(reps.device)
-        return auto_tile_size(reps.shape[1], dtype=reps.dtype, cache_bytes=cached)
+        return LARGEST_TILE if reps.is_cuda else auto_tile_size(reps.shape[1], dtype=reps.dtype)
     return check_tile_size(tile_size)
 
 

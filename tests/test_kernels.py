@@ -47,10 +47,22 @@ def test_a_card_was_asked_for_the_tensors_its_workspace_and_little_else(recordin
     assert recorded.requested_peak_bytes <= recorded.allocated_peak_bytes <= recorded.reserved_peak_bytes
 
 
-@pytest.mark.parametrize("recording", load_recordings(), ids=lambda recording: recording.calibration.device)
-def test_a_calibrated_card_is_within_five_percent(recording):
-    plain = [reading for reading in recording.calibration.readings if not reading.case.autocast]
-    assert len(plain) >= 10 and all(abs(reading.ratio - 1) <= 0.05 for reading in plain)
+def test_forecasts_are_within_five_percent_of_what_cards_gave_out():
+    """Forecasts of now against `torch.cuda.max_memory_allocated` of BERT-base, C = 8 to 256, naive and cached."""
+    plain, rounded = [], []
+    for recording in load_recordings():
+        for reading in recording.calibration.readings:
+            case = reading.case
+            same = {"query_length": case.length, "passage_length": case.length, "batch_size": case.batch_size}
+            same |= {"chunk_size": case.chunk_size, "autocast": torch.bfloat16 if case.autocast else None}
+            told = forecast_step(case.step, config=recording.calibration.model, device="cuda", **same).peak_bytes
+            assert told == pytest.approx(reading.forecast_bytes, abs=16 * HOST_BYTES)
+            ratio = reading.measured_bytes / (told + reading.workspace_bytes)
+            (rounded if case.autocast else plain).append(ratio)
+    assert len(plain) >= 12 and all(abs(ratio - 1) <= 0.05 for ratio in plain)
+    assert len(rounded) >= 12 and all(abs(ratio - 1) <= 0.06 for ratio in rounded)  # small copies in blocks of two MiB
+    sizes = {r.case.chunk_size for recording in load_recordings() for r in recording.calibration.readings}
+    assert {8, 16, 32, 64, 128, 256} <= sizes
 
 
 def held(run):

@@ -1,6 +1,10 @@
 """Hard negatives are close and wrong; the mask holds exactly what is right and not said to be."""
 
+import os
 import random
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -165,3 +169,17 @@ def test_bad_input_to_mining_is_refused_in_words(pairs, settings, message):
 def test_bad_input_to_the_mask_is_refused_in_words(pairs, message):
     with pytest.raises(ValueError, match=message):
         false_negative_mask(pairs)
+
+
+def test_mining_starts_no_other_library_that_takes_a_card(tmp_path):
+    """bm25s starts JAX where it finds it, and JAX takes most of a GPU's memory: in a new process, a JAX that tells."""
+    (tmp_path / "jax").mkdir()
+    (tmp_path / "jax" / "__init__.py").write_text("raise RuntimeError('JAX was started')")
+    code = (
+        "import sys; from gclib.data import TextPair; from gclib.negatives import mine_hard_negatives\n"
+        "pairs = [TextPair(f'add {n}', f'def add{n}(): {n}') for n in range(4)]\n"
+        "assert all(len(pair.negatives) == 1 for pair in mine_hard_negatives(pairs, per_query=1, seed=0))\n"
+        "assert 'jax' not in sys.modules"
+    )
+    path = os.pathsep.join([str(tmp_path), str(Path(__file__).resolve().parents[1])])
+    subprocess.run([sys.executable, "-c", code], check=True, env=os.environ | {"PYTHONPATH": path})
