@@ -46,7 +46,7 @@ def process_group(*, backend: str | None = None, timeout_seconds: float = 300.0)
 
     backend: None for nccl where CUDA is available, else gloo. timeout_seconds: how long a rank waits for another
     before it stops with an error. The group is left at the end, also after an error. Verified with gloo on processors;
-    nothing here has been run with nccl yet, whose watchdog may end a process that waits instead of raising.
+    with nccl only a world of one was run (tests/gpu); its watchdog may end a process that waits instead of raising.
 
     Raises ValueError for another backend, a timeout not above 0, and more processes on a machine than it has GPUs.
     """

@@ -29,7 +29,7 @@ def allocated():
 
 @pytest.mark.parametrize("precision", list(lab.PRECISIONS))
 @pytest.mark.parametrize("step", ["naive", "grad_cache"])
-def test_the_ledger_of_a_run_is_within_two_percent_of_the_card_s_allocator(step, precision):
+def test_the_ledger_of_a_run_is_close_to_the_card_s_allocator(step, precision):
     length, batch = BIG.length, 64 if step == "naive" else BIG.batch_size
     run = LiveRun(LabSettings(step, BIG.model, batch, BIG.chunk_size, length, precision=precision))
     result = run.run()
@@ -37,8 +37,8 @@ def test_the_ledger_of_a_run_is_within_two_percent_of_the_card_s_allocator(step,
     told = forecast_of(run.settings).peak_bytes
     counts = (result.peak_bytes, result.allocated_peak_bytes, told)
     print(f"{step}, {precision}: ledger, allocator, forecast: {', '.join(f'{c / MIB:,.1f} MiB' for c in counts)}")
-    # autocast's copies of weights, of little more than a MiB each, get blocks of up to two
-    assert result.peak_bytes == pytest.approx(result.allocated_peak_bytes, rel=0.05 if "auto" in precision else 0.02)
+    # in bf16 weights are of little more than a MiB each, and get blocks of up to two
+    assert result.peak_bytes == pytest.approx(result.allocated_peak_bytes, rel=0.06 if "bf16" in precision else 0.02)
     assert told == pytest.approx(result.peak_bytes, rel=1e-3)
 
 
