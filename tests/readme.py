@@ -12,6 +12,7 @@ import sys
 from pathlib import Path
 
 from gclib.course import CHAPTERS, written_chapters
+from gclib.recording import load_recordings
 
 ROOT = Path(__file__).resolve().parents[1]
 README = ROOT / "README.md"
@@ -21,6 +22,7 @@ OTHER_FILES = {
     "notebooks/solutions/": "the worked answers",
     "notebooks/execute.py": "runs every notebook, measures it, keeps its outputs",
     "data/README.md": "the data card: where the text pairs come from",
+    "data/recordings/": "steps that were recorded on graphics cards",
     "tests/": "one test_<module>.py a module, and what holds the project together",
     "tests/browser/": "JupyterLab in a real browser",
     "tests/gpu/": "what needs a CUDA device",
@@ -72,6 +74,30 @@ def measured_table() -> str:
     return "\n".join(rows + [f"| {what} | {other} | {found} |" for what, other, found in compared])
 
 
+def card_table() -> str:
+    """What was measured on graphics cards: tiles on a card, and forecasts made without one."""
+    rows = ["| | on | seen |", "|---|---|---|"]
+    for row in rows_of("tiled_cuda"):
+        if row["version"] != "tiled" or int(row["batch_size"]) < 32_768:
+            continue
+        other = next(
+            r for r in rows_of("tiled_cuda") if (r["version"], r["batch_size"]) == ("dense", row["batch_size"])
+        )
+        mib = int(row["allocated_peak_bytes"]) / 2**20
+        beside = f"the dense loss {other['note']}"
+        if other["seconds"]:
+            times, shares = (float(row[key]) / float(other[key]) for key in ("seconds", "allocated_peak_bytes"))
+            beside = f"{times:.2f} of the dense loss's time, 1/{1 / shares:.0f} of its bytes"
+        seen = f"{float(row['seconds']):.2f} s, {mib:,.0f} MiB; {beside}"
+        rows.append(f"| `tiled_contrastive_loss`, B = {int(row['batch_size']):,} | {row['device']} | {seen} |")
+    for found in load_recordings():
+        card, plain = found.calibration, [r.ratio for r in found.calibration.readings if not r.case.autocast]
+        off = max(abs(ratio - 1) for ratio in plain)
+        seen = f"within {off:.1%} of `max_memory_allocated`, {len(plain)} float32 steps"
+        rows.append(f"| a forecast of BERT-base | {card.device} | {seen} |")
+    return "\n".join(rows)
+
+
 def rows_of(name: str) -> list[dict[str, str]]:
     """A benchmark's CSV."""
     with (RESULTS / f"{name}.csv").open(newline="") as file:
@@ -112,6 +138,7 @@ PARTS = {
     "chapters": lambda text: chapter_table(),
     "tree": lambda text: file_tree(),
     "measured": lambda text: measured_table(),
+    "cards": lambda text: card_table(),
     "output": sample_output,
 }
 
