@@ -7,6 +7,7 @@ import os
 
 import pytest
 
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # two kernels that fight for threads take several times as long
 ALL_STRICT = os.environ.get("GCLIB_STRICT") == "1"
 
 
