@@ -3,6 +3,8 @@
 import argparse
 import sys
 
+import torch
+
 from gclib import calibration, datacard, experiments, recording, trainer
 from gclib.cache import cache_folder
 from gclib.corpus import load_corpus
@@ -25,10 +27,15 @@ the same losses. Everything is read before the first step; a batch is cut into c
 
 def main(arguments: list[str] | None = None) -> int:
     """Run one command; the exit status."""
-    chosen = _parser().parse_args(arguments)
+    parser = _parser()
+    chosen = parser.parse_args(arguments)
     if chosen.command == "train":
         return trainer.command(chosen)
     if chosen.command == "calibrate":
+        if chosen.seconds <= 0:
+            parser.error(f"--seconds must be above 0, got {chosen.seconds}")
+        if chosen.record and not torch.cuda.is_available():
+            parser.error("--record needs a CUDA card that PyTorch can use, and there is none here")
         found = calibration.calibrate(
             seconds=chosen.seconds, on_reading=lambda reading: print(reading.case, flush=True)
         )

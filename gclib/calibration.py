@@ -25,6 +25,7 @@ from gclib.cache import DamagedFile, cache_folder, read_checked, write_checked
 from gclib.encoder import Encoder
 from gclib.forecast import STEPS, forecast_step
 from gclib.losses import ContrastiveLoss
+from gclib.machine import run_device
 from gclib.validation import positive_number, refuse
 
 Meter = Callable[[Callable[[], object]], int]
@@ -121,10 +122,8 @@ def calibrate(
     Raises ValueError for a device that is not there, for no cases, and for seconds that are not above 0.
     """
     limit = positive_number("seconds", seconds)
-    place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    place = run_device(device)
     on_gpu = place.type == "cuda"
-    if place.type not in ("cpu", "cuda") or (on_gpu and not torch.cuda.is_available()):
-        raise refuse("device", "must be the processor, or a CUDA device that PyTorch can use", str(place))
     model = model or ("bert-base" if on_gpu else "mini")
     cases = (GPU_CASES if on_gpu else CPU_CASES) if cases is None else tuple(cases)
     if not cases:
@@ -158,14 +157,14 @@ def read(case: Case, model: str, device: torch.device, workspace_bytes: int = 0)
     autocast = torch.bfloat16 if case.autocast else None
     told = forecast_step(case.step, config=model, autocast=autocast, **same).peak_bytes
     if device.type == "cuda":
-        measured, requested = _cuda_peaks(lambda: run_case(case, model, device))
+        measured, requested = _cuda_peaks(lambda: run_case(case, model, device), device)
         return Reading(case, told, measured + workspace_bytes, requested + workspace_bytes, workspace_bytes)
     return Reading(case, told, _processor_peak(lambda: run_case(case, model, device)))
 
 
 def load(device: str | torch.device | None = None) -> Calibration | None:
     """The calibration that was kept for the device; None where there is none that is whole."""
-    place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    place = run_device(device)
     try:
         _, body = read_checked(_path(_name(place)))
     except (FileNotFoundError, DamagedFile):
@@ -221,17 +220,17 @@ def run_case(case: Case, model: str, device: torch.device, encoder: Encoder | No
         STEPS[case.step]([encoder, encoder], inputs, ContrastiveLoss(), **options)
 
 
-def _cuda_peaks(run: Callable[[], object]) -> tuple[int, int]:
+def _cuda_peaks(run: Callable[[], object], device: torch.device) -> tuple[int, int]:
     """The most bytes that CUDA's allocator had given out at once, and the most that it had been asked for, both beyond
     what was there before.
     """
     gc.collect()
     torch.cuda.empty_cache()
-    torch.cuda.reset_peak_memory_stats()
-    before = torch.cuda.memory_stats()
+    torch.cuda.reset_peak_memory_stats(device)
+    before = torch.cuda.memory_stats(device)
     run()
-    torch.cuda.synchronize()
-    after = torch.cuda.memory_stats()
+    torch.cuda.synchronize(device)
+    after = torch.cuda.memory_stats(device)
     names = ("allocated_bytes.all", "requested_bytes.all")
     allocated, requested = (after[f"{name}.peak"] - before[f"{name}.current"] for name in names)
     return allocated, requested

@@ -4,7 +4,9 @@ PyTorch chooses an operation's form by the device. A processor keeps every atten
 each number that dropout saw; a card keeps neither: its fused attention stores one number a row, its fused dropout one
 byte a number. Autocast, too, keeps other operations in float32. A fake tensor on a CUDA device needs a PyTorch built
 for CUDA; so the fake tensors stay on the processor, and inside `CudaKernels` those few functions take the form that
-they have on a card. All else is the same code on both devices.
+they have on a card: attention, dropout, and of autocast's list what encoders and losses call. All else is taken to be
+the same code on both devices. That was seen operation by operation for BERT, MPNet, ModernBERT, Gemma 3 and Qwen3, and
+is held byte by byte for four models by tests/gpu; CLIP's and XLM-R's steps were not run on a card.
 
 Bytes alone are imitated, and only of operations: a card's own tests hold them against the ledger of the same step
 really run there (tests/gpu/test_forecast_gpu.py). What is no tensor, workspaces and rounding, is in `gclib.cards`.
@@ -53,6 +55,8 @@ def fused_attention(
     A card's memory-efficient kernel; on newer cards in half precision another one is chosen, which keeps as much.
     """
     query, key, value = (_autocast(tensor) for tensor in (query, key, value))
+    if enable_gqa:
+        key, value = (part.repeat_interleave(query.shape[-3] // part.shape[-3], -3) for part in (key, value))
     if attn_mask is not None:
         attn_mask = _additive(attn_mask, query)
     keeps_rows = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in (query, key, value))
@@ -92,7 +96,7 @@ def _to_float32(function: Callable) -> Callable:
     """The function with a float32 result, unless its caller names another: nothing is copied before."""
 
     def widened(*args: Any, **kwargs: Any) -> Any:
-        given = args[0]
+        given = args[0] if args else kwargs.get("input")
         narrow = isinstance(given, Tensor) and given.is_floating_point() and kwargs.get("dtype") is None
         return function(*args, **(kwargs | {"dtype": torch.float32} if narrow else kwargs))
 
@@ -120,10 +124,11 @@ _ALWAYS: dict[Any, Callable] = {
 _UNDER_AUTOCAST: dict[Any, Callable] = {
     F.normalize: _normalized,
     F.cross_entropy: _cross_entropy,
+    F.cosine_similarity: _in_float32(F.cosine_similarity),
     **{function: _in_float32(function) for function in (F.layer_norm, torch.layer_norm, F.group_norm)},
     **{
         function: _in_float32(function)
-        for function in (torch.exp, torch.pow, torch.rsqrt, torch.logsumexp, torch.log, torch.reciprocal)
+        for function in (torch.exp, torch.pow, torch.rsqrt, torch.logsumexp, torch.log, torch.log1p, torch.reciprocal)
     },
     **{
         function: _in_float32(function)
@@ -131,6 +136,10 @@ _UNDER_AUTOCAST: dict[Any, Callable] = {
     },
     **{
         function: _to_float32(function)
-        for function in (F.softmax, torch.softmax, Tensor.softmax, torch.sum, Tensor.sum, torch.cumsum, Tensor.cumsum)
+        for function in (F.softmax, torch.softmax, Tensor.softmax, F.log_softmax, torch.log_softmax, Tensor.log_softmax)
+    },
+    **{
+        function: _to_float32(function)
+        for function in (torch.sum, Tensor.sum, torch.cumsum, Tensor.cumsum, torch.prod, Tensor.prod)
     },
 }

@@ -26,12 +26,11 @@ from gclib.data import load_pairs, tokenize_pairs, train_tokenizer
 from gclib.encoder import Encoder
 from gclib.lab import PRECISIONS, LabSettings, forecast_of, loss_of, way_out
 from gclib.ledger import MemoryLedger, record_memory
-from gclib.machine import ram_bytes
+from gclib.machine import ram_bytes, run_device
 from gclib.randomness import RandomState
 from gclib.steps import accumulation_step, grad_cache_step, naive_step
 from gclib.timeline import PHASE_WORDS, TimelinePicture, is_heading
 from gclib.units import format_bytes
-from gclib.validation import refuse
 
 PAIRS = 2_000  # real texts to draw a batch from; a larger batch repeats them
 
@@ -86,6 +85,11 @@ class LiveRun:
         ended = self.result is not None and self.result.ending == "finished"
         return self.pieces if ended else max(0, self.begun - 1)
 
+    @property
+    def running(self) -> bool:
+        """Whether the thread is at work."""
+        return self._thread.is_alive()
+
     def start(self) -> None:
         """Run in a thread of its own."""
         self._thread.start()
@@ -101,6 +105,15 @@ class LiveRun:
     def run(self) -> RunResult:
         """Run the step here and now. Whatever goes wrong is in the result's words, and is not raised."""
         start = time.perf_counter()
+        try:
+            self.result = self._run(start)
+        except Exception as problem:  # a card that answers nothing any more fails in the clearing up too
+            peak = self.ledger.peak_bytes if self.ledger else 0
+            error = f"{type(problem).__name__}: {problem}"
+            self.result = RunResult("failed", peak, time.perf_counter() - start, error=error)
+        return self.result
+
+    def _run(self, start: float) -> RunResult:
         ending, loss, error, full = "finished", None, "", None
         with RandomState.record([torch.empty(0, device=self.device)]).replay():
             try:
@@ -115,8 +128,7 @@ class LiveRun:
         self._let_go(failed=ending == "failed")
         if full is not None:
             error = self._out_of_memory(full)
-        self.result = RunResult(ending, peak, time.perf_counter() - start, loss, error, allocated)
-        return self.result
+        return RunResult(ending, peak, time.perf_counter() - start, loss, error, allocated)
 
     def trace(self, picture: TimelinePicture) -> tuple[np.ndarray, np.ndarray]:
         """The run so far as a line over the forecast's picture: x from 0 to 1, bytes."""
@@ -187,23 +199,6 @@ class LiveRun:
             f"{device_words(self.device)} has {format_bytes(total)}. All that the run held was returned, and "
             f"{format_bytes(free)} are free now: the next run may start. {change}"
         )
-
-
-def run_device(device: str | torch.device | None = None) -> torch.device:
-    """Where a run takes place: the device given, or CUDA's present one where PyTorch can use it, else the processor.
-
-    Raises ValueError for what is neither the processor nor a CUDA device that is there.
-    """
-    rule = "must be the processor, or a CUDA device that PyTorch can use"
-    try:
-        place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    except (RuntimeError, TypeError) as error:
-        raise refuse("device", rule, device) from error
-    if place.type == "cpu":
-        return torch.device("cpu")
-    if place.type != "cuda" or not torch.cuda.is_available() or (place.index or 0) >= torch.cuda.device_count():
-        raise refuse("device", rule, str(place))
-    return place if place.index is not None else torch.device("cuda", torch.cuda.current_device())
 
 
 def memory_of(device: torch.device) -> tuple[int, int]:

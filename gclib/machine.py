@@ -125,6 +125,25 @@ def report(findings: Sequence[Finding]) -> str:
     return "\n".join(rows)
 
 
+def run_device(device: "str | torch.device | None" = None) -> "torch.device":
+    """Where a run takes place: the device given, or CUDA's present one where PyTorch can use it, else the processor.
+
+    Raises ValueError for what is neither the processor nor a CUDA device that is there.
+    """
+    import torch
+
+    rule = "must be the processor, or a CUDA device that PyTorch can use"
+    try:
+        place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    except (RuntimeError, TypeError) as error:
+        raise refuse("device", rule, device) from error
+    if place.type == "cpu":
+        return torch.device("cpu")
+    if place.type != "cuda" or not torch.cuda.is_available() or (place.index or 0) >= torch.cuda.device_count():
+        raise refuse("device", rule, str(place))
+    return place if place.index is not None else torch.device("cuda", torch.cuda.current_device())
+
+
 def ram_bytes(cgroup: Path = CGROUP) -> tuple[int, int]:
     """(total, free) bytes of memory for this process: the machine's, or its container's where that is less."""
     import psutil

@@ -23,8 +23,8 @@ from gclib.encoder import SIZES, load_transformers
 from gclib.forecast import MemoryForecast
 from gclib.keyboard import keyboard
 from gclib.lab import LabSettings
-from gclib.live import LiveRun, device_words, memory_of, run_device
-from gclib.machine import ram_bytes
+from gclib.live import LiveRun, device_words, memory_of
+from gclib.machine import ram_bytes, run_device
 from gclib.presets import PRESETS
 from gclib.timeline import TimelinePicture, picture_of
 from gclib.units import format_bytes
@@ -51,7 +51,8 @@ class MemoryLab(widgets.VBox):
     was started has ended.
     The keywords set where the controls start; each must be one of the control's values. device: where Run runs the
     step; None for a CUDA card where PyTorch can use one, else the processor. A budget that is a card is forecast with
-    a card's operations, any other budget with those of the device.
+    a card's operations, any other budget with those of the device. Both towers are one encoder that reads tokens:
+    towers of their own, and for pictures, are `forecast_step`'s alone.
     """
 
     def __init__(
@@ -167,9 +168,10 @@ class MemoryLab(widgets.VBox):
             self._draw(settings)
             return
         tokens = " and ".join(str(length) for length in sorted(set(settings.lengths)))
+        then = "every chunk answers at once" if settings.tile_size else "every batch and chunk answers at once"
         self._clear(
             f"Reading off the memory law of the {settings.model} model at {tokens} tokens. This takes some seconds, "
-            "once; then every batch and chunk answers at once."
+            f"once{' a batch, with tiles' if settings.tile_size else ''}; then {then}."
         )
         self._want(settings)
 
@@ -398,7 +400,7 @@ class MemoryLab(widgets.VBox):
         """Start the run and follow it: progress, words, the live line. Runs in its own thread."""
         run.start()
         try:
-            while run.result is None:
+            while run.result is None and run.running:
                 time.sleep(REDRAW_SECONDS)
                 self._follow(run)
             run.join()

@@ -17,13 +17,14 @@ from gclib.recording import load_recordings
 ROOT = Path(__file__).resolve().parents[1]
 README = ROOT / "README.md"
 RESULTS = ROOT / "tests" / "benchmarks" / "results"
+STRIPS = "sentence-t., strips of a tile"
 OTHER_FILES = {
     "notebooks/": "the course, one chapter a notebook",
     "notebooks/solutions/": "the worked answers",
     "notebooks/execute.py": "runs every notebook, measures it, keeps its outputs",
     "data/README.md": "the data card: where the text pairs come from",
     "data/recordings/": "steps that were recorded on graphics cards",
-    "tests/": "one test_<module>.py a module, and what holds the project together",
+    "tests/": "test_<module>.py for a module or a few that go together, and what holds the project together",
     "tests/browser/": "JupyterLab in a real browser",
     "tests/gpu/": "what needs a CUDA device",
     "tests/benchmarks/": "measured times",
@@ -77,24 +78,27 @@ def measured_table() -> str:
 def card_table() -> str:
     """What was measured on graphics cards: tiles on a card, and forecasts made without one."""
     rows = ["| | on | seen |", "|---|---|---|"]
-    for row in rows_of("tiled_cuda"):
-        if row["version"] != "tiled" or int(row["batch_size"]) < 32_768:
+    cuda = rows_of("tiled_cuda")
+    for row in cuda:
+        if not row["seconds"] or row["version"] != "tiled" or int(row["batch_size"]) < 32_768:
             continue
-        other = next(
-            r for r in rows_of("tiled_cuda") if (r["version"], r["batch_size"]) == ("dense", row["batch_size"])
-        )
-        mib = int(row["allocated_peak_bytes"]) / 2**20
-        beside = f"the dense loss {other['note']}"
-        if other["seconds"]:
+        parts = [f"{float(row['seconds']):.2f} s, {int(row['allocated_peak_bytes']) / 2**20:,.0f} MiB"]
+        for name, words in (("dense", "the dense loss"), (STRIPS, "sentence-transformers' strips as wide")):
+            other = next(r for r in cuda if (r["version"], r["batch_size"]) == (name, row["batch_size"]))
+            if not other["seconds"]:
+                parts.append(f"{words} {other['note']}")
+                continue
             times, shares = (float(row[key]) / float(other[key]) for key in ("seconds", "allocated_peak_bytes"))
-            beside = f"{times:.2f} of the dense loss's time, 1/{1 / shares:.0f} of its bytes"
-        seen = f"{float(row['seconds']):.2f} s, {mib:,.0f} MiB; {beside}"
-        rows.append(f"| `tiled_contrastive_loss`, B = {int(row['batch_size']):,} | {row['device']} | {seen} |")
+            parts.append(f"{times:.2f} of the time and 1/{1 / shares:.0f} of the bytes of {words}")
+        what = f"`tiled_contrastive_loss`, B = {int(row['batch_size']):,}"
+        rows.append(f"| {what} | {row['device']} | {'; '.join(parts)} |")
     for found in load_recordings():
-        card, plain = found.calibration, [r.ratio for r in found.calibration.readings if not r.case.autocast]
-        off = max(abs(ratio - 1) for ratio in plain)
-        seen = f"within {off:.1%} of `max_memory_allocated`, {len(plain)} float32 steps"
-        rows.append(f"| a forecast of BERT-base | {card.device} | {seen} |")
+        card = found.calibration
+        for words, autocast in (("float32", False), ("bf16 autocast", True)):
+            off = [abs(reading.ratio - 1) for reading in card.readings if reading.case.autocast == autocast]
+            if off:
+                seen = f"at most {max(off):.1%} from `max_memory_allocated`, {len(off)} steps, {words}"
+                rows.append(f"| a forecast of BERT-base, with the card's workspace | {card.device} | {seen} |")
     return "\n".join(rows)
 
 

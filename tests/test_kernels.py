@@ -56,7 +56,7 @@ def test_forecasts_are_within_five_percent_of_what_cards_gave_out():
             same = {"query_length": case.length, "passage_length": case.length, "batch_size": case.batch_size}
             same |= {"chunk_size": case.chunk_size, "autocast": torch.bfloat16 if case.autocast else None}
             told = forecast_step(case.step, config=recording.calibration.model, device="cuda", **same).peak_bytes
-            assert told == pytest.approx(reading.forecast_bytes, abs=16 * HOST_BYTES)
+            assert told == reading.forecast_bytes
             ratio = reading.measured_bytes / (told + reading.workspace_bytes)
             (rounded if case.autocast else plain).append(ratio)
     assert len(plain) >= 12 and all(abs(ratio - 1) <= 0.05 for ratio in plain)
@@ -102,6 +102,12 @@ def test_attention_keeps_a_number_a_row_and_no_probabilities(dropout):
         assert processor > card + 4 * 2 * 64 * 64
 
 
+def test_grouped_heads_are_repeated_for_the_kernel():
+    with FakeTensorMode(), CudaKernels():
+        query, key = torch.empty(1, 8, 16, 32, requires_grad=True), torch.empty(1, 2, 16, 32)
+        assert F.scaled_dot_product_attention(query, key, key, enable_gqa=True).shape == query.shape
+
+
 @pytest.mark.parametrize(("columns", "padded"), [(10, 16), (16, 16)])
 def test_a_mask_is_made_numbers_and_padded_for_the_kernel(columns, padded):
     """The boolean mask, and its numbers in the queries' dtype once for all heads."""
@@ -124,7 +130,10 @@ def test_a_mask_is_made_numbers_and_padded_for_the_kernel(columns, padded):
     [
         ("layer_norm", lambda x: F.layer_norm(x, (8,))),
         ("softmax", lambda x: F.softmax(x, dim=-1)),
+        ("log_softmax", lambda x: F.log_softmax(x, dim=-1)),
+        ("cosine_similarity", lambda x: F.cosine_similarity(x, x)),
         ("sum", lambda x: x.sum(dim=1)),
+        ("sum by name", lambda x: torch.sum(input=x, dim=1)),
         ("pow", lambda x: x.pow(2)),
         ("normalize", lambda x: F.normalize(x, dim=-1)),
         ("cross_entropy", lambda x: F.cross_entropy(x, torch.zeros(4, dtype=torch.long))),

@@ -451,8 +451,10 @@ def card_lab(monkeypatch):
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "Card of the test")
     monkeypatch.setattr(lab, "seconds_here", lambda settings, forecast, device: 1.0)
     made = MemoryLab(**TINY, batch_size=16, chunk_size=4)
+    made.wait()
     made.device = torch.device("cuda", 0)
     monkeypatch.setattr(widgets, "LiveRun", lambda settings, device: LiveRun(settings, "cpu"))
+    made.refresh()
     made.wait()
     yield made
     made.wait()
