@@ -7,10 +7,11 @@ One tied encoder (BERT, 4 layers of 256, dropout on), mined pairs drawn with a f
 of at most 64 tokens, passages of at most 128, float32. The pairs are Python's own: the standard library is the same on
 every machine with the same Python, while the whole corpus (`--whole`) is of whatever is installed beside it.
 
-Each round runs every version once, so that a slow minute hurts them all; medians are printed. At the smallest batch
-each version runs once before the rounds for its FLOPs, and once for its allocator peak; larger batches are run once
-each, after that warm-up. With `--times-only` there is neither, and the first round warms up as well as counts.
-"Pre-sorted" rows show what sorting alone buys elsewhere.
+Each round runs every version once, in an order of its own, so that a slow minute hurts them all and none always
+follows the same one; medians are printed. At the smallest batch each version runs once before the rounds for its
+FLOPs, and once for its allocator peak; larger batches are run once each, after that warm-up. With `--times-only`
+there is neither, and the first round warms up as well as counts. "Pre-sorted" rows show what sorting alone buys
+elsewhere.
 
 With `--device cuda` every batch gets all rounds after a warm-up, times are taken between synchronisations, and the peak
 is `torch.cuda.max_memory_allocated` beyond what was there before (weights and gradients), at every batch. A version
@@ -233,8 +234,8 @@ def bench(batch_size: int, chunk_size: int, options: argparse.Namespace) -> tupl
     rows = first_runs(runs, {"batch_size": batch_size, "chunk_size": chunk_size}, options, first)
     rounds = options.rounds if first or options.device == "cuda" else 1
     seconds: dict[str, list[float]] = {name: [] for name in runs}
-    for _ in range(rounds):
-        for name, run in runs.items():
+    for number in range(rounds):
+        for name, run in random.Random(number).sample(list(runs.items()), len(runs)):
             encoder.rows = encoder.tokens = 0
             seconds[name].append(seconds_of(run, options.device))
             again = encoder.rows / all_rows - 1  # 1 where every row is encoded twice
