@@ -118,7 +118,7 @@ def test_50_random_moves_of_all_controls_raise_nothing(memory_lab):
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("moves", "lengths", "settled_after"),
-    [(300, [16], 180), pytest.param(1000, [16, 32], 400, marks=pytest.mark.deep)],
+    [(300, [16], 180), pytest.param(1000, [16, 32], 700, marks=pytest.mark.deep)],
 )
 def test_random_moves_that_are_each_drawn_raise_nothing_and_leak_nothing(moves, lengths, settled_after, memory_lab):
     draw, process = random.Random(2), psutil.Process()
