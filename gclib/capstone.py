@@ -227,7 +227,8 @@ def seconds(job: Job, plan: Plan) -> float:
     costs, lengths = [_cost(job.model)] * 2, lengths_of(job, plan.batch_size)
     if plan.step == "grad_cache":
         chosen = {"chunk_size": plan.chunk_size, "retain_chunks": plan.retain_chunks}
-        counted = forecast_flops("grad_cache", costs, lengths, sort_by_length=plan.sort_by_length, **chosen)
+        chosen |= {"sort_by_length": plan.sort_by_length, "device": "cuda"}
+        counted = forecast_flops("grad_cache", costs, lengths, **chosen)
         loss = counted.loss
     else:
         counted = forecast_flops("naive", costs, lengths)

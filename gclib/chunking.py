@@ -3,15 +3,27 @@
 A plan is plain Python: ints that are settled before a step begins. Every row of a tower stands in exactly one
 chunk. Sorting by length before cutting makes rows of a chunk equally long, so that little padding is encoded; as every
 row keeps its index, representations go back to their own rows and nothing else ever sees the new order.
+
+Sorted rows are not cut evenly: where lengths fall steeply, a chunk that ends early encodes less padding. Each chunk
+more is one more call of the encoder, twice, so there is a price to weigh it against (`CALL_TOKENS`).
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
+from itertools import accumulate
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from gclib.validation import int_at_least, positive_int, refuse
+
+# What calling an encoder costs beside its tokens, as padded tokens that could be encoded in that time. Measured with
+# `python tests/benchmarks/bench_calls.py`: on two CPU cores 70 (BERT 4 x 256) to 200 (2 x 64); on an H100 1,600
+# (BERT-base, float32) to 47,000 (4 x 256, bf16): a card encodes faster, but starts its kernels no faster.
+CALL_TOKENS = {"cpu": 128}
+CALL_TOKENS_ELSEWHERE = 16_384
 
 
 @dataclass(frozen=True)
@@ -43,26 +55,41 @@ def plan_chunks(
     chunk_size: int | None = None,
     chunk_tokens: int | None = None,
     sort: bool = True,
+    call_tokens: int | None = CALL_TOKENS["cpu"],
 ) -> list[Chunk]:
     """Cut rows of these lengths (in tokens) into chunks. Exactly one of chunk_size and chunk_tokens is given.
 
-    chunk_size: at most this many rows a chunk; the last may be short. chunk_tokens: at most this many padded
-    tokens a chunk (rows x the longest of them); a single longer row is a chunk of its own. sort: longest rows
-    first, ties in file order, so that the largest chunk, which decides whether a step fits, comes first.
+    chunk_size: at most this many rows a chunk. chunk_tokens: at most this many padded tokens a chunk (rows x the
+    longest of them); a single longer row is a chunk of its own. sort: longest rows first, ties in file order.
 
-    Example: lengths [3, 9, 4, 8], chunk_size=2 -> rows (1, 3) at width 9, then rows (2, 0) at width 4.
+    call_tokens: the price of one chunk more, in padded tokens (`price_of_a_call`). Sorted rows are cut by chunk_size so
+    that the sum of rows x width + call_tokens over all chunks is least; among equals the fullest come first. None cuts
+    evenly, as rows in file order always are: every chunk is full, the last may be short.
+
+    Examples: lengths [3, 9, 4, 8], chunk_size=2 -> rows (1, 3) at width 9, then rows (2, 0) at width 4. Lengths
+    [200, 5, 5, 5], chunk_size=4 -> row (0,) at width 200, then rows (1, 2, 3) at width 5: 215 tokens, not 800.
     """
     lengths = _checked_lengths(lengths)
     if (chunk_size is None) == (chunk_tokens is None):
         rule = "and chunk_tokens: exactly one of them must be given"
         raise refuse("chunk_size", rule, f"chunk_size={chunk_size} and chunk_tokens={chunk_tokens}")
     order = sorted(range(len(lengths)), key=lambda row: -lengths[row]) if sort else range(len(lengths))
+    if call_tokens is not None:
+        int_at_least("call_tokens", call_tokens, 0)
     if chunk_size is not None:
         size = positive_int("chunk_size", chunk_size)
-        groups = [order[start : start + size] for start in range(0, len(lengths), size)]
+        widths = tuple(lengths[row] for row in order)
+        even = not sort or call_tokens is None or widths[0] == widths[-1]
+        sizes = [size] * -(-len(widths) // size) if even else _cheapest(widths, size, call_tokens)
+        groups = [order[end - taken : end] for end, taken in zip(accumulate(sizes), sizes, strict=True)]
     else:
         groups = _packed(order, lengths, positive_int("chunk_tokens", chunk_tokens))
     return [Chunk(tuple(rows), max(lengths[row] for row in rows)) for rows in groups]
+
+
+def price_of_a_call(device: torch.device | str) -> int:
+    """What one more call of an encoder costs on a device, in padded tokens: `call_tokens` for `plan_chunks`."""
+    return CALL_TOKENS.get(torch.device(device).type, CALL_TOKENS_ELSEWHERE)
 
 
 def check_plan(plan: Sequence[Chunk], rows: int, width: int) -> list[Chunk]:
@@ -109,3 +136,23 @@ def _packed(order: Sequence[int], lengths: list[int], budget: int) -> list[list[
             groups.append([row])
             widest = lengths[row]
     return groups
+
+
+@lru_cache(maxsize=64)
+def _cheapest(widths: tuple[int, ...], size: int, call_tokens: int) -> tuple[int, ...]:
+    """Rows of each chunk such that the sum of rows x width + call_tokens is least, for widths that fall: from the last
+    row back to the first, the cheapest first chunk for the rows from here on.
+    """
+    counts = np.arange(1, size + 1)
+    least = np.zeros(len(widths) + 1, dtype=np.int64)
+    taken = np.zeros(len(widths), dtype=np.int64)
+    for start in range(len(widths) - 1, -1, -1):
+        rows = counts[: len(widths) - start]
+        costs = widths[start] * rows + least[start + 1 : start + 1 + len(rows)]
+        taken[start] = len(rows) - costs[::-1].argmin()
+        least[start] = costs[taken[start] - 1] + call_tokens
+    sizes, start = [], 0
+    while start < len(widths):
+        sizes.append(int(taken[start]))
+        start += sizes[-1]
+    return tuple(sizes)

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 
-from gclib.chunking import Chunk, check_plan, plan_chunks
+from gclib.chunking import Chunk, check_plan, plan_chunks, price_of_a_call
 from gclib.inputs import as_tower_list
 from gclib.laws import fake_copy, padded_tokens
 from gclib.steps import schedule
@@ -169,12 +169,14 @@ def forecast_flops(
     plan: Sequence[Sequence[Chunk]] | None = None,
     sort_by_length: bool = True,
     retain_chunks: int = 0,
+    device: str = "cpu",
 ) -> FlopsForecast:
     """FLOPs of a "naive" or "grad_cache" step with two towers and the dense loss: what `count_flops` counts of it.
 
     costs: `encoder_cost` of each tower's encoder. lengths: each tower's rows in tokens; the batch is padded to its
-    longest. The other arguments are those of `grad_cache_step` (the naive step takes none). The loss: logits
-    2 B N D, their gradients 2 B N D for each tower that asks for one. Raises ValueError for what does not fit.
+    longest. The other arguments are those of `grad_cache_step` (the naive step takes none); device: where it is to run,
+    which decides where its sorted chunks end. The loss: logits 2 B N D, their gradients 2 B N D for each tower that
+    asks for one. Raises ValueError for what does not fit.
     """
     one_of("step", step, STEPS)
     int_at_least("retain_chunks", retain_chunks, 0)
@@ -187,7 +189,7 @@ def forecast_flops(
             raise refuse(given[0], "must not be given for the naive step, which has no chunks", "a value")
         options, sort_by_length, retain_chunks = {"plan": [_whole(rows) for rows in _checked(lengths)]}, False, 2
     parts = dict.fromkeys(("first_forward", "second_forward", "backward"), 0)
-    plans = plan_step(lengths, sort_by_length=sort_by_length, **options)
+    plans = plan_step(lengths, sort_by_length=sort_by_length, device=device, **options)
     for tower, number, kept in schedule(plans, retain_chunks):
         cost, chunk = costs[tower], plans[tower][number]
         parts["first_forward"] += cost.forward.at(len(chunk), chunk.width)
@@ -207,10 +209,11 @@ def count_tokens(
     plan: Sequence[Sequence[Chunk]] | None = None,
     sort_by_length: bool = True,
     retain_chunks: int = 0,
+    device: str = "cpu",
 ) -> TokenCount:
-    """The tokens that a `grad_cache_step` with these arguments encodes, and those of the padded naive batch."""
+    """The tokens that a `grad_cache_step` with these arguments encodes there, and those of the padded naive batch."""
     options = {"chunk_size": chunk_size, "chunk_tokens": chunk_tokens, "plan": plan}
-    plans = plan_step(lengths, sort_by_length=sort_by_length, **options)
+    plans = plan_step(lengths, sort_by_length=sort_by_length, device=device, **options)
     retained = schedule(plans, int_at_least("retain_chunks", retain_chunks, 0))
     return TokenCount(
         padded=sum(len(rows) * max(rows) for rows in lengths),
@@ -279,8 +282,11 @@ def plan_step(
     chunk_tokens: int | Sequence[int] | None = None,
     plan: Sequence[Sequence[Chunk]] | None = None,
     sort_by_length: bool = True,
+    device: str = "cpu",
 ) -> list[list[Chunk]]:
-    """Each tower's chunks, as `grad_cache_step` plans them; without sorting every row counts as the longest."""
+    """Each tower's chunks, as `grad_cache_step` plans them for a device; without sorting every row counts as the
+    longest.
+    """
     lengths = _checked(lengths)
     if plan is not None:
         if chunk_size is not None or chunk_tokens is not None or len(plan) != len(lengths):
@@ -294,6 +300,7 @@ def plan_step(
             chunk_size=size,
             chunk_tokens=budget,
             sort=sort_by_length,
+            call_tokens=price_of_a_call(device),
         )
         for rows, size, budget in zip(lengths, sizes, tokens, strict=True)
     ]

@@ -163,9 +163,9 @@ class PriceLab(widgets.VBox):
     def __init__(self, *, chunk_size: int = 8, retain_chunks: int = 0, spread: float = 0.5, sort: bool = True):
         one_of("chunk_size", chunk_size, CHUNKS)
         one_of("spread", spread, SPREADS)
-        chunks = _chunks(chunk_size)
+        chunks = _chunks(PriceSettings(chunk_size, 0, spread, sort))
         if int_at_least("retain_chunks", retain_chunks, 0) > chunks:
-            raise refuse("retain_chunks", f"must be at most the {chunks} chunks of this size", retain_chunks)
+            raise refuse("retain_chunks", f"must be at most the {chunks} chunks of this plan", retain_chunks)
         self.measured: dict[PriceSettings, Measured] = {}
         with torch.random.fork_rng():
             self._encoder = Encoder.from_config("mini", vocab_size=VOCABULARY).train()
@@ -181,9 +181,9 @@ class PriceLab(widgets.VBox):
         self.measure = widgets.Button(description="Measure", icon="play", tooltip=tip)
         for control, name in ((self.chunk_size, "chunk"), (self.retain, "retained"), (self.spread, "spread")):
             control.add_class(f"gclib-price-{name}")
-        for control in (self.retain, self.spread, self.sort):
-            control.observe(lambda _: self._draw(), names="value")
-        self.chunk_size.observe(self._on_chunk, names="value")
+        self.retain.observe(lambda _: self._draw(), names="value")
+        for control in (self.chunk_size, self.spread, self.sort):
+            control.observe(self._on_plan, names="value")
         self.measure.on_click(lambda _: self._on_measure())
         rows = [[self.chunk_size, self.retain], [self.spread, self.sort]]
         boxes = [widgets.HBox(row, layout={"flex_flow": "row wrap"}) for row in rows]
@@ -246,9 +246,9 @@ class PriceLab(widgets.VBox):
             f"{tokens.retained_share:.0%} of them keep their graph (r = {tokens.retained_share:.2f})."
         )
 
-    def _on_chunk(self, _: Any) -> None:
+    def _on_plan(self, _: Any) -> None:
         before = self.retain.value
-        self.retain.max = _chunks(self.chunk_size.value)
+        self.retain.max = _chunks(self.settings())
         if self.retain.value == before:
             self._draw()
 
@@ -312,9 +312,9 @@ def _slider(label: str, values: Sequence[float], value: float, tooltip: str) -> 
     return widgets.SelectionSlider(options=options, value=value, description=label, tooltip=tooltip, style=_STYLE)
 
 
-def _chunks(chunk_size: int) -> int:
-    """How many chunks of this size both towers have."""
-    return len(TOWERS) * -(-BATCH // chunk_size)
+def _chunks(settings: PriceSettings) -> int:
+    """How many chunks both towers have."""
+    return sum(map(len, plan_of(settings)[0]))
 
 
 def _count(number: int, thing: str) -> str:

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from gclib.arguments import check_mask, describe
-from gclib.chunking import Chunk, check_plan, choose_largest, plan_chunks
+from gclib.chunking import Chunk, check_plan, choose_largest, plan_chunks, price_of_a_call
 from gclib.distributed import own_sync_off, world_size
 from gclib.inputs import (
     as_tower_list,
@@ -159,9 +159,10 @@ def grad_cache_step(
 ) -> Tensor:
     """The gradient of `naive_step` in the memory of one chunk (Gao et al. 2021, section 3.3).
 
-    Exactly one of: chunk_size, rows a chunk, one int or one a tower; chunk_tokens, padded tokens a chunk;
-    plan, ready chunks (a list of Chunk a tower). sort_by_length: rows of like length are encoded together and
-    trimmed (mappings with an attention mask; others are left as they are); loss and mask never see that order.
+    Exactly one of: chunk_size, at most so many rows a chunk, one int or one a tower; chunk_tokens, padded tokens a
+    chunk; plan, ready chunks (a list of Chunk a tower). sort_by_length: rows of like length are encoded together and
+    trimmed (mappings with an attention mask; others are left as they are); loss and mask never see that order. Where
+    lengths fall steeply a sorted chunk ends early, if that saves more than a call costs (`plan_chunks`).
     retain_chunks: R chunks, those with the most tokens, keep their graph and are encoded once; each row is encoded
     2 - (retained rows / all rows) times. Their graphs live during the loss. Other arguments as in `naive_step`.
 
@@ -412,10 +413,16 @@ def _planned(
     planned = []
     for tower, value in zip(towers, values, strict=True):
         lengths = row_lengths(tower.inputs) if sort_by_length else None
-        sort = lengths is not None
-        lengths = lengths or [tower.width or 1] * tower.rows
-        planned.append(_with_plan(tower, plan_chunks(lengths, sort=sort, **{chosen[0]: value})))
+        cut = {chosen[0]: value, "sort": lengths is not None, "call_tokens": _call_tokens(tower)}
+        planned.append(_with_plan(tower, plan_chunks(lengths or [tower.width or 1] * tower.rows, **cut)))
     return planned
+
+
+def _call_tokens(tower: Tower) -> int | None:
+    """The price of one chunk more. Among several processes every one must call its encoder equally often, for a
+    sharded encoder (FSDP) communicates at each call: their chunks are cut evenly.
+    """
+    return price_of_a_call(next(iter(named_tensors(tower.inputs).values())).device) if world_size() == 1 else None
 
 
 def _split_plan(plan: Any, towers: Sequence[Tower]) -> list[Sequence[Chunk]]:

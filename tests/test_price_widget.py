@@ -108,12 +108,21 @@ def test_words_picture_and_prediction_say_the_same(lab):
 
 
 def test_bigger_chunks_leave_fewer_to_retain(lab):
-    lab.retain.value = 16
+    lab.spread.value, lab.retain.value = 0, 16  # all rows alike: chunks are cut evenly
     lab.chunk_size.value = 64
     assert (lab.retain.max, lab.retain.value) == (2, 2)
     assert "queries: 1 chunk," in alt_of(lab) and lab.predict().tokens.retained_share == 1.0
     lab.chunk_size.value = 4
     assert (lab.retain.max, lab.retain.value) == (32, 2) and "queries: 16 chunks," in alt_of(lab)
+
+
+def test_unlike_lengths_make_more_chunks_and_sorting_off_makes_them_even(lab):
+    lab.chunk_size.value, lab.spread.value = 64, 1
+    assert lab.retain.max == sum(map(len, plan_of(lab.settings())[0])) > 2
+    lab.retain.value = lab.retain.max
+    assert lab.predict().tokens.retained_share == 1.0
+    lab.sort.value = False
+    assert (lab.retain.max, lab.retain.value) == (2, 2) and lab.predict().tokens.retained_share == 1.0
 
 
 def test_random_moves_never_raise_and_keep_words_and_picture_together(lab):
