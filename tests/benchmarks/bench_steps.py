@@ -7,10 +7,11 @@ One tied encoder (BERT, 4 layers of 256, dropout on), mined pairs drawn with a f
 of at most 64 tokens, passages of at most 128, float32. The pairs are Python's own: the standard library is the same on
 every machine with the same Python, while the whole corpus (`--whole`) is of whatever is installed beside it.
 
-Each round runs every version once, in an order of its own, so that a slow minute hurts them all and none always
-follows the same one; medians are printed. At the smallest batch each version runs once before the rounds for its
-FLOPs, and once for its allocator peak; larger batches are run once each, after that warm-up. With `--times-only`
-there is neither, and the first round warms up as well as counts. "Pre-sorted" rows show what sorting alone buys
+Each batch with its chunk size has a process of its own, started afresh. Each round there runs every version once, in an
+order of its own, so that a slow minute hurts them all and none always follows the same one; medians are printed. At the
+smallest batch each version runs once before the rounds for its FLOPs, and once for its allocator peak. Larger batches
+warm up on one row in eight; after their first round only those versions run again that are compared (`COMPARED`). With
+`--times-only` nothing is counted, and every batch warms up like that. "Pre-sorted" rows show what sorting alone buys
 elsewhere.
 
 With `--device cuda` every batch gets all rounds after a warm-up, times are taken between synchronisations, and the peak
@@ -25,11 +26,14 @@ r = the share of rows whose graph is retained: a step's time over the padded nai
 import argparse
 import csv
 import gc
+import multiprocessing
 import random
 import statistics
 import sys
 import time
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from functools import cache
 from pathlib import Path
 
@@ -71,6 +75,7 @@ PLAIN, OURS, ONE, QUARTER, PACKED = (
     "gclib, packed by tokens",
 )
 PRESORTED = "gclib, pre-sorted by the caller"
+COMPARED = (OFFICIAL, OFFICIAL_SORTED, ST, OURS, PRESORTED)
 COLUMNS = ("version", "batch_size", "chunk_size", "seconds", "over_naive", "predicted", "peak_mib", "rows", "tokens")
 COLUMNS += ("gigaflops", "rounds", "threads")
 CUDA_COLUMNS = (*COLUMNS, "note", "encoder", "device", "versions", "command")
@@ -231,18 +236,24 @@ def bench(batch_size: int, chunk_size: int, options: argparse.Namespace) -> tupl
     runs = {name: zeroed(encoder, run) for name, run in versions(encoder, batch, chunk_size).items()}
     padded, all_rows = sum(inputs["input_ids"].numel() for inputs in batch), 2 * batch_size
     first = batch_size == min(options.batches)
+    if options.device == "cpu" and (options.times_only or not first):
+        few = tuple({key: value[::8] for key, value in inputs.items()} for inputs in batch)
+        for run in versions(encoder, few, chunk_size).values():
+            zeroed(encoder, run)()
     rows = first_runs(runs, {"batch_size": batch_size, "chunk_size": chunk_size}, options, first)
-    rounds = options.rounds if first or options.device == "cuda" else 1
     seconds: dict[str, list[float]] = {name: [] for name in runs}
-    for number in range(rounds):
-        for name, run in random.Random(number).sample(list(runs.items()), len(runs)):
+    for number in range(options.rounds):
+        every = number == 0 or first or options.device == "cuda"
+        now = [name for name in runs if every or name in COMPARED]
+        for name in random.Random(number).sample(now, len(now)):
+            run = runs[name]
             encoder.rows = encoder.tokens = 0
             seconds[name].append(seconds_of(run, options.device))
             again = encoder.rows / all_rows - 1  # 1 where every row is encoded twice
             rows[name] |= {"rows": encoder.rows / all_rows, "tokens": encoder.tokens / padded}
             rows[name]["predicted"] = encoder.tokens / (1 + again) / padded * (1 + again / 3)
     for name, taken in seconds.items():
-        rows[name] |= {"seconds": statistics.median(taken), "rounds": rounds}
+        rows[name] |= {"seconds": statistics.median(taken), "rounds": len(taken)}
         rows[name]["over_naive"] = ratio(taken, seconds.get(NAIVE))
     for row in rows.values():
         row["threads"] = torch.get_num_threads()
@@ -250,10 +261,10 @@ def bench(batch_size: int, chunk_size: int, options: argparse.Namespace) -> tupl
 
 
 def ratio(taken: list[float] | None, other: list[float] | None) -> float | None:
-    """The median over the rounds; None where one of them did not run."""
+    """The median over the rounds that both ran in; None where one of them did not run."""
     if taken is None or other is None:
         return None
-    return statistics.median([a / b for a, b in zip(taken, other, strict=True)])
+    return statistics.median([a / b for a, b in zip(taken, other, strict=False)])
 
 
 def ratios_of(rows: dict[str, dict], seconds: dict[str, list[float]], unpadded: int | None) -> dict[str, float]:
@@ -274,7 +285,9 @@ def ratios_of(rows: dict[str, dict], seconds: dict[str, list[float]], unpadded: 
 
 def show(rows: list[dict], ratios: dict[str, float]) -> None:
     batch_size, chunk_size, threads = (rows[0][key] for key in ("batch_size", "chunk_size", "threads"))
-    print(f"B = {batch_size:,}, C = {chunk_size}; rounds: {rows[-1]['rounds']}, threads: {threads}")
+    print(
+        f"B = {batch_size:,}, C = {chunk_size}; rounds: {max(row.get('rounds', 0) for row in rows)}, threads: {threads}"
+    )
     print(f"{'':36}{'seconds':>9}{'/ naive':>9}{'predicted':>11}{'peak MiB':>10}{'rows':>7}{'tokens':>8}{'GFLOP':>9}")
     for row in rows:
         if "note" in row:
@@ -348,7 +361,7 @@ def main() -> None:
     parser.add_argument("--batches", type=int, nargs="+", default=[256, 1024])
     parser.add_argument("--chunks", type=int, nargs="+", default=[16, 32])
     parser.add_argument(
-        "--rounds", type=int, default=3, help="at the smallest batch; larger ones get one each on a CPU"
+        "--rounds", type=int, default=3, help="on a CPU larger batches than the smallest repeat what is compared"
     )
     parser.add_argument("--whole", action="store_true", help="pairs of all packages, not of the standard library alone")
     parser.add_argument("--times-only", action="store_true", help="no FLOPs, and on a CPU no peaks, of the versions")
@@ -361,7 +374,12 @@ def main() -> None:
     every = []
     for batch_size in options.batches:
         for chunk_size in options.chunks:
-            rows, ratios = bench(batch_size, chunk_size, options)
+            try:
+                with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as process:
+                    rows, ratios = process.submit(bench, batch_size, chunk_size, options).result()
+            except BrokenProcessPool:
+                print(f"B = {batch_size:,}, C = {chunk_size}: the process was killed, most likely for its memory")
+                continue
             show(rows, ratios)
             every += rows
             save(every, options)
