@@ -12,10 +12,11 @@ import ipywidgets as widgets
 from gclib.capstone import STEPS, Brief, draw_brief
 from gclib.capstone_review import judge_hours, judge_peak, review
 from gclib.keyboard import keyboard
-from gclib.validation import int_at_least
+from gclib.validation import int_at_least, typed_number
 
 _STYLE = {"description_width": "90px"}
 _FIELDS = {"batch_size": "B", "tile_size": "tile", "chunk_size": "C", "retain_chunks": "R"}
+_UNITS = {"peak": "GiB", "hours": "hours"}
 
 
 class CapstoneForm(widgets.VBox):
@@ -31,7 +32,7 @@ class CapstoneForm(widgets.VBox):
         self.words, self.verdict = widgets.HTML(), widgets.HTML()
         self.step = widgets.Dropdown(options=STEPS, value="grad_cache", description="step", style=_STYLE)
         self.batch_size, self.tile_size, self.chunk_size, self.retain_chunks = (
-            _text(shown, "", f"{name}: a whole number, or empty") for name, shown in _FIELDS.items()
+            _text(shown, "", f"{name}: a whole number, or empty", name) for name, shown in _FIELDS.items()
         )
         self.sort = widgets.Checkbox(True, description="sort by length, trim each chunk", indent=False)
         self.peak = _text("peak, GiB", "", "Your prediction of the step's peak")
@@ -57,9 +58,12 @@ class CapstoneForm(widgets.VBox):
     def report(self) -> str:
         """The judgement of what the fields say now, as text."""
         plan = self.plan()
-        peak = judge_peak(self.brief, plan, _number(self.peak.value))
-        predicted = judge_hours(self.brief, plan, _number(self.hours.value))
-        return "\n".join(map(str, (f"Brief {self.brief.seed}.", review(self.brief, plan), peak, predicted)))
+        judged = review(self.brief, plan)
+        parts: list[object] = [f"Brief {self.brief.seed}.", judged]
+        if judged.plan is not None:
+            peak, predicted = (_number(getattr(self, name).value, unit) for name, unit in _UNITS.items())
+            parts += [judge_peak(self.brief, plan, peak), judge_hours(self.brief, plan, predicted)]
+        return "\n".join(map(str, parts))
 
     def _on_draw(self) -> None:
         self.draw.disabled = True
@@ -85,19 +89,17 @@ class CapstoneForm(widgets.VBox):
         self.verdict.value = _pre("Fill in the plan, then Judge.")
 
 
-def _text(label: str, value: str, tooltip: str) -> widgets.Text:
-    return widgets.Text(value, description=label, tooltip=tooltip, style=_STYLE, layout={"width": "220px"})
+def _text(label: str, value: str, tooltip: str, placeholder: str = "") -> widgets.Text:
+    look = {"style": _STYLE, "layout": {"width": "220px"}}
+    return widgets.Text(value, description=label, tooltip=tooltip, placeholder=placeholder, **look)
 
 
-def _number(text: str) -> Any:
-    """The number in a field, with or without commas; what is no number stays as it is, to be refused in words."""
-    plain = text.replace(",", "").strip()
-    for kind in (int, float):
-        try:
-            return kind(plain)
-        except ValueError:
-            pass
-    return text
+def _number(text: str, unit: str = "") -> Any:
+    """The number in a field; what is no number stays as it is, to be refused in words."""
+    try:
+        return typed_number(text, unit)
+    except ValueError:
+        return text
 
 
 def _pre(text: str) -> str:

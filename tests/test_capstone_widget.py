@@ -41,6 +41,9 @@ def test_the_reference_typed_in_serves_the_brief(form):
         ({"batch_size": "9" * 5000, "chunk_size": "8"}, "batch_size must be"),
         ({"batch_size": "64", "chunk_size": "8", "retain_chunks": "x"}, "retain_chunks must be"),
         ({"batch_size": "64", "chunk_size": "8", "peak": "<b>"}, "above 0 is asked for"),
+        ({"batch_size": "64", "chunk_size": "7,5"}, "chunk_size must be an int of at least 1, got &#x27;7,5&#x27;"),
+        ({"batch_size": "64", "chunk_size": "8", "peak": "7,5"}, "its decimals after a point"),
+        ({"batch_size": "1,024", "chunk_size": "8", "peak": "1,024 GiB"}, "you said 1,024"),
     ],
 )
 def test_whatever_is_typed_is_answered_in_words(form, typed, said):
@@ -49,6 +52,10 @@ def test_whatever_is_typed_is_answered_in_words(form, typed, said):
     form.judge.click()
     assert said in form.verdict.value and "<b>" not in form.verdict.value
     assert not form.judge.disabled
+
+
+def test_a_plan_that_cannot_be_run_is_refused_once(form):
+    assert form.report().count("batch_size must be") == 1 and "peak" not in form.report()
 
 
 def test_another_seed_draws_another_brief_and_no_seed_is_refused(form):

@@ -80,6 +80,7 @@ def test_the_widget_keeps_a_number():
     box.keep.click()
     assert box.status.value == "Type a number first." and recall(1) == {}
     assert answer(box, "about <four>") == "That is not a number: about &lt;four&gt;." and recall(1) == {}
+    assert answer(box, "7,5").startswith("That is not a number: 7,5. A comma stands between") and recall(1) == {}
     assert answer(box, "nan").startswith("That is not a number") and recall(1) == {}
     assert answer(box, " 1,200.5 ").startswith("Kept: ") and recall(1) == {"loss": 1200.5}
 

@@ -4,13 +4,14 @@ A prediction changes nothing that runs later, so a notebook executed by a machin
 """
 
 import math
+import sys
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from html import escape
 from numbers import Real
 from typing import TYPE_CHECKING
 
-from gclib.validation import int_at_least, refuse
+from gclib.validation import int_at_least, refuse, typed_number
 
 from . import progress
 
@@ -126,11 +127,8 @@ def _read_number(text: str, unit: str, low: float, high: float) -> float:
     """The number in `text`, which may have commas and end in the unit; ValueError, in words, for anything else."""
     if not text.strip():
         raise ValueError("Type a number first.")
-    try:
-        number = float(text.strip().removesuffix(unit).replace(",", "").strip())
-    except ValueError:
-        raise ValueError(f"That is not a number: {text}.") from None
-    if not math.isfinite(number):
+    number = typed_number(text, unit)
+    if not -sys.float_info.max <= number <= sys.float_info.max:
         raise ValueError(f"That is not a number that can be kept: {text}.")
     if number < low:
         raise ValueError(f"{_told(number)} is too low: it can't be below {_told(low)}.")
