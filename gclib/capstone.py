@@ -339,7 +339,8 @@ def _completed(job: Job, plan: Plan, fixed: dict[str, Any]) -> Iterator[Plan]:
         if largest:
             yield replace(plan, batch_size=largest)
         return
-    for size in [plan.chunk_size] if "chunk_size" in fixed else [n for n in CHUNKS if n <= plan.batch_size]:
+    sizes = [n for n in CHUNKS if n <= plan.batch_size] or [plan.batch_size]
+    for size in [plan.chunk_size] if "chunk_size" in fixed else sizes:
         whole = replace(plan, chunk_size=size)
         if plan.step == "grad_cache" and "retain_chunks" not in fixed and fits(job, whole):
             yield replace(whole, retain_chunks=most_retained(job, whole))

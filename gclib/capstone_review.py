@@ -6,6 +6,7 @@ a plan that does not fit the card. So the scores multiply, nearly, to the worth 
 of taste: all of it is `forecast_step` and `forecast_flops`. Nothing here raises for what a reader has typed.
 """
 
+import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -41,6 +42,7 @@ ORDER = {
 NEAR = 0.02  # a prediction this near to a number is taken for it
 GOOD = 0.05  # a prediction this near to the truth needs no comment
 AS_GOOD = 0.99  # the cost model knows no better than that
+ANSWERS = "a dict of True (it holds) or False for each claim's number, such as {1: True, 2: False}"
 
 
 @dataclass(frozen=True)
@@ -113,12 +115,16 @@ def review(brief: Brief, given: object) -> Review:
         plan = read_plan(brief, given)
     except (ValueError, TypeError) as error:
         return Review(brief, None, str(error))
-    share = worth(brief.job, plan) / worth(brief.job, reference(brief.job))
-    return Review(brief, plan, "", tuple(_judge(brief, plan)), _share(share))
+    share = _share(brief.job, plan, reference(brief.job))
+    if negatives(brief.job, plan) < brief.job.wanted_negatives:
+        share = min(share, AS_GOOD)
+    return Review(brief, plan, "", tuple(_judge(brief, plan)), share)
 
 
-def _share(ratio: float) -> float:
-    """A ratio of worths as a score: what the cost model cannot tell from the best is 1."""
+def _share(job: Job, plan: Plan, best: Plan) -> float:
+    """The ratio of worths as a score: what the cost model cannot tell from the best is 1; so is none of none."""
+    highest = worth(job, best)
+    ratio = worth(job, plan) / highest if highest else 1.0
     return 1.0 if ratio >= AS_GOOD else ratio
 
 
@@ -146,13 +152,19 @@ def _score(brief: Brief, shown: str, name: str, chosen: Any, best: Plan, now: Pl
     job, words = brief.job, _word(name, chosen)
     if now is None:
         return Score(shown, words, 0.0, _too_much(job, name, chosen, best))
-    ratio = _share(worth(job, now) / worth(job, best))
+    ratio = _share(job, now, best)
     if name == "tile_size" and chosen is not None and _dense_does_as_well(job, best, now):
         return Score(shown, words, min(ratio, 1 / TILED_FLOPS), _needless_tile(brief, best, now))
-    if ratio == 1:
+    if name == "batch_size" and chosen > job.batch_size:
+        return Score(shown, words, ratio, f"{job.batch_size:,} is asked for, a larger batch is another recipe")
+    short = name == "batch_size" and negatives(job, now) < negatives(job, best)
+    if ratio == 1 and not (short and best.batch_size == job.batch_size):
         return Score(shown, words, 1.0, "as good as any")
-    better = _word(name, getattr(best, name))
-    return Score(shown, words, ratio, f"{better} would gain {_gain(brief, now, best)}")
+    gain = f"{_word(name, getattr(best, name))} would gain {_gain(brief, now, best)}"
+    if name == "step":
+        at_best = f"B = {now.batch_size:,}" if now.chunk_size is None else f"C = {now.chunk_size:,}"
+        gain += f" over {chosen} at its best, {at_best}"
+    return Score(shown, words, min(ratio, AS_GOOD), gain)
 
 
 def _word(name: str, value: Any) -> str:
@@ -203,9 +215,7 @@ def _gain(brief: Brief, now: Plan, better: Plan) -> str:
     parts = []
     more = negatives(brief.job, better) - negatives(brief.job, now)
     if more > 0:
-        parts.append(f"{more:,} negatives a query")
-    elif more < 0:
-        parts.append(f"the batch that is asked for, {-more:,} negatives a query fewer")
+        parts.append(f"{_many(more, 'negative')} a query")
     saved = hours(brief, now) - hours(brief, better)
     if saved > 0:
         parts.append(_hours(saved))
@@ -216,7 +226,12 @@ def _hours(count: float) -> str:
     """Hours in words; less than a tenth of one in minutes, less than a minute in seconds."""
     if count >= 0.1:
         return f"{count:.1f} hours"
-    return f"{60 * count:.1f} minutes" if count >= 1 / 60 else f"{3600 * count:.0f} seconds"
+    return f"{60 * count:.1f} minutes" if count >= 1 / 60 else _many(round(3600 * count), "second")
+
+
+def _many(count: int, word: str) -> str:
+    """1 second, 2,000 seconds."""
+    return f"{count:,} {word}{'' if count == 1 else 's'}"
 
 
 # --- predictions ----------------------------------------------------------------------------------------------
@@ -247,6 +262,9 @@ def _mistaken_peaks(brief: Brief, plan: Plan) -> dict[str, float]:
     naive = Plan("naive", plan.batch_size, plan.tile_size)
     mistakes = {
         "that is in GB (10^9 bytes); GiB are 2^30": found * GiB / 1e9,
+        "that is in MiB, of which a GiB has 1,024": 1024 * found,
+        "that is in MB (10^6 bytes); GiB are 2^30": found * GiB / 1e6,
+        "that is in bytes": found * GiB,
         "that is the naive step's peak, which keeps every row's graph": peak_bytes(job, naive),
     }
     if plan.retain_chunks:
@@ -263,7 +281,9 @@ def _mistaken_peaks(brief: Brief, plan: Plan) -> dict[str, float]:
 
 def _mistaken_hours(brief: Brief, plan: Plan) -> dict[str, float]:
     naive = hours(brief, Plan("naive", plan.batch_size, plan.tile_size))
-    mistakes = {"that is the naive step's time": naive, "that is in seconds": 3600 * hours(brief, plan)}
+    found = hours(brief, plan)
+    mistakes = {"that is in seconds": 3600 * found, "that is in minutes": 60 * found, "that is in days": found / 24}
+    mistakes["that is the naive step's time"] = naive
     mistakes["that is one update's seconds"] = seconds(brief.job, plan)
     if plan.step == "grad_cache":
         plain = hours(brief, replace(plan, sort_by_length=False, retain_chunks=0))
@@ -279,14 +299,29 @@ def _judge_number(name: str, given: object, truth: float, unit: str, mistakes: M
     try:
         number = positive_number(name, given)
     except (ValueError, OverflowError):
-        return Score(name, str(given)[:20], 0.0, f"a number of {unit} above 0 is asked for")
-    said, share = f"{number:.3g}", min(number / truth, truth / number)
+        point = ", its decimals after a point" if "," in str(given) else ""
+        words = "" if given is None else str(given)[:20]
+        return Score(name, words, 0.0, f"a number of {unit} above 0 is asked for{point}")
+    said, share = _digits(number), min(number / truth, truth / number)
     if share >= 1 - GOOD:
-        return Score(name, said, 1.0, f"forecast: {truth:.3g} {unit}")
+        return Score(name, said, 1.0, f"forecast: {_digits(truth)} {unit}")
     for words, value in mistakes.items():
         if value > 0 and abs(number / value - 1) <= NEAR:
-            return Score(name, said, share, f"forecast: {truth:.3g} {unit}; {words}")
-    return Score(name, said, share, f"forecast: {truth:.3g} {unit}; yours is {number / truth:.2g} times that")
+            return Score(name, said, share, f"forecast: {_digits(truth)} {unit}; {words}")
+    return Score(name, said, share, f"forecast: {_digits(truth)} {unit}; yours is {_times(number / truth, unit)}")
+
+
+def _digits(number: float) -> str:
+    """Three digits of a number, and none of those before the point rounded away."""
+    return f"{number:,.0f}" if number >= 1000 else f"{number:.3g}"
+
+
+def _times(ratio: float, unit: str) -> str:
+    """How many times the truth a prediction is; so far off that it looks like another unit, that is asked."""
+    if 1 / 50 < ratio < 50:
+        return f"{ratio:.2g} times that"
+    share = f"{ratio:,.0f} times that" if ratio > 1 else "less than a fiftieth of that"
+    return f"{share}: is it in {unit}?"
 
 
 # --- the defence ----------------------------------------------------------------------------------------------
@@ -302,68 +337,79 @@ class Claim:
 
 
 def claims(brief: Brief, given: object) -> list[Claim]:
-    """Five claims about a plan for the brief, judged by forecasts. ValueError for a plan that can't be run."""
+    """Five claims about a plan for the brief, judged by forecasts. ValueError for a plan that can't be run.
+
+    Each is said one way or the other way round, as the brief's seed has it: to deny them all is no defence.
+    """
     plan = read_plan(brief, given)
     chunk = plan.chunk_size or min(64, plan.batch_size)
+    coin = random.Random(f"claims {brief.seed}")
+    ways = [coin.random() < 0.5 for _ in range(5)]
     return [
-        _claim_naive(brief.job),
-        _claim_accumulation(brief.job, plan, max(1, min(chunk, plan.batch_size // 2))),
-        _claim_half(brief.job, replace(plan, retain_chunks=0)),
-        _claim_logits(brief.job, plan.batch_size),
-        _claim_sorted(brief, Plan("grad_cache", plan.batch_size, plan.tile_size, chunk)),
+        _claim_naive(brief.job, ways[0]),
+        _claim_accumulation(brief.job, plan, max(1, min(chunk, plan.batch_size // 2)), ways[1]),
+        _claim_half(brief.job, replace(plan, retain_chunks=0), ways[2]),
+        _claim_logits(brief.job, plan.batch_size, ways[3]),
+        _claim_sorted(brief, Plan("grad_cache", plan.batch_size, plan.tile_size, chunk), ways[4]),
     ]
 
 
-def _claim_naive(job: Job) -> Claim:
+def _claim_naive(job: Job, way: bool) -> Claim:
     naive = Plan("naive", job.batch_size)
     said = f"{format_bytes(peak_bytes(job, naive))} of {format_bytes(job.budget_bytes)}"
-    return Claim(f"The naive step with B = {job.batch_size:,} would fit the card.", fits(job, naive), said)
+    text = f"The naive step with B = {job.batch_size:,} would {'' if way else 'not '}fit the card."
+    return Claim(text, fits(job, naive) == way, said)
 
 
-def _claim_accumulation(job: Job, plan: Plan, chunk: int) -> Claim:
+def _claim_accumulation(job: Job, plan: Plan, chunk: int, way: bool) -> Claim:
+    """The passages of a chunk, or the batch's: what accumulation is taken to see."""
     few = negatives(job, Plan("accumulation", plan.batch_size, None, chunk))
-    all_of_them = plan.batch_size * (1 + job.negatives) - 1
-    said = f"{few:,} negatives a query against {all_of_them:,}"
-    text = f"Accumulation in chunks of {chunk:,} would give the naive step's gradient, at the naive step's price."
-    return Claim(text, few == all_of_them, said)
+    whole = plan.batch_size * (1 + job.negatives) - 1
+    count = few if way else whole
+    text = f"Accumulation in chunks of {chunk:,} would hold each query against {_many(count, 'negative')}."
+    return Claim(text, count == few, f"{few:,}, its chunk's, of the batch's {whole:,}")
 
 
-def _claim_half(job: Job, plan: Plan) -> Claim:
+def _claim_half(job: Job, plan: Plan, way: bool) -> Claim:
     """Whether the peak goes with the batch, R being 0."""
     half = replace(plan, batch_size=max(1, plan.batch_size // 2))
     if plan.chunk_size is not None:
         half = replace(half, chunk_size=min(plan.chunk_size, half.batch_size))
     share = peak_bytes(job, half) / peak_bytes(job, plan)
     chunks = "" if plan.chunk_size is None else " in the same chunks, nothing retained,"
-    text = f"Half the batch{chunks} would take less than 60 % of what all of it takes."
-    return Claim(text, share < 0.6, f"half takes {share:.0%} of it")
+    text = f"Half the batch{chunks} would have {'less' if way else 'more'} than 60 % of the whole one's peak."
+    return Claim(text, (share < 0.6) == way, f"half has {100 * share:.0f} % of it")
 
 
-def _claim_logits(job: Job, batch_size: int) -> Claim:
+def _claim_logits(job: Job, batch_size: int, way: bool) -> Claim:
     matrix = 4 * batch_size**2 * (1 + job.negatives)
-    share = matrix / job.budget_bytes
-    text = "One dense B x N matrix of float32 logits would take more than a tenth of what the card leaves."
-    return Claim(text, share > 0.1, f"{format_bytes(matrix)}, {share:.1%}")
+    text = f"One dense B x N matrix of float32 logits would take {'more' if way else 'less'} than a tenth of the card."
+    said = f"{format_bytes(matrix)} of {format_bytes(job.budget_bytes)}"
+    return Claim(text, (matrix > job.budget_bytes / 10) == way, said)
 
 
-def _claim_sorted(brief: Brief, cached: Plan) -> Claim:
+def _claim_sorted(brief: Brief, cached: Plan, way: bool) -> Claim:
     ratio = hours(brief, cached) / hours(brief, replace(cached, sort_by_length=False))
-    text = f"Sorting by length would save gradient caching in chunks of {cached.chunk_size:,} a quarter of its time."
-    return Claim(text, ratio <= 0.75, f"it takes {ratio:.2f} of the time without")
+    share, chunks = "at least" if way else "less than", f"chunks of {cached.chunk_size:,}"
+    text = f"Sorting by length would save gradient caching in {chunks} {share} a quarter of its time."
+    return Claim(text, (ratio <= 0.75) == way, f"it takes {100 * ratio:.0f} % of the time without")
 
 
 def judge_claims(found: Sequence[Claim], answers: Mapping[int, object]) -> str:
     """Each claim with what was said of it (by its place, from 1; True: it holds); if anything, the deciding numbers."""
     if not isinstance(answers, Mapping):
-        return "Answers are a dict of True (it holds) or False for each claim's number, such as {1: True, 2: False}."
+        return f"Answers are {ANSWERS}."
     lines, right = [], 0
     for place, claim in enumerate(found, start=1):
         said = answers.get(place)
-        if said is None:
-            lines.append(f"{place}. {claim.text}\n   not answered yet.")
+        if not isinstance(said, bool):
+            open_still = "not answered yet" if said is None else f"not answered with True or False, but with {said!r}"
+            lines.append(f"{place}. {claim.text}\n   {open_still}.")
             continue
-        good = isinstance(said, bool) and said == claim.holds
+        good = said == claim.holds
         right += good
         truth = "holds" if claim.holds else "does not hold"
         lines.append(f"{place}. {claim.text}\n   {'right' if good else 'wrong'}: it {truth} ({claim.why}).")
+    if strange := [key for key in answers if key not in range(1, len(found) + 1)]:
+        lines.append(f"There is no claim {', '.join(map(repr, strange))}: answers are {ANSWERS}.")
     return "\n".join([*lines, f"{right} of {len(found)} right."])

@@ -162,8 +162,27 @@ def test_a_worse_decision_scores_less_and_says_why(name, changed):
     judged = review(BRIEF, plan_of(**changed))
     part = next(part for part in judged.scores if part.name == name)
     assert part.score < 1 and part.reason != "as good as any"
-    gained = ("would gain", "over the card", "the dense logits fit")
+    gained = ("would gain", "over the card", "the dense logits fit", "is asked for")
     assert any(words in part.reason for words in gained), part.reason
+
+
+def test_the_smallest_plans_are_judged_too():
+    for step, chunk in (("naive", None), ("accumulation", 1), ("grad_cache", 1)):
+        judged = review(BRIEF, {"step": step, "batch_size": 1, "chunk_size": chunk})
+        part = next(part for part in judged.scores if part.name == "B")
+        assert judged.worth == part.score == 0 and "would gain" in part.reason and "over the card" not in str(judged)
+
+
+def test_a_batch_that_is_nearly_the_wanted_one_is_not_the_wanted_one():
+    judged = review(BRIEF, plan_of(batch_size=1023))
+    part = next(part for part in judged.scores if part.name == "B")
+    assert not judged.passed and judged.worth == part.score == 0.99
+    assert part.reason.startswith("1,024 would gain 1 negative a query")
+
+
+def test_a_step_is_held_against_the_best_plan_with_it():
+    judged = review(BRIEF, {"step": "accumulation", "batch_size": 1024, "chunk_size": 8})
+    assert "over accumulation at its best, C = 256" in str(judged)
 
 
 def test_worse_is_worse():
@@ -252,6 +271,10 @@ def test_a_peak_is_judged_and_its_mistake_named():
     for said, words in {
         right * GIB / 1e9: "GB (10^9 bytes)",
         naive: "the naive step's peak",
+        right * 1024: "in MiB",
+        right * GIB / 1e6: "in MB",
+        1e6: "is it in GiB?",
+        1e-6: "less than a fiftieth of that: is it in GiB?",
         peak_gib(retain_chunks=0): "retained chunks are forgotten",
     }.items():
         judged = judge_peak(BRIEF, plan, said)
@@ -275,6 +298,8 @@ def test_hours_are_judged_and_the_mistake_named():
         naive: "the naive step's time",
         2 * naive: "4/3",
         3600 * right: "seconds",
+        60 * right: "minutes",
+        right / 24: "days",
         hours(BRIEF, replace(plan, sort_by_length=False, retain_chunks=0)): "without sorting",
     }.items():
         assert words in judge_hours(BRIEF, plan, said).reason
@@ -286,13 +311,14 @@ def test_hours_are_judged_and_the_mistake_named():
 def test_claims_are_judged_by_forecasts():
     best = {kind: reference(JOBS[kind][0]) for kind in JOBS}
     found = {kind: claims(Brief(0, kind, JOBS[kind][0], 10**6, 1.0), best[kind]) for kind in JOBS}
-    holds = {kind: [claim.holds for claim in said] for kind, said in found.items()}
+    ways = ("would fit", "against 63 ", "less than 60 %", "more than a tenth", "at least a quarter")
+    truth = {kind: [c.holds == (way in c.text) for c, way in zip(found[kind], ways, strict=True)] for kind in JOBS}
     assert all(len(said) == 5 for said in found.values())
-    assert holds["room"][0] and not holds["activations"][0]
-    assert not any(said[1] for said in holds.values())
-    assert holds["room"][2] and not holds["activations"][2]
-    assert holds["logits"][3] and not holds["activations"][3]
-    assert holds["activations"][4] and not holds["room"][4]
+    assert truth["room"][0] and not truth["activations"][0]
+    assert found["room"][1].holds == ("against 63 " in found["room"][1].text)
+    assert truth["room"][2] and not truth["activations"][2]
+    assert truth["logits"][3] and not truth["activations"][3]
+    assert truth["activations"][4] and not truth["room"][4]
     with pytest.raises(ValueError, match="step must be one of"):
         claims(BRIEF, {"step": "no", "batch_size": 3})
 
@@ -303,7 +329,16 @@ def test_answers_to_claims_are_counted():
     assert judge_claims(found, right).endswith("5 of 5 right.")
     assert judge_claims(found, {}).count("not answered") == 5 and "hold (" not in judge_claims(found, {})
     assert judge_claims(found, [True, False]).startswith("Answers are a dict")  # type: ignore[arg-type]
-    assert judge_claims(found, {1: not found[0].holds, 2: "yes"}).count("wrong:") == 2
+    judged = judge_claims(found, {1: not found[0].holds, 2: "yes", 7: True})
+    assert judged.count("wrong:") == 1 and "but with 'yes'" in judged and "There is no claim 7" in judged
+
+
+def test_to_say_the_same_of_every_claim_is_no_defence():
+    for kind in JOBS:
+        job, said = JOBS[kind][0], []
+        for seed in range(12):
+            said += [claim.holds for claim in claims(Brief(seed, kind, job, 10**6, 1.0), reference(job))]
+        assert 0.3 < sum(said) / len(said) < 0.7
 
 
 def pairs():
