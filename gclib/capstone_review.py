@@ -159,12 +159,20 @@ def _score(brief: Brief, shown: str, name: str, chosen: Any, best: Plan, now: Pl
         return Score(shown, words, ratio, f"{job.batch_size:,} is asked for, a larger batch is another recipe")
     short = name == "batch_size" and negatives(job, now) < negatives(job, best)
     if ratio == 1 and not (short and best.batch_size == job.batch_size):
-        return Score(shown, words, 1.0, "as good as any")
+        other = name == "step" and chosen != best.step
+        return Score(shown, words, 1.0, f"as good as {best.step} where {_at_best(now)}" if other else "as good as any")
     gain = f"{_word(name, getattr(best, name))} would gain {_gain(brief, now, best)}"
     if name == "step":
-        at_best = f"B = {now.batch_size:,}" if now.chunk_size is None else f"C = {now.chunk_size:,}"
-        gain += f" over {chosen} at its best, {at_best}"
+        gain += f" over {chosen} with {_at_best(now)}"
     return Score(shown, words, min(ratio, AS_GOOD), gain)
+
+
+def _at_best(plan: Plan) -> str:
+    """What the best plan with a step takes: a step is judged by it."""
+    if plan.chunk_size is None:
+        return f"B = {plan.batch_size:,}"
+    retained = f", R = {plan.retain_chunks:,}" if plan.retain_chunks else ""
+    return f"C = {plan.chunk_size:,}{retained}"
 
 
 def _word(name: str, value: Any) -> str:
@@ -226,7 +234,9 @@ def _hours(count: float) -> str:
     """Hours in words; less than a tenth of one in minutes, less than a minute in seconds."""
     if count >= 0.1:
         return f"{count:.1f} hours"
-    return f"{60 * count:.1f} minutes" if count >= 1 / 60 else _many(round(3600 * count), "second")
+    if count >= 1 / 60:
+        return f"{60 * count:.1f} minutes"
+    return _many(round(3600 * count), "second") if count >= 0.5 / 3600 else "less than a second"
 
 
 def _many(count: int, word: str) -> str:
@@ -317,11 +327,11 @@ def _digits(number: float) -> str:
 
 
 def _times(ratio: float, unit: str) -> str:
-    """How many times the truth a prediction is; so far off that it looks like another unit, that is asked."""
+    """How many times the truth a prediction is; one that is very far off looks like another unit, and is told so."""
     if 1 / 50 < ratio < 50:
         return f"{ratio:.2g} times that"
     share = f"{ratio:,.0f} times that" if ratio > 1 else "less than a fiftieth of that"
-    return f"{share}: is it in {unit}?"
+    return f"{share}, as if not in {unit}"
 
 
 # --- the defence ----------------------------------------------------------------------------------------------
@@ -357,7 +367,7 @@ def claims(brief: Brief, given: object) -> list[Claim]:
 def _claim_naive(job: Job, way: bool) -> Claim:
     naive = Plan("naive", job.batch_size)
     said = f"{format_bytes(peak_bytes(job, naive))} of {format_bytes(job.budget_bytes)}"
-    text = f"The naive step with B = {job.batch_size:,} would {'' if way else 'not '}fit the card."
+    text = f"The naive step with B = {job.batch_size:,} would {'fit' if way else 'be too large for'} the card."
     return Claim(text, fits(job, naive) == way, said)
 
 

@@ -182,7 +182,15 @@ def test_a_batch_that_is_nearly_the_wanted_one_is_not_the_wanted_one():
 
 def test_a_step_is_held_against_the_best_plan_with_it():
     judged = review(BRIEF, {"step": "accumulation", "batch_size": 1024, "chunk_size": 8})
-    assert "over accumulation at its best, C = 256" in str(judged)
+    assert "over accumulation with C = 256" in str(judged)
+
+
+def test_a_step_that_is_as_good_as_the_naive_one_only_where_it_is_the_naive_one_is_told_so():
+    brief = Brief(0, "room", JOBS["room"][0], 1_000_000, 100.0)
+    for step, alone in (("accumulation", "C = 256"), ("grad_cache", "C = 256, R = 2")):
+        judged = review(brief, {"step": step, "batch_size": 256, "chunk_size": 32})
+        assert f"as good as naive where {alone}" in str(judged) and judged.worth < 0.7
+    assert "as good as naive" not in str(review(brief, Plan("naive", 256)))
 
 
 def test_worse_is_worse():
@@ -273,8 +281,8 @@ def test_a_peak_is_judged_and_its_mistake_named():
         naive: "the naive step's peak",
         right * 1024: "in MiB",
         right * GIB / 1e6: "in MB",
-        1e6: "is it in GiB?",
-        1e-6: "less than a fiftieth of that: is it in GiB?",
+        1e6: "as if not in GiB",
+        1e-6: "less than a fiftieth of that, as if not in GiB",
         peak_gib(retain_chunks=0): "retained chunks are forgotten",
     }.items():
         judged = judge_peak(BRIEF, plan, said)
