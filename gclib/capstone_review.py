@@ -349,60 +349,64 @@ class Claim:
 def claims(brief: Brief, given: object) -> list[Claim]:
     """Five claims about a plan for the brief, judged by forecasts. ValueError for a plan that can't be run.
 
-    Each is said one way or the other way round, as the brief's seed has it: to deny them all is no defence.
+    Two or three of them hold, as the brief's seed has it, for each can be said the other way round: to grant or to deny
+    them all is no defence.
     """
     plan = read_plan(brief, given)
     chunk = plan.chunk_size or min(64, plan.batch_size)
-    coin = random.Random(f"claims {brief.seed}")
-    ways = [coin.random() < 0.5 for _ in range(5)]
+    draw = random.Random(f"claims {brief.seed}")
+    holds = draw.sample([True, True, False, False, draw.random() < 0.5], 5)
     return [
-        _claim_naive(brief.job, ways[0]),
-        _claim_accumulation(brief.job, plan, max(1, min(chunk, plan.batch_size // 2)), ways[1]),
-        _claim_half(brief.job, replace(plan, retain_chunks=0), ways[2]),
-        _claim_logits(brief.job, plan.batch_size, ways[3]),
-        _claim_sorted(brief, Plan("grad_cache", plan.batch_size, plan.tile_size, chunk), ways[4]),
+        _claim_naive(brief.job, holds[0]),
+        _claim_accumulation(brief.job, plan, max(1, min(chunk, plan.batch_size // 2)), holds[1]),
+        _claim_half(brief.job, replace(plan, retain_chunks=0), holds[2]),
+        _claim_logits(brief.job, plan.batch_size, holds[3]),
+        _claim_sorted(brief, Plan("grad_cache", plan.batch_size, plan.tile_size, chunk), holds[4]),
     ]
 
 
-def _claim_naive(job: Job, way: bool) -> Claim:
+def _claim_naive(job: Job, holds: bool) -> Claim:
     naive = Plan("naive", job.batch_size)
+    fit = fits(job, naive) == holds
     said = f"{format_bytes(peak_bytes(job, naive))} of {format_bytes(job.budget_bytes)}"
-    text = f"The naive step with B = {job.batch_size:,} would {'fit' if way else 'be too large for'} the card."
-    return Claim(text, fits(job, naive) == way, said)
+    text = f"The naive step with B = {job.batch_size:,} would {'fit' if fit else 'be too large for'} the card."
+    return Claim(text, holds, said)
 
 
-def _claim_accumulation(job: Job, plan: Plan, chunk: int, way: bool) -> Claim:
+def _claim_accumulation(job: Job, plan: Plan, chunk: int, holds: bool) -> Claim:
     """The passages of a chunk, or the batch's: what accumulation is taken to see."""
     few = negatives(job, Plan("accumulation", plan.batch_size, None, chunk))
     whole = plan.batch_size * (1 + job.negatives) - 1
-    count = few if way else whole
+    count = few if holds else whole
     text = f"Accumulation in chunks of {chunk:,} would hold each query against {_many(count, 'negative')}."
     return Claim(text, count == few, f"{few:,}, its chunk's, of the batch's {whole:,}")
 
 
-def _claim_half(job: Job, plan: Plan, way: bool) -> Claim:
+def _claim_half(job: Job, plan: Plan, holds: bool) -> Claim:
     """Whether the peak goes with the batch, R being 0."""
     half = replace(plan, batch_size=max(1, plan.batch_size // 2))
     if plan.chunk_size is not None:
         half = replace(half, chunk_size=min(plan.chunk_size, half.batch_size))
     share = peak_bytes(job, half) / peak_bytes(job, plan)
     chunks = "" if plan.chunk_size is None else " in the same chunks, nothing retained,"
-    text = f"Half the batch{chunks} would have {'less' if way else 'more'} than 60 % of the whole one's peak."
-    return Claim(text, (share < 0.6) == way, f"half has {100 * share:.0f} % of it")
+    word = "less" if (share < 0.6) == holds else "more"
+    text = f"Half the batch{chunks} would have {word} than 60 % of the whole one's peak."
+    return Claim(text, holds, f"half has {100 * share:.0f} % of it")
 
 
-def _claim_logits(job: Job, batch_size: int, way: bool) -> Claim:
+def _claim_logits(job: Job, batch_size: int, holds: bool) -> Claim:
     matrix = 4 * batch_size**2 * (1 + job.negatives)
-    text = f"One dense B x N matrix of float32 logits would take {'more' if way else 'less'} than a tenth of the card."
+    word = "more" if (matrix > job.budget_bytes / 10) == holds else "less"
+    text = f"One dense B x N matrix of float32 logits would take {word} than a tenth of the card."
     said = f"{format_bytes(matrix)} of {format_bytes(job.budget_bytes)}"
-    return Claim(text, (matrix > job.budget_bytes / 10) == way, said)
+    return Claim(text, holds, said)
 
 
-def _claim_sorted(brief: Brief, cached: Plan, way: bool) -> Claim:
+def _claim_sorted(brief: Brief, cached: Plan, holds: bool) -> Claim:
     ratio = hours(brief, cached) / hours(brief, replace(cached, sort_by_length=False))
-    share, chunks = "at least" if way else "less than", f"chunks of {cached.chunk_size:,}"
+    share, chunks = "at least" if (ratio <= 0.75) == holds else "less than", f"chunks of {cached.chunk_size:,}"
     text = f"Sorting by length would save gradient caching in {chunks} {share} a quarter of its time."
-    return Claim(text, (ratio <= 0.75) == way, f"it takes {100 * ratio:.0f} % of the time without")
+    return Claim(text, holds, f"it takes {100 * ratio:.0f} % of the time without")
 
 
 def judge_claims(found: Sequence[Claim], answers: Mapping[int, object]) -> str:
