@@ -133,7 +133,7 @@ class Brief:
         hard = f" and K = {job.negatives} hard negative for each of them" if job.negatives else ", no hard negatives"
         rows = {
             "card": f"{job.card}: {format_bytes(job.budget_bytes)} of it can be used",
-            "speed": f"{RATES[job.card] / 1e12:g} TFLOP/s, and {1000 * PASS_SECONDS:g} ms more a pass over a chunk",
+            "speed": f"{RATES[job.card] / 1e12:g} TFLOP/s; a pass over a chunk takes {1000 * PASS_SECONDS:g} ms more",
             "model": f"{job.model} for both towers, float32, AdamW",
             "batch": f"B = {job.batch_size:,} queries an update{hard}: {job.wanted_negatives:,} negatives a query",
             "corpus": corpus.words,
