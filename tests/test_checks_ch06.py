@@ -37,6 +37,47 @@ def divides(forecast_peak, budget, batch_size):
     return fits[-1] if fits else 0
 
 
+def chunks_of_all_passages(batch_size, chunk_size, hard_negatives):
+    passages = batch_size * (1 + hard_negatives)
+    return math.ceil(passages / chunk_size), passages - 1
+
+
+def a_loss_a_chunk(batch_size, chunk_size, hard_negatives):
+    rows = min(chunk_size, batch_size * (1 + hard_negatives))
+    return rows, rows - 1
+
+
+def joined_lists(fixed, per_row, rows):
+    return max(fixed + per_row * rows)
+
+
+def number_of_the_highest(fixed, per_row, rows):
+    peaks = [f + p * rows for f, p in zip(fixed, per_row, strict=True)]
+    return peaks.index(max(peaks))
+
+
+def in_mib(fixed, per_row, rows):
+    return max(np.array(fixed) + np.array(per_row) * rows) / 1024**2
+
+
+def down_to_two(forecast_peak, budget, batch_size):
+    for chunk in range(batch_size, 1, -1):
+        if forecast_peak(chunk) <= budget:
+            return chunk
+    return 0
+
+
+def up_to_the_first(forecast_peak, budget, batch_size):
+    for chunk in range(1, batch_size + 1):
+        if forecast_peak(chunk) <= budget:
+            return chunk
+    return 0
+
+
+def with_room(forecast_peak, budget, batch_size):
+    return max((c for c in range(1, batch_size + 1) if forecast_peak(c) <= budget * 0.9), default=0)
+
+
 def highest_peak(forecast_peak, budget, batch_size):
     peaks = [forecast_peak(chunk) for chunk in range(1, batch_size + 1)]
     return max([peak for peak in peaks if peak <= budget] or [0])
@@ -48,8 +89,16 @@ def highest_peak(forecast_peak, budget, batch_size):
         (ch06.two_batch_sizes, own_group, "own hard negatives only"),
         (ch06.two_batch_sizes, other_groups, "own hard negatives forgotten"),
         (ch06.two_batch_sizes, mined_ones, "hard negatives alone"),
+        (ch06.two_batch_sizes, chunks_of_all_passages, "how many chunks"),
+        (ch06.two_batch_sizes, a_loss_a_chunk, "negatives of a chunk's rows"),
+        (ch06.peak_of_step, joined_lists, "rows' part forgotten"),
+        (ch06.peak_of_step, number_of_the_highest, "which phase and not how much"),
+        (ch06.peak_of_step, in_mib, "MiB and not bytes"),
         (ch06.peak_of_step, everything_times_rows, "fixed part once a row"),
         (ch06.peak_of_step, rows_alone, "fixed part forgotten"),
+        (ch06.largest_chunk, down_to_two, "chunk of one row left out"),
+        (ch06.largest_chunk, up_to_the_first, "smallest chunk that fits"),
+        (ch06.largest_chunk, with_room, "a tenth left free"),
         (ch06.largest_chunk, divides, "divisors of the batch only"),
         (ch06.largest_chunk, highest_peak, "bytes and not rows"),
     ],
@@ -65,11 +114,22 @@ def test_a_misconception_is_recognised_however_it_is_written(exercise, answer, n
     [
         lambda peak, budget, batch: max(c for c in range(1, batch + 1) if peak(c) <= budget),
         lambda peak, budget, batch: [c for c in range(1, batch + 1) if peak(c) <= budget][-1],
+        lambda peak, budget, batch: next(c for c in range(batch, 0, -1) if peak(c) <= budget),
     ],
 )
 def test_a_card_where_nothing_fits_is_told_in_words(answer):
     verdict = ch06.largest_chunk.judge(answer)
     assert (verdict.status, verdict.misconception) == ("wrong", "nothing to take the largest of")
+
+
+def test_an_answer_that_returns_nothing_where_nothing_fits_is_not_taken_for_the_stub():
+    def no_last_line(forecast_peak, budget, batch_size):
+        for chunk in range(batch_size, 0, -1):
+            if forecast_peak(chunk) <= budget:
+                return chunk
+
+    verdict = ch06.largest_chunk.judge(no_last_line)
+    assert verdict.status == "wrong" and "returns nothing for this input" in verdict.explanation
 
 
 def test_two_ints_are_asked_for():

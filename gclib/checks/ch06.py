@@ -88,6 +88,41 @@ two_batch_sizes = Exercise(
             lambda b, c, k: (min(c * (1 + k), b * (1 + k)), b * (1 + k) - 1),
         ),
         Misconception(
+            "both numbers of a chunk of queries",
+            "Those are gradient accumulation's numbers: C queries, their passages, and a loss over them alone. Here C "
+            "counts rows, and the loss is the whole batch's.",
+            lambda b, c, k: (min(c, b) * (1 + k), min(c, b) * (1 + k) - 1),
+        ),
+        Misconception(
+            "negatives of a chunk's rows",
+            "It looks as if a query were held against the rows of one chunk. The loss comes after all chunks, and it "
+            "is one loss over all B * (1 + K) passages.",
+            lambda b, c, k: (min(c, b * (1 + k)), min(c, b * (1 + k)) - 1),
+        ),
+        Misconception(
+            "others' hard negatives alone",
+            "Those are the other queries' hard negatives. Their positives are wrong passages too, and so are this "
+            "query's own K.",
+            lambda b, c, k: (min(c, b * (1 + k)), (b - 1) * k),
+        ),
+        Misconception(
+            "own hard negatives alone",
+            "Those are the query's own hard negatives. All other queries' passages stand in its row as well: they are "
+            "the in-batch negatives.",
+            lambda b, c, k: (min(c, b * (1 + k)), k),
+        ),
+        Misconception(
+            "both towers at once",
+            "It looks as if C queries and C passages went through together. A chunk holds rows of one tower: first all "
+            "queries, chunk by chunk, then all passages.",
+            lambda b, c, k: (min(2 * c, 2 * b * (1 + k)), b * (1 + k) - 1),
+        ),
+        Misconception(
+            "how many chunks",
+            "That is how many chunks the passages make. Asked for is how many passages are in one of them.",
+            lambda b, c, k: (-(-b * (1 + k) // c), b * (1 + k) - 1),
+        ),
+        Misconception(
             "limited by the queries",
             "It looks as if a chunk could hold at most B rows. There are B * (1 + K) passages to fill it.",
             lambda b, c, k: (min(c, b), b * (1 + k) - 1),
@@ -190,6 +225,38 @@ peak_of_step = Exercise(
             lambda fixed, per_row, rows: max(p * rows for p in per_row),
         ),
         Misconception(
+            "rows forgotten",
+            "It looks as if there were one row: per_row[i] is what each of the rows holds.",
+            lambda fixed, per_row, rows: max(f + p for f, p in zip(fixed, per_row, strict=True)),
+        ),
+        Misconception(
+            "rows' part forgotten",
+            "That is the largest fixed part: the rows hold bytes as well. (`fixed + per_row * rows` joins and repeats "
+            "lists; go through the phases one by one.)",
+            lambda fixed, per_row, rows: max(fixed),
+        ),
+        Misconception(
+            "fixed parts added up",
+            "It looks as if the fixed parts of all phases were there at once. Each phase has its own: add within a "
+            "phase, then take the highest.",
+            lambda fixed, per_row, rows: sum(fixed) + max(per_row) * rows,
+        ),
+        Misconception(
+            "lowest phase",
+            "That is the lowest phase. The peak is the highest.",
+            lambda fixed, per_row, rows: min(f + p * rows for f, p in zip(fixed, per_row, strict=True)),
+        ),
+        Misconception(
+            "which phase and not how much",
+            "That says which phase is the highest. Its bytes are asked for.",
+            lambda fixed, per_row, rows: int(np.argmax(np.array(fixed) + np.array(per_row) * rows)),
+        ),
+        Misconception(
+            "MiB and not bytes",
+            "That is the peak in MiB. Bytes are asked for: leave out the division by 2**20.",
+            lambda fixed, per_row, rows: _highest_phase(fixed, per_row, rows) / 2**20,
+        ),
+        Misconception(
             "first phase only",
             "That is what the first phase holds: a peak can be anywhere in the step.",
             lambda fixed, per_row, rows: fixed[0] + per_row[0] * rows,
@@ -283,7 +350,7 @@ largest_chunk = Exercise(
         Slip(
             "nothing to take the largest of",
             "Where not even one row fits, no chunk is left to choose from. The answer is 0 there: max(..., default=0).",
-            r"max\(\) (arg is an empty sequence|iterable argument is empty)|list index out of range",
+            r"max\(\) (arg is an empty sequence|iterable argument is empty)|list index out of range|StopIteration",
         ),
     ),
     misconceptions=(
@@ -311,6 +378,29 @@ largest_chunk = Exercise(
             lambda peak, budget, batch: max((peak(c) for c in range(1, batch + 1) if peak(c) <= budget), default=0),
         ),
         Misconception(
+            "smallest chunk that fits",
+            "That is the first chunk that fits, and the smallest. Go on: the largest is asked for.",
+            lambda peak, budget, batch: int(peak(1) <= budget),
+        ),
+        Misconception(
+            "chunk of one row left out",
+            "It looks as if the search never tries a chunk of 1 row: range(batch_size, 1, -1) ends at 2, and "
+            "range(2, ...) begins there.",
+            lambda peak, budget, batch: _search(peak, budget, batch) if peak(2) <= budget else 0,
+        ),
+        Misconception(
+            "a tenth left free",
+            "It looks as if a tenth of the budget was left free. On a card that is wise; here the budget is what may "
+            "be used, all of it.",
+            lambda peak, budget, batch: _search(peak, 0.9 * budget, batch),
+        ),
+        Misconception(
+            "peak counted for each tower",
+            "It looks as if the peak was doubled for two towers. forecast_peak is the whole step's, and the towers are "
+            "encoded one after the other.",
+            lambda peak, budget, batch: _search(peak, budget / 2, batch),
+        ),
+        Misconception(
             "exact fit refused",
             "A peak that equals the budget fits: it must be <=, not <.",
             lambda peak, budget, batch: _search(peak, budget - 1, batch),
@@ -319,6 +409,11 @@ largest_chunk = Exercise(
             "a row where none fits",
             "Where not even one row fits, the answer is 0: no chunk helps.",
             lambda peak, budget, batch: max(1, _search(peak, budget, batch)),
+        ),
+        Misconception(
+            "whole batch where none fits",
+            "Where not even one row fits, the answer is 0: the whole batch fits least of all.",
+            lambda peak, budget, batch: _search(peak, budget, batch) or batch,
         ),
         Misconception(
             "one too many",

@@ -32,7 +32,7 @@ class Misconception:
 
 @dataclass(frozen=True)
 class Slip:
-    """A mistake that ends in an error: `pattern` is searched for in the error's text, `message` says what it means."""
+    """A mistake that ends in an error: `pattern` is searched for in its type and text, `message` says what it means."""
 
     name: str
     message: str
@@ -103,11 +103,14 @@ def _gradients(result: object, leaves: dict[str, Tensor]) -> dict[str, Tensor]:
     return {name: g for name, g in zip(leaves, found, strict=True) if g is not None}
 
 
-def judge_cases(exercise: "Exercise", answer: Callable, cases: list[Case]) -> Verdict | None:
-    """The verdict on the draws of one maker; None when the answer is right on all of them."""
+def judge_cases(exercise: "Exercise", answer: Callable, cases: list[Case], *, answered: bool = False) -> Verdict | None:
+    """The verdict on the draws of one maker; None when the answer is right on all of them.
+
+    answered: the answer has returned values before, for another maker.
+    """
     outcomes = []
     for case in cases:
-        verdict, outcome = _attempt(exercise, answer, case)
+        verdict, outcome = _attempt(exercise, answer, case, answered=answered or bool(outcomes))
         if verdict is not None:
             return verdict
         outcomes.append(outcome)
@@ -123,7 +126,7 @@ def judge_cases(exercise: "Exercise", answer: Callable, cases: list[Case]) -> Ve
     return Verdict("wrong", said, recognised.name, earns_hint=True)
 
 
-def _attempt(exercise: "Exercise", answer: Callable, case: Case) -> tuple[Verdict | None, tuple]:
+def _attempt(exercise: "Exercise", answer: Callable, case: Case, *, answered: bool) -> tuple[Verdict | None, tuple]:
     """Run the answer once: a verdict when it does not come back with a value, else its outcome."""
     where = f"\n    Input: {_describe_inputs(case.inputs)}."
     try:
@@ -144,6 +147,9 @@ def _attempt(exercise: "Exercise", answer: Callable, case: Case) -> tuple[Verdic
         if is_stub_error(error):
             return Verdict("not attempted", "The function above is still the stub."), ()
         return _judge_error(exercise, tell_error(answer, error) + where, error), ()
+    if answered and exercise.outcome is None and outcome[0] is None:
+        said = "It returns nothing for this input, and a value for others: does every way through it end in `return`?"
+        return Verdict("wrong", f"{said}{where}", earns_hint=True), ()
     if _did_nothing(exercise, outcome[0], case):
         said = "The function above returns nothing; if you have written it, does it end in `return`?"
         return Verdict("not attempted", said), ()
@@ -161,7 +167,7 @@ def _judge_error(exercise: "Exercise", told: str, error: BaseException) -> Verdi
     if isinstance(error, CalledBackward):
         return Verdict("wrong", _BACKWARD_INSIDE, "backward inside", earns_hint=True)
     for slip in exercise.slips:
-        if re.search(slip.pattern, str(error)):
+        if re.search(slip.pattern, f"{type(error).__name__}: {error}"):
             return Verdict("wrong", f"{slip.message}\n    {told}", slip.name, earns_hint=True)
     return Verdict("wrong", told)
 
