@@ -13,7 +13,7 @@ import torch
 
 from gclib.cards import GPU_MEMORY_BYTES
 from gclib.encoder import SIZES, bert_config
-from gclib.forecast import OPTIMIZERS, STEPS, MemoryForecast, forecast_step, largest_batch
+from gclib.forecast import OPTIMIZERS, STEPS, MemoryForecast, forecast_step, last_true
 from gclib.kernels import DEVICES
 from gclib.ledger import KINDS
 from gclib.losses import ContrastiveLoss
@@ -33,6 +33,7 @@ BUDGETS = {
     **GPU_MEMORY_BYTES,
 }
 MODEL_KINDS = ("parameters", "gradients", "optimizer")
+BATCH_KINDS = ("inputs", "representations", "cache", "loss", "random states")
 MODELS = (*SIZES, *(name for name, preset in PRESETS.items() if "Vision" not in preset.config))
 PRECISIONS: dict[str, dict[str, torch.dtype]] = {
     "float32": {},
@@ -186,8 +187,9 @@ def advice(settings: LabSettings, forecast: MemoryForecast, budget_bytes: int, b
     if share <= 1:
         room = "under 1 %" if share < 0.01 else f"{100 * share:.0f} %"
         return f"{said} It fits within {budget_name} and takes {room} of it. {_room(settings, share)}"
-    change = way_out(settings, at_peak, budget_bytes)
-    return f"{said} It does not fit within {budget_name}: {share:,.1f} times too big. {change}"
+    rest = forecast.peak_bytes - budget_bytes
+    over = f"{share:,.1f} times too big" if share >= 2 else f"{format_bytes(rest)} too much"
+    return f"{said} It does not fit within {budget_name}: {over}. {way_out(settings, at_peak, budget_bytes)}"
 
 
 def _room(settings: LabSettings, share: float) -> str:
@@ -205,30 +207,55 @@ def _room(settings: LabSettings, share: float) -> str:
 def way_out(settings: LabSettings, at_peak: dict[str, int], budget_bytes: int) -> str:
     """What to change where a step does not fit, from what dominates its peak: one sentence."""
     if sum(at_peak[kind] for kind in MODEL_KINDS) > budget_bytes:
-        return "The model, its gradients and AdamW's states alone are too big: only a smaller model helps."
+        return _smaller_model(settings)
     largest = max((kind for kind in KINDS if kind not in MODEL_KINDS), key=lambda kind: at_peak[kind])
     if largest == "loss":
         if settings.tile_size is not None:
             return "The loss dominates: smaller tiles, or a smaller batch."
         return "The B × B logits dominate, and no chunk makes them smaller: set a tile size, or a smaller batch."
     if largest == "activations":
+        if settings.retained and (change := _retain_less(settings, sum(at_peak.values()), budget_bytes)):
+            return change
         if settings.step == "naive":
             return "The whole batch's activations are live at once: take the gradient cache, which holds one chunk's."
         if settings.rows_at_once > 1:
             return "One chunk's activations dominate: make the chunk smaller; the batch may stay."
+        if sum(at_peak.values()) - sum(at_peak[kind] for kind in BATCH_KINDS) <= budget_bytes:
+            return "A chunk is one row already, and what grows with the batch is too much: make the batch smaller."
         return (
             "One row alone does not fit, and there is no smaller chunk. Batch and chunk cannot help: shorten the "
             "texts, or take a smaller model."
         )
-    return f"The {largest} grow with the batch, not with the chunk: make the batch smaller, or the chunks bigger."
+    if largest == "random states":
+        return "Each chunk keeps the state of its random generators: make the chunks bigger, or the batch smaller."
+    return f"Most of the rest is {largest}, and that grows with the batch, not with the chunk: make the batch smaller."
+
+
+def _smaller_model(settings: LabSettings) -> str:
+    adamw = settings.optimizer == "adamw"
+    alone = "The model, its gradients and AdamW's states" if adamw else "The model and its gradients"
+    least = not adamw and settings.precision == "pure bf16"
+    others = "" if least else ", or fewer bytes for each parameter (numbers, optimizer)"
+    return f"{alone} alone are too big: only a smaller model helps{others}."
+
+
+def _retain_less(settings: LabSettings, peak_bytes: int, budget_bytes: int) -> str | None:
+    """What to change where retained graphs make the peak; None where the step is as big without them."""
+    without = forecast_of(replace(settings, retain_chunks=0)).peak_bytes
+    if without >= peak_bytes:
+        return None
+    change = "retain fewer" if without <= budget_bytes else "retain none, and look again"
+    return f"The graphs of {settings.retained:,} retained chunks are live at once: {change}."
 
 
 def largest_that_fits(settings: LabSettings, budget_bytes: int) -> int:
     """The largest batch of these settings within the budget, at most `LARGEST_BATCH` (with tiles, as many as are
     forecast); 0 where none fits."""
-    given = replace(settings, retain_chunks=0).arguments() | {"loss": loss_of(settings.tile_size)}
-    del given["batch_size"]
-    return largest_batch(settings.step, budget_bytes=budget_bytes, largest=most_forecast(settings), **given)
+
+    def fits(batch_size: int) -> bool:
+        return forecast_of(replace(settings, batch_size=batch_size)).peak_bytes <= budget_bytes
+
+    return last_true(fits, most_forecast(settings))
 
 
 def most_forecast(settings: LabSettings) -> int:

@@ -279,6 +279,7 @@ class MemoryLab(widgets.VBox):
         try:
             self._pinned = self.settings() if self.pin.value else None
         except ValueError as error:
+            self.pin.value = False  # comes back here, and lets go
             self._say(f"Nothing to compare with: {error}.")
         self._show_comparison()
 
@@ -352,8 +353,8 @@ class MemoryLab(widgets.VBox):
         self._say_forecast(said)
 
     def _clear(self, text: str) -> None:
-        """No forecast, and why: no picture of other settings stays beside the words."""
-        self.picture.value = self.code.value = ""
+        """No forecast, and why: no picture and no comparison of other settings stays beside the words."""
+        self.picture.value = self.code.value = self.compared.value = ""
         self._say_forecast(text)
 
     def _on_run(self) -> None:
@@ -520,8 +521,10 @@ def _image(png: bytes, alt: str, inches: tuple[float, float]) -> str:
 
 
 def _minutes(seconds: float) -> str:
+    if seconds < 1.5:
+        return "1 second"
     if seconds < 90:
-        return f"{max(1, round(seconds))} seconds"
+        return f"{round(seconds)} seconds"
     return f"{seconds / 60:,.0f} minutes" if seconds < 5400 else f"{seconds / 3600:,.0f} hours"
 
 
@@ -534,6 +537,8 @@ def _told(run: LiveRun, forecast: MemoryForecast) -> str:
         return f"The run failed, and the lab goes on. {result.error}"
     measured = f"{format_bytes(result.peak_bytes)} ({result.peak_bytes:,} bytes)"
     card = _told_by_the_card(run)
+    if result.ending == "stopped" and run.ledger is None:
+        return "Stopped before the step began. Random generators are as before."
     if result.ending == "stopped":
         return (
             f"Stopped after {run.done:,} of {run.pieces:,} pieces; the peak until then was {measured}. Gradients are "

@@ -191,6 +191,15 @@ def test_find_the_largest_batch(memory_lab):
     assert settings.batch_size <= most < 2 * settings.batch_size
 
 
+def test_the_largest_batch_keeps_the_retained_chunks(memory_lab):
+    memory_lab.budget.value = lab.BUDGETS["64 MiB"]
+    memory_lab.retain_chunks.value = 64
+    memory_lab.largest.click()
+    most = int(re.search(r"is ([\d,]+)", text_of(memory_lab.status))[1].replace(",", ""))
+    assert forecast_of(memory_lab.settings()).peak_bytes <= memory_lab.budget.value
+    assert forecast_of(replace(memory_lab.settings(), batch_size=most + 1)).peak_bytes > memory_lab.budget.value
+
+
 def test_where_no_batch_fits_that_is_said(memory_lab, monkeypatch):
     monkeypatch.setattr(lab, "largest_that_fits", lambda settings, budget: 0)
     memory_lab.largest.click()
@@ -208,6 +217,17 @@ def test_compare_two_settings(memory_lab):
     assert words in memory_lab.table() and format_bytes(forecast_of(now).peak_bytes) in words
     memory_lab.pin.value = False
     assert memory_lab.compared.value == ""
+
+
+def test_where_there_is_no_forecast_nothing_is_compared(memory_lab):
+    memory_lab.pin.value = True
+    memory_lab.tile_size.value = 256
+    memory_lab.batch_size.value = 65536
+    assert memory_lab.compared.value == ""
+    memory_lab.pin.value = False
+    memory_lab.pin.value = True
+    assert not memory_lab.pin.value
+    assert text_of(memory_lab.status).startswith("Nothing to compare with: tile_size must cut")
 
 
 @pytest.mark.parametrize(
@@ -525,6 +545,14 @@ def test_run_then_stop_by_the_buttons(memory_lab):
     assert 0 < memory_lab.progress.value < memory_lab.progress.max
 
 
+def test_a_run_stopped_before_its_step_says_so(memory_lab, monkeypatch):
+    monkeypatch.setattr(LiveRun, "_step", lambda run: run._stop.wait(60) and run._check_stop())
+    memory_lab.run.click()
+    memory_lab.stop.click()
+    memory_lab.wait()
+    assert text_of(memory_lab.status).startswith("Stopped before the step began.")
+
+
 def test_a_finished_run_is_told_with_its_bytes(memory_lab):
     memory_lab.run.click()
     memory_lab.wait()
@@ -607,7 +635,15 @@ def test_warming_the_optimizer_leaves_the_weights_alone():
         (LabSettings("naive", **TINY, batch_size=512), 2**24, "take the gradient cache"),
         (LabSettings(**TINY, batch_size=64, chunk_size=64), 2**23, "make the chunk smaller"),
         (LabSettings(**TINY, batch_size=16384, chunk_size=4), 2**28, "set a tile size"),
-        (LabSettings(**TINY), 2**20, "only a smaller model helps"),
+        (LabSettings(**TINY), 2**20, "AdamW's states alone are too big: only a smaller model helps, or fewer bytes"),
+        (LabSettings(**TINY, optimizer="sgd"), 2**20, "The model and its gradients alone are too big"),
+        (LabSettings(**TINY, optimizer="sgd", precision="pure bf16"), 2**19, "only a smaller model helps."),
+        (LabSettings(**TINY, chunk_size=1, retain_chunks=64), 10**7, "64 retained chunks are live at once"),
+        (LabSettings(**TINY, chunk_size=1, retain_chunks=64), 10**7, "retain fewer"),
+        (LabSettings(**TINY, chunk_size=64, retain_chunks=2), 10**7, "retain none, and look again"),
+        (LabSettings("accumulation", **TINY, batch_size=2**20), 2**26, "Most of the rest is inputs"),
+        (LabSettings(**TINY, batch_size=512, chunk_size=1), 9 * 2**20, "make the chunks bigger"),
+        (LabSettings(**TINY, batch_size=64, chunk_size=1), 6 * 2**20, "A chunk is one row already"),
         (LabSettings("accumulation", **TINY), 2**30, "accumulation loses negatives"),
         (LabSettings("naive", **TINY), 2**30, "needs no chunks"),
         (LabSettings(model="tiny", length=512, batch_size=2, chunk_size=1), 6 * 2**20, "One row alone does not fit"),
@@ -615,6 +651,12 @@ def test_warming_the_optimizer_leaves_the_weights_alone():
 )
 def test_the_advice_names_what_to_change(settings, budget, words):
     assert words in advice(settings, forecast_of(settings), budget)
+
+
+def test_a_step_that_just_does_not_fit_is_told_by_how_many_bytes():
+    settings, peak = LabSettings(**TINY), forecast_of(LabSettings(**TINY)).peak_bytes
+    assert "4.00 KiB too much" in advice(settings, forecast_of(settings), peak - 4096)
+    assert "2.0 times too big" in advice(settings, forecast_of(settings), peak // 2)
 
 
 def test_a_run_is_refused_when_forecast_and_ledger_would_not_fit():
