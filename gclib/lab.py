@@ -274,8 +274,9 @@ def compared(pinned: LabSettings, now: LabSettings) -> str:
     moved = {kind: count - before.at_peak()[kind] for kind, count in after.at_peak().items()}
     kind = max(moved, key=lambda kind: abs(moved[kind]))
     sign = "more" if moved[kind] > 0 else "less"
-    times = f"{after.peak_bytes / before.peak_bytes:.3g} times as much"
-    return f"{said}, {times}. Most of it: {format_bytes(abs(moved[kind]))} {sign} {kind}."
+    ratio = after.peak_bytes / before.peak_bytes
+    share = f"{ratio:.3g} times as much" if ratio > 1 else f"{100 * ratio:.3g} % of that"
+    return f"{said}, {share}. Most of it: {format_bytes(abs(moved[kind]))} {sign} {kind}."
 
 
 def obstacle(forecast: MemoryForecast, free_bytes: int, *, card_free_bytes: int | None = None) -> str | None:

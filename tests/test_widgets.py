@@ -215,6 +215,8 @@ def test_compare_two_settings(memory_lab):
     now, words = memory_lab.settings(), text_of(memory_lab.compared)
     assert before.described() in words and "times as much" in words and "more activations" in words
     assert words in memory_lab.table() and format_bytes(forecast_of(now).peak_bytes) in words
+    memory_lab.chunk_size.value, memory_lab.optimizer.value = 4, "sgd"
+    assert re.search(r"Now: .*, [\d.]+ % of that. Most of it: .* less optimizer.$", text_of(memory_lab.compared))
     memory_lab.pin.value = False
     assert memory_lab.compared.value == ""
 
