@@ -37,7 +37,7 @@ LENGTHS = [16, 32, 64, 128, 256, 512]
 TILES = [("dense", 0), *((f"{size:,}", size) for size in (256, 512, 1024, 2048, 4096, 8192, 16384))]
 REDRAW_SECONDS = 0.4  # between two pictures of a run
 PICTURE_INCHES = (7.8, 3.1)
-COMPARED_INCHES = (7.8, 1.7)
+COMPARED_INCHES = (7.8, 2.2)  # as high as a legend of every kind
 READY = "Run does this step for real on this machine. Memory is checked first."
 
 
@@ -462,7 +462,9 @@ class _Bars:
         png = io.BytesIO()
         with plots.style():
             self.figure.clear()
-            plots.plot_peaks(self.figure.add_axes((0.085, 0.3, 0.72, 0.66)), peaks)
+            axes = self.figure.add_axes((0.085, 0.25, 0.7, 0.71))
+            plots.plot_peaks(axes, peaks)
+            axes.get_legend().set_bbox_to_anchor((0.8, 0.5), self.figure.transFigure)
             self.canvas.print_png(png, pil_kwargs={"compress_level": 1})
         return png.getvalue()
 

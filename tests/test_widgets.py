@@ -17,6 +17,7 @@ import torch
 from gclib import lab, live, widgets
 from gclib.cards import GPU_MEMORY_BYTES
 from gclib.lab import LabSettings, advice, forecast_of, format_table, obstacle, seconds_here
+from gclib.ledger import KINDS
 from gclib.live import LiveRun, make_batch, step_of, warm_optimizer
 from gclib.timeline import picture_of
 from gclib.units import format_bytes
@@ -219,6 +220,13 @@ def test_compare_two_settings(memory_lab):
     assert re.search(r"Now: .*, [\d.]+ % of that. Most of it: .* less optimizer.$", text_of(memory_lab.compared))
     memory_lab.pin.value = False
     assert memory_lab.compared.value == ""
+
+
+def test_the_bars_have_room_for_a_legend_of_every_kind():
+    bars = widgets._Bars()
+    bars.render({name: dict.fromkeys(KINDS, 2**20) for name in ("pinned", "now")})
+    legend = bars.figure.axes[0].get_legend().get_window_extent(bars.canvas.get_renderer())
+    assert legend.y0 >= 0 and legend.y1 <= bars.figure.bbox.y1 and legend.x1 <= bars.figure.bbox.x1
 
 
 def test_where_there_is_no_forecast_nothing_is_compared(memory_lab):
