@@ -362,6 +362,8 @@ def _complexity(plan: Plan) -> tuple[Any, ...]:
 
 def read_plan(brief: Brief, given: object) -> Plan:
     """`given`, a Plan or a mapping of its fields, if it can be run at all; ValueError in words otherwise."""
+    if not isinstance(brief, Brief):
+        raise refuse("brief", "must be a brief, as draw_brief(seed) gives it", brief)
     if not isinstance(given, Plan):
         given = _from_mapping(given)
     job = brief.job

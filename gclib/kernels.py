@@ -5,8 +5,8 @@ each number that dropout saw; a card keeps neither: its fused attention stores o
 byte a number. Autocast, too, keeps other operations in float32. A fake tensor on a CUDA device needs a PyTorch built
 for CUDA; so the fake tensors stay on the processor, and inside `CudaKernels` those few functions take the form that
 they have on a card: attention, dropout, and of autocast's list what encoders and losses call. All else is taken to be
-the same code on both devices. That was seen operation by operation for BERT, MPNet, ModernBERT, Gemma 3 and Qwen3, and
-is held byte by byte for four models by tests/gpu; CLIP's and XLM-R's steps were not run on a card.
+the same code on both devices. Tests on a card hold that byte by byte for BERT, MiniLM, DistilBERT and ModernBERT; other
+models' steps were not run on one.
 
 Bytes alone are imitated, and only of operations: a card's own tests hold them against the ledger of the same step
 really run there (tests/gpu/test_forecast_gpu.py). What is no tensor, workspaces and rounding, is in `gclib.cards`.

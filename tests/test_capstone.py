@@ -257,6 +257,10 @@ def test_a_plan_that_cannot_be_run_is_told_why(given_plan, problem):
     assert judge_peak(BRIEF, given_plan, 5).score == judge_hours(BRIEF, given_plan, 5).score == 0
 
 
+def test_a_seed_is_not_its_brief():
+    assert "brief must be a brief, as draw_brief(seed) gives it, got 24" in str(review(24, reference(BRIEF.job)))
+
+
 @pytest.mark.parametrize("typed", [None, "six", -1, 0, math.nan, math.inf, True, 10**400, [5]])
 def test_a_prediction_that_is_no_number_scores_nothing(typed):
     assert judge_peak(BRIEF, reference(SMALL), typed).score == 0

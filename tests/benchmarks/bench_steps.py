@@ -1,6 +1,7 @@
 """Steps side by side: naive, the official GradCache, sentence-transformers' cached loss, and gclib's.
 
-    python tests/benchmarks/bench_steps.py [--batches 256 1024] [--chunks 16 32] [--rounds 3] [--whole] [--out FOLDER]
+    python tests/benchmarks/bench_steps.py [--batches 256 1024] [--chunks 16 32] [--rounds 3] [--whole]
+                                           [--times-only] [--compared-only] [--out FOLDER]
     python tests/benchmarks/bench_steps.py --device cuda [--encoder bert-base] [and as above]
 
 One tied encoder (BERT, 4 layers of 256, dropout on), mined pairs drawn with a fixed seed and put in file order, queries
@@ -234,12 +235,15 @@ def bench(batch_size: int, chunk_size: int, options: argparse.Namespace) -> tupl
     )
     encoder = make_encoder(options.encoder, options.device)
     runs = {name: zeroed(encoder, run) for name, run in versions(encoder, batch, chunk_size).items()}
+    if options.compared_only:
+        runs = {name: runs[name] for name in COMPARED}
     padded, all_rows = sum(inputs["input_ids"].numel() for inputs in batch), 2 * batch_size
     first = batch_size == min(options.batches)
     if options.device == "cpu" and (options.times_only or not first):
         few = tuple({key: value[::8] for key, value in inputs.items()} for inputs in batch)
-        for run in versions(encoder, few, chunk_size).values():
-            zeroed(encoder, run)()
+        warm = versions(encoder, few, chunk_size)
+        for name in runs:
+            zeroed(encoder, warm[name])()
     rows = first_runs(runs, {"batch_size": batch_size, "chunk_size": chunk_size}, options, first)
     seconds: dict[str, list[float]] = {name: [] for name in runs}
     for number in range(options.rounds):
@@ -365,6 +369,9 @@ def main() -> None:
     )
     parser.add_argument("--whole", action="store_true", help="pairs of all packages, not of the standard library alone")
     parser.add_argument("--times-only", action="store_true", help="no FLOPs, and on a CPU no peaks, of the versions")
+    parser.add_argument(
+        "--compared-only", action="store_true", help="only the versions that the bars are about; nothing is written"
+    )
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--encoder", choices=tuple(SIZES), default="small", help="the size of BERT")
     parser.add_argument("--out", type=Path, default=RESULTS)
@@ -382,7 +389,8 @@ def main() -> None:
                 continue
             show(rows, ratios)
             every += rows
-            save(every, options)
+            if not options.compared_only:
+                save(every, options)
 
 
 if __name__ == "__main__":
