@@ -64,7 +64,8 @@ def plan_chunks(
 
     call_tokens: the price of one chunk more, in padded tokens (`price_of_a_call`). Sorted rows are cut by chunk_size so
     that the sum of rows x width + call_tokens over all chunks is least; among equals the fullest come first. None cuts
-    evenly, as rows in file order always are: every chunk is full, the last may be short.
+    evenly, as rows in file order always are: every chunk is full, the last may be short (and a compiled encoder meets
+    fewer shapes).
 
     Examples: lengths [3, 9, 4, 8], chunk_size=2 -> rows (1, 3) at width 9, then rows (2, 0) at width 4. Lengths
     [200, 5, 5, 5], chunk_size=4 -> row (0,) at width 200, then rows (1, 2, 3) at width 5: 215 tokens, not 800.
@@ -80,7 +81,11 @@ def plan_chunks(
         size = positive_int("chunk_size", chunk_size)
         widths = tuple(lengths[row] for row in order)
         even = not sort or call_tokens is None or widths[0] == widths[-1]
-        sizes = [size] * -(-len(widths) // size) if even else _cheapest(widths, size, call_tokens)
+        if even:
+            sizes = [size] * -(-len(widths) // size)
+        else:  # no price above all tokens, and no size above all rows, makes another cut
+            rows = len(widths)
+            sizes = _cheapest(widths, min(size, rows), min(call_tokens, rows * widths[0]))
         groups = [order[end - taken : end] for end, taken in zip(accumulate(sizes), sizes, strict=True)]
     else:
         groups = _packed(order, lengths, positive_int("chunk_tokens", chunk_tokens))

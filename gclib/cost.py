@@ -285,7 +285,7 @@ def plan_step(
     device: str = "cpu",
 ) -> list[list[Chunk]]:
     """Each tower's chunks, as `grad_cache_step` plans them for a device; without sorting every row counts as the
-    longest.
+    longest. That of one process: among several the step cuts evenly (`plan_chunks` with call_tokens=None).
     """
     lengths = _checked(lengths)
     if plan is not None:

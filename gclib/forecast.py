@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from gclib.chunking import Chunk, plan_chunks
+from gclib.chunking import Chunk, plan_chunks, price_of_a_call
 from gclib.fakes import fake_step
 from gclib.laws import FakeStep, LawBroken, picture_shape, relative
 from gclib.ledger import KINDS, Segment
@@ -299,7 +299,7 @@ def _fake_run(
         options["chunk_size"] = cut.values[0]
         _refuse_too_many(-(-rows[0] // cut.values[0]))
     elif step == "grad_cache":
-        options["plan"] = [_plan(*given, cut.by) for given in zip(lengths, rows, cut.values, strict=True)]
+        options["plan"] = [_plan(*given, cut.by, fake.device) for given in zip(lengths, rows, cut.values, strict=True)]
         options["retain_chunks"] = retain
         _refuse_too_many(sum(map(len, options["plan"])))
     ledger = fake.run(STEPS[step], rows, widths, **options)
@@ -316,19 +316,27 @@ def _refuse_too_many(chunks: int) -> None:
         raise refuse("batch_size", rule, f"{chunks:,} chunks")
 
 
-def _plan(length: Any, rows: int, value: int, by: str) -> list[Chunk]:
+def _plan(length: Any, rows: int, value: int, by: str, device: str) -> list[Chunk]:
     lengths = length if isinstance(length, (list, tuple)) else [length or 1] * rows
-    return plan_chunks(lengths, **{by: value})
+    return plan_chunks(lengths, call_tokens=price_of_a_call(device), **{by: value})
 
 
 def _count_chunks(
-    *, batch_size, query_length, passage_length, negatives=0, chunk_size=None, chunk_tokens=None, **_: Any
+    *,
+    batch_size,
+    query_length,
+    passage_length,
+    negatives=0,
+    chunk_size=None,
+    chunk_tokens=None,
+    device="cpu",
+    **_: Any,
 ) -> int:
     """How many chunks the arguments of a gradient caching forecast make."""
     rows = (batch_size, batch_size * (1 + negatives))
     cut, lengths = Cut(*_chunk_sizes("grad_cache", chunk_size, chunk_tokens)), (query_length, passage_length)
     if any(isinstance(length, (list, tuple)) for length in lengths):
-        return sum(len(_plan(*given, cut.by)) for given in zip(lengths, rows, cut.values, strict=True))
+        return sum(len(_plan(*given, cut.by, device)) for given in zip(lengths, rows, cut.values, strict=True))
     return sum(-(-count // size) for count, size in zip(rows, cut.sizes(lengths), strict=True))
 
 

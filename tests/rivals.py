@@ -89,14 +89,15 @@ def flops_of(run: Callable[[], Any]) -> int:
 
 
 class Counted(nn.Module):
-    """An encoder that counts the rows and padded tokens which it is given."""
+    """An encoder that counts the rows and padded tokens which it is given, and the tokens that got a graph."""
 
     def __init__(self, encoder: nn.Module):
         super().__init__()
         self.encoder = encoder
-        self.rows = self.tokens = 0
+        self.rows = self.tokens = self.with_graph = 0
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         self.rows += input_ids.shape[0]
         self.tokens += input_ids.numel()
+        self.with_graph += input_ids.numel() * torch.is_grad_enabled()
         return self.encoder(input_ids=input_ids, attention_mask=attention_mask)

@@ -55,6 +55,12 @@ def test_rows_of_one_length_are_cut_evenly(rows, length, size):
     assert plan_chunks([length] * rows, chunk_size=size) == plan_chunks([length] * rows, chunk_size=size, sort=False)
 
 
+def test_a_size_or_a_price_beyond_all_rows_and_tokens_is_as_good_as_all_of_them():
+    lengths = [3, 9, 4, 8, 1]
+    assert plan_chunks(lengths, chunk_size=2**70, call_tokens=2) == plan_chunks(lengths, chunk_size=5, call_tokens=2)
+    assert [len(chunk) for chunk in plan_chunks(lengths, chunk_size=2**70, call_tokens=2**70)] == [5]
+
+
 def test_a_card_s_call_costs_more_than_a_processor_s():
     lengths = [90] * 3 + [80] + [10] * 4
     on_cpu, on_card = (plan_chunks(lengths, chunk_size=8, call_tokens=price_of_a_call(d)) for d in ("cpu", "cuda"))

@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from gclib import ContrastiveLoss, Encoder, choose_retained, forecast_step, largest_batch, record_memory
-from gclib.chunking import Chunk
+from gclib import ContrastiveLoss, Encoder, choose_retained, forecast_step, largest_batch, plan_chunks, record_memory
+from gclib.chunking import Chunk, price_of_a_call
 from gclib.forecast import STEPS, chunk_groups
 from gclib.ledger import KINDS
 from gclib.steps import schedule
@@ -148,6 +148,21 @@ def test_real_lengths_are_sorted_and_trimmed():
     told = forecast_step("grad_cache", config="tiny", batch_size=7, chunk_size=3, **same)
     assert not told.exact_law
     assert told.peak_bytes == pytest.approx(ledger.peak_bytes, rel=1e-3)
+
+
+def test_real_lengths_are_cut_as_they_are_on_the_device():
+    """A call costs a card more tokens, so that its chunks are fewer and larger, and so are graphs that are retained."""
+    lengths = [[32] * 4 + [4] * 20, [128] * 4 + [16] * 20]
+    same = {"config": "tiny", "batch_size": 24, "query_length": lengths[0], "passage_length": lengths[1]}
+    for device in ("cpu", "cuda"):
+        plans = [plan_chunks(rows, chunk_size=8, call_tokens=price_of_a_call(device)) for rows in lengths]
+        told = forecast_step("grad_cache", chunk_size=8, retain_chunks=2, device=device, **same)
+        rows = [(s.tower, s.chunk) for s in told.timeline if s.phase == "first_forward" and s.chunk is not None]
+        assert len(set(rows)) == sum(map(len, plans))
+        budget = told.peak_bytes
+        kept = choose_retained(budget, chunk_size=8, device=device, **same)
+        again = forecast_step("grad_cache", chunk_size=8, retain_chunks=kept, device=device, **same)
+        assert kept >= 2 and again.peak_bytes <= budget
 
 
 def test_a_million_rows_are_answered_and_never_listed():

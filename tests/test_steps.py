@@ -2,6 +2,7 @@
 
 import math
 from functools import partial
+from unittest import mock
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from gclib import ContrastiveLoss, Encoder, accumulation_step, grad_cache_step, naive_step, plan_chunks
+from gclib.chunking import CALL_TOKENS
 from gclib.inputs import row_lengths
 from tests.oracles import InfoNCE, TinyEncoder, gradients, token_batch, worst_error
 
@@ -37,7 +39,14 @@ def cases(draw, dropout=False):
     sizes = draw(st.one_of(st.integers(1, 11), st.tuples(st.integers(1, 11), st.integers(1, 11))))
     cut = {"chunk_size": sizes} if draw(st.booleans()) else {"chunk_tokens": draw(st.integers(1, 40))}
     options = {"retain_chunks": draw(st.integers(0, 8)), "sort_by_length": draw(st.booleans()), **cut}
+    options["price"] = draw(st.sampled_from([0, 2, 6, CALL_TOKENS["cpu"]]))
     return [first, second], inputs, loss, mask, options
+
+
+def cached(*arguments, price, **options):
+    """The step with that price of a call: a low one lets chunks of few tokens end early too."""
+    with mock.patch.dict(CALL_TOKENS, cpu=price):
+        return grad_cache_step(*arguments, **options)
 
 
 def whole_batch(encoders, inputs, loss, mask):
@@ -53,7 +62,7 @@ def test_gradient_cache_gives_the_naive_gradient(case):
     encoders, inputs, loss, mask, options = case
     modules = [*encoders, loss]
     truth = gradients(modules, lambda: whole_batch(encoders, inputs, loss, mask))
-    found = gradients(modules, lambda: grad_cache_step(encoders, inputs, loss, mask=mask, **options))
+    found = gradients(modules, lambda: cached(encoders, inputs, loss, mask=mask, **options))
     assert found[0].item() == pytest.approx(truth[0].item(), rel=1e-12)
     assert worst_error(found[1], truth[1]) <= 1e-12
 
@@ -79,7 +88,7 @@ def test_gradient_cache_with_our_loss_dense_and_in_tiles(case, learnable, symmet
     truth = gradients(modules, lambda: whole_batch(encoders, inputs, partial(formula, loss), mask))
     # Where every query has long found its positive, 1 - p has few digits, in each formula others: no step's doing.
     assume(len(inputs[1]["input_ids"]) == 1 or sum(change.norm() ** 2 for change in truth[1]) > 1e-6)
-    found = gradients(modules, lambda: grad_cache_step(encoders, inputs, loss, mask=mask, **options))
+    found = gradients(modules, lambda: cached(encoders, inputs, loss, mask=mask, **options))
     assert found[0].item() == pytest.approx(truth[0].item(), rel=1e-12, abs=1e-14)
     assert worst_error(found[1], truth[1]) <= 1e-12
 
@@ -115,9 +124,9 @@ def test_dropout_is_replayed(case):
     modules = [*encoders, loss]
     size, tokens = options.pop("chunk_size", None), options.pop("chunk_tokens", None)
     sizes = size if isinstance(size, tuple) else (size, size)
-    sort = options.pop("sort_by_length")
+    cut = {"sort": options.pop("sort_by_length"), "call_tokens": options.pop("price")}
     plans = [
-        plan_chunks(row_lengths(given), chunk_size=part, chunk_tokens=tokens, sort=sort)
+        plan_chunks(row_lengths(given), chunk_size=part, chunk_tokens=tokens, **cut)
         for given, part in zip(inputs, sizes, strict=True)
     ]
     order = []

@@ -21,7 +21,9 @@ that does not fit the card, or does not run there, says so in its row. The table
 another size of BERT, whose name is then in the table's: one of 4 x 256 leaves a big card idle.
 
 `predicted` is rho * (1 + (1 - r) / 3) with rho = encoded tokens of one forward / padded tokens of the batch and
-r = the share of rows whose graph is retained: a step's time over the padded naive step's, if time went with tokens.
+r = the share of those tokens whose graph is retained: a step's time over the padded naive step's, if time went with
+tokens. "A quarter retained" is a quarter of the chunks of an even cut, 2 B / C. The ratios that the bars are about are
+medians of each round's ratio, kept in steps_bars.csv.
 """
 
 import argparse
@@ -79,6 +81,7 @@ PRESORTED = "gclib, pre-sorted by the caller"
 COMPARED = (OFFICIAL, OFFICIAL_SORTED, ST, OURS, PRESORTED)
 COLUMNS = ("version", "batch_size", "chunk_size", "seconds", "over_naive", "predicted", "peak_mib", "rows", "tokens")
 COLUMNS += ("gigaflops", "rounds", "threads")
+BAR_COLUMNS = ("batch_size", "chunk_size", "bar", "ratio")
 CUDA_COLUMNS = (*COLUMNS, "note", "encoder", "device", "versions", "command")
 
 
@@ -251,11 +254,11 @@ def bench(batch_size: int, chunk_size: int, options: argparse.Namespace) -> tupl
         now = [name for name in runs if every or name in COMPARED]
         for name in random.Random(number).sample(now, len(now)):
             run = runs[name]
-            encoder.rows = encoder.tokens = 0
+            encoder.rows = encoder.tokens = encoder.with_graph = 0
             seconds[name].append(seconds_of(run, options.device))
-            again = encoder.rows / all_rows - 1  # 1 where every row is encoded twice
             rows[name] |= {"rows": encoder.rows / all_rows, "tokens": encoder.tokens / padded}
-            rows[name]["predicted"] = encoder.tokens / (1 + again) / padded * (1 + again / 3)
+            once, again = encoder.with_graph, encoder.tokens - encoder.with_graph
+            rows[name]["predicted"] = (once + again / 3) / padded
     for name, taken in seconds.items():
         rows[name] |= {"seconds": statistics.median(taken), "rounds": len(taken)}
         rows[name]["over_naive"] = ratio(taken, seconds.get(NAIVE))
@@ -309,8 +312,8 @@ def show(rows: list[dict], ratios: dict[str, float]) -> None:
     sys.stdout.flush()
 
 
-def save(rows: list[dict], options: argparse.Namespace) -> None:
-    """The table as CSV, and the times as a picture; from a card with its name, the versions and the command."""
+def save(rows: list[dict], bars: list[dict], options: argparse.Namespace) -> None:
+    """Table and bars as CSV, and the times as a picture; from a card with its name, the versions and the command."""
     options.out.mkdir(parents=True, exist_ok=True)
     on_card = options.device == "cuda"
     about = about_card(options) if on_card else {}
@@ -321,6 +324,10 @@ def save(rows: list[dict], options: argparse.Namespace) -> None:
         writer.writeheader()
         for row in rows:
             writer.writerow({k: f"{v:.4g}" if isinstance(v, float) else v for k, v in (row | about).items()})
+    with (options.out / f"{name}_bars.csv").open("w", newline="") as file:
+        writer = csv.DictWriter(file, BAR_COLUMNS, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(bar | {"ratio": f"{bar['ratio']:.3f}"} for bar in bars)
     if on_card:
         print(f"\nwritten to {options.out / name}.csv")
         return
@@ -378,7 +385,7 @@ def main() -> None:
     options = parser.parse_args()
     if options.device == "cuda" and not torch.cuda.is_available():
         raise SystemExit("--device cuda: PyTorch can use no CUDA device here")
-    every = []
+    every, bars = [], []
     for batch_size in options.batches:
         for chunk_size in options.chunks:
             try:
@@ -389,8 +396,11 @@ def main() -> None:
                 continue
             show(rows, ratios)
             every += rows
+            bars += [
+                {"batch_size": batch_size, "chunk_size": chunk_size, "bar": k, "ratio": v} for k, v in ratios.items()
+            ]
             if not options.compared_only:
-                save(every, options)
+                save(every, bars, options)
 
 
 if __name__ == "__main__":
