@@ -20,8 +20,9 @@ from torch import Tensor
 from gclib.validation import int_at_least, positive_int, refuse
 
 # What calling an encoder costs beside its tokens, as padded tokens that could be encoded in that time. Measured with
-# `python tests/benchmarks/bench_calls.py`: on two CPU cores 70 (BERT 4 x 256) to 200 (2 x 64); on an H100 1,600
-# (BERT-base, float32) to 47,000 (4 x 256, bf16): a card encodes faster, but starts its kernels no faster.
+# `python tests/benchmarks/bench_calls.py`: on two CPU cores 67 (BERT 4 x 256) to 232 (the "tiny" one); with `--device
+# cuda --sizes small bert-base` on an H100 2,023 (BERT-base, float32), 14,851 (BERT-base, bf16) and 57,951 (4 x 256,
+# bf16): a card encodes faster, but starts its kernels no faster.
 CALL_TOKENS = {"cpu": 128}
 CALL_TOKENS_ELSEWHERE = 16_384
 

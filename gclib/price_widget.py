@@ -170,7 +170,7 @@ class PriceLab(widgets.VBox):
         with torch.random.fork_rng():
             self._encoder = Encoder.from_config("mini", vocab_size=VOCABULARY).train()
         self._cost = encoder_cost(self._encoder)
-        self.chunk_size = _slider("Chunk", CHUNKS, chunk_size, "Rows that are encoded at once")
+        self.chunk_size = _slider("Chunk", CHUNKS, chunk_size, "The most rows that are encoded at once")
         self.retain = widgets.IntSlider(
             retain_chunks, 0, chunks, description="Retained", tooltip="Chunks that keep their graph", style=_STYLE
         )
@@ -213,7 +213,8 @@ class PriceLab(widgets.VBox):
                 f"{min(widths)} to {max(widths)} tokens wide" if len(set(widths)) > 1 else f"{widths[0]} tokens wide"
             )
             parts.append(f"{name}: {_count(len(plan), 'chunk')}, {sides}, {bold} of them kept")
-        return f"The plan of {BATCH} pairs in chunks of {settings.chunk_size}. {'; '.join(parts)}. {self._told()}"
+        named = f"The plan of {BATCH} pairs in chunks of at most {settings.chunk_size}"
+        return f"{named}. {'; '.join(parts)}. {self._told()}"
 
     def table(self) -> str:
         """The lab as text: the plan, the prediction, and predicted beside measured for all that was measured."""
