@@ -9,8 +9,8 @@ from torch import Tensor, nn
 
 from gclib.audit import AuditReport, audit_step
 from gclib.keyboard import keyboard
-from gclib.lab import format_table
 from gclib.traps import TRAPS, Trap, right_step, rows_of
+from gclib.units import format_table
 from gclib.validation import refuse
 
 NOTHING = "nothing wrong"

@@ -13,6 +13,8 @@ import tempfile
 import time
 from pathlib import Path
 
+from gclib.support import PACKAGE, ROOT
+
 STALE_SECONDS = 3_600
 
 
@@ -25,23 +27,31 @@ def cache_folder() -> Path:
     chosen = os.environ.get("GCLIB_CACHE")
     if chosen:
         return Path(chosen)
-    checkout = Path(__file__).resolve().parent.parent
-    if (checkout / "data" / "README.md").is_file() and (checkout / "pyproject.toml").is_file():
-        return checkout / "data" / "cache"
+    if (ROOT / "data" / "README.md").is_file() and (ROOT / "pyproject.toml").is_file():
+        return ROOT / "data" / "cache"
     home = os.environ.get("XDG_CACHE_HOME") or os.environ.get("LOCALAPPDATA") or Path.home() / ".cache"
     return Path(home) / "gclib"
 
 
-def code_digest(*files: str) -> str:
-    """A checksum of what Python files do: layout, comments and docstrings don't count."""
-    digest = hashlib.sha256()
-    for file in files:
-        tree = ast.parse(Path(file).read_bytes())
-        for node in ast.walk(tree):
-            if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef)) and ast.get_docstring(node, clean=False):
-                node.body = node.body[1:]
-        digest.update(ast.dump(tree).encode())
-    return digest.hexdigest()
+def code_digest(*folders: str) -> str:
+    """A checksum of what the modules directly in these folders of gclib do ("": gclib itself).
+
+    Layout, comments, docstrings and imports don't count, nor in which of the modules a definition stands: code that
+    moves from one to another leaves the checksum as it is.
+    """
+    parts = [part for folder in folders for path in (PACKAGE / folder).glob("*.py") for part in _definitions(path)]
+    return hashlib.sha256("\n".join(sorted(parts)).encode()).hexdigest()
+
+
+def _definitions(path: Path) -> list[str]:
+    """Each statement of a module as a text: without layout, comments, docstrings and imports."""
+    tree = ast.parse(path.read_bytes())
+    for node in ast.walk(tree):
+        if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef)) and ast.get_docstring(node, clean=False):
+            del node.body[0]
+        if isinstance(getattr(node, "body", None), list):
+            node.body = [one for one in node.body if not isinstance(one, (ast.Import, ast.ImportFrom))]
+    return [ast.dump(statement) for statement in tree.body]
 
 
 def write_checked(path: Path, header: dict, body: bytes) -> None:

@@ -23,9 +23,10 @@ import transformers
 
 from gclib.cache import DamagedFile, cache_folder, read_checked, write_checked
 from gclib.encoder import Encoder
-from gclib.forecast import STEPS, forecast_step
+from gclib.forecast import forecast_step
 from gclib.losses import ContrastiveLoss
 from gclib.machine import run_device
+from gclib.steps import STEPS
 from gclib.validation import positive_number, refuse
 
 Meter = Callable[[Callable[[], object]], int]

@@ -22,10 +22,10 @@ from gclib.cost import EncoderCost, encoder_cost, forecast_flops
 from gclib.encoder import Encoder
 from gclib.forecast import MemoryForecast, forecast_step, last_true
 from gclib.losses import ContrastiveLoss
+from gclib.steps import STEPS
 from gclib.units import format_bytes
 from gclib.validation import int_at_least, one_of, positive_int, refuse
 
-STEPS = ("naive", "accumulation", "grad_cache")
 CHUNKS = tuple(2**power for power in range(2, 11))  # what the reference tries
 TILE = 4_096  # its tile: 64 MiB of float32 logits
 MOST_TILES = 1_024  # of one loss: a forecast runs each of them once, with fake tensors
@@ -321,7 +321,7 @@ def _best_with(job: Job, taken: tuple[tuple[str, Any], ...]) -> Plan | None:
 
 def candidates(job: Job, fixed: dict[str, Any]) -> Iterator[Plan]:
     """The plans that are tried, with the decisions that are fixed."""
-    for step in [fixed["step"]] if "step" in fixed else STEPS:
+    for step in [fixed["step"]] if "step" in fixed else tuple(STEPS):
         size = fixed.get("batch_size", job.batch_size)
         tiles = [fixed["tile_size"]] if "tile_size" in fixed else [None] + [TILE] * (size > TILE)
         for tile in tiles:
@@ -354,7 +354,7 @@ def most_retained(job: Job, plan: Plan) -> int:
 
 
 def _complexity(plan: Plan) -> tuple[Any, ...]:
-    return (STEPS.index(plan.step), plan.tile_size is not None, plan.retain_chunks > 0, -(plan.chunk_size or 0))
+    return (list(STEPS).index(plan.step), plan.tile_size is not None, plan.retain_chunks > 0, -(plan.chunk_size or 0))
 
 
 # --- a plan that somebody typed -------------------------------------------------------------------------------
@@ -367,7 +367,7 @@ def read_plan(brief: Brief, given: object) -> Plan:
     if not isinstance(given, Plan):
         given = _from_mapping(given)
     job = brief.job
-    one_of("step", given.step, STEPS)
+    one_of("step", given.step, tuple(STEPS))
     most = 2 * job.batch_size
     if positive_int("batch_size", given.batch_size) > most:
         raise refuse("batch_size", f"must be at most {most:,}, twice what the brief asks for", given.batch_size)

@@ -27,8 +27,7 @@ from gclib.capstone import (
     seconds,
     worth,
 )
-from gclib.lab import format_table
-from gclib.units import GiB, format_bytes
+from gclib.units import GiB, format_bytes, format_table
 from gclib.validation import positive_number
 
 ORDER = {

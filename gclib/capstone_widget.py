@@ -9,9 +9,10 @@ from typing import Any
 
 import ipywidgets as widgets
 
-from gclib.capstone import STEPS, Brief, draw_brief
+from gclib.capstone import Brief, draw_brief
 from gclib.capstone_review import judge_hours, judge_peak, review
 from gclib.keyboard import keyboard
+from gclib.steps import STEPS
 from gclib.validation import int_at_least, typed_number
 
 _STYLE = {"description_width": "90px"}
@@ -30,7 +31,7 @@ class CapstoneForm(widgets.VBox):
         self.seed = _text("seed", str(int_at_least("seed", seed, 0)), "Another seed is another brief")
         self.draw = widgets.Button(description="Draw this brief", layout={"width": "auto"})
         self.words, self.verdict = widgets.HTML(), widgets.HTML()
-        self.step = widgets.Dropdown(options=STEPS, value="grad_cache", description="step", style=_STYLE)
+        self.step = widgets.Dropdown(options=tuple(STEPS), value="grad_cache", description="step", style=_STYLE)
         self.batch_size, self.tile_size, self.chunk_size, self.retain_chunks = (
             _text(shown, "", f"{name}: a whole number, or empty", name) for name, shown in _FIELDS.items()
         )

@@ -25,7 +25,6 @@ from gclib.laws import fake_copy, padded_tokens
 from gclib.steps import schedule
 from gclib.validation import int_at_least, one_of, positive_int, positive_number, refuse
 
-STEPS = ("naive", "grad_cache")
 WIDTHS = (4, 8, 12, 20)  # three for the parabola, one to see whether it holds
 
 
@@ -178,7 +177,7 @@ def forecast_flops(
     which decides where its sorted chunks end. The loss: logits 2 B N D, their gradients 2 B N D for each tower that
     asks for one. Raises ValueError for what does not fit.
     """
-    one_of("step", step, STEPS)
+    one_of("step", step, ("naive", "grad_cache"))
     int_at_least("retain_chunks", retain_chunks, 0)
     if len(costs) != 2 or not all(isinstance(cost, EncoderCost) for cost in costs):
         raise refuse("costs", "must be two, as encoder_cost gives them (twice the same: tied)", costs)

@@ -8,12 +8,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from gclib.support import ROOT
 from gclib.validation import refuse
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-NOTEBOOKS = Path(__file__).resolve().parents[1] / "notebooks"
+NOTEBOOKS = ROOT / "notebooks"
 
 
 @dataclass(frozen=True)

@@ -9,9 +9,10 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from gclib.corpus import PACKAGES, SPLITS, Corpus, fingerprint, installed_sources
+from gclib.support import ROOT
 from gclib.validation import refuse
 
-CARD = Path(__file__).resolve().parent.parent / "data" / "README.md"
+CARD = ROOT / "data" / "README.md"
 MARKERS = ("<!-- figures: python -m gclib data-card --write -->", "<!-- /figures -->")
 SHINGLE_WORDS = 3
 LICENCE_NAME = 60  # characters

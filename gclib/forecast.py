@@ -22,10 +22,9 @@ from gclib.chunking import Chunk, plan_chunks, price_of_a_call
 from gclib.fakes import fake_step
 from gclib.laws import FakeStep, LawBroken, picture_shape, relative
 from gclib.ledger import KINDS, Segment
-from gclib.steps import accumulation_step, grad_cache_step, naive_step
+from gclib.steps import STEPS
 from gclib.validation import int_at_least, one_of, positive_int, refuse
 
-STEPS = {"naive": naive_step, "accumulation": accumulation_step, "grad_cache": grad_cache_step}
 OPTIMIZERS = (None, "sgd", "adamw")
 MOST_CHUNKS = 4_096  # that are run one by one with fake tensors
 LENGTHS = ("query_length", "passage_length")

@@ -13,11 +13,12 @@ import torch
 
 from gclib.cards import GPU_MEMORY_BYTES
 from gclib.encoder import SIZES, bert_config
-from gclib.forecast import OPTIMIZERS, STEPS, MemoryForecast, forecast_step, last_true
+from gclib.forecast import OPTIMIZERS, MemoryForecast, forecast_step, last_true
 from gclib.kernels import DEVICES
 from gclib.ledger import KINDS
 from gclib.losses import ContrastiveLoss
 from gclib.presets import PRESETS, config_of
+from gclib.steps import STEPS
 from gclib.tiled import tiled_contrastive_loss
 from gclib.timeline import largest_kinds
 from gclib.units import GiB, MiB, format_bytes
@@ -349,28 +350,3 @@ def comparison(settings: Sequence[LabSettings], budget_bytes: int) -> list[dict[
         row |= {"tokens": one.length, "peak_bytes": forecast.peak_bytes, "largest": kind, "largest_bytes": count}
         rows.append(row | {"fits": fits})
     return rows
-
-
-def format_table(headings: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
-    """Rows of text under headings, in columns: words left, numbers right."""
-    texts = [[_cell(value) for value in row] for row in rows]
-    widths = [max(map(len, column)) for column in zip(headings, *texts, strict=True)]
-    right = [all(_is_number(row[n]) for row in texts) for n in range(len(headings))]
-
-    def line(cells: Sequence[str]) -> str:
-        padded = (c.rjust(w) if r else c.ljust(w) for c, w, r in zip(cells, widths, right, strict=True))
-        return "  ".join(padded).rstrip()
-
-    return "\n".join([line(headings), line(["-" * width for width in widths]), *map(line, texts)])
-
-
-def _cell(value: object) -> str:
-    if value is None:
-        return "–"
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    return f"{value:,}" if isinstance(value, int) else str(value)
-
-
-def _is_number(text: str) -> bool:
-    return text == "–" or text[:1].isdigit()

@@ -14,10 +14,11 @@ from importlib import metadata
 from pathlib import Path
 from typing import Literal
 
+from gclib.support import ROOT
 from gclib.units import GiB, format_bytes
 from gclib.validation import refuse
 
-PINS = Path(__file__).resolve().parents[1] / "constraints.txt"
+PINS = ROOT / "constraints.txt"
 CORE = ("torch", "transformers", "tokenizers", "numpy", "bm25s", "tqdm", "psutil", "jaxtyping")
 COURSE = ("jupyterlab", "ipywidgets", "matplotlib")
 SMALLEST_PYTHON = (3, 11)

@@ -33,9 +33,9 @@ from gclib.cost import (
 )
 from gclib.encoder import Encoder
 from gclib.keyboard import keyboard
-from gclib.lab import format_table
 from gclib.losses import ContrastiveLoss
 from gclib.steps import grad_cache_step, naive_step, schedule
+from gclib.units import format_table
 from gclib.validation import int_at_least, one_of, positive_int, refuse
 
 BATCH = 64

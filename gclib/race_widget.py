@@ -27,9 +27,9 @@ from gclib.experiments import (
     train_encoder,
 )
 from gclib.keyboard import keyboard
-from gclib.lab import format_table
 from gclib.retrieval import retrieval_metrics
 from gclib.training import TrainingRecord
+from gclib.units import format_table
 from gclib.validation import int_at_least, refuse
 
 POOL = 200  # test queries, each among as many passages, that a live curve is judged on

@@ -22,10 +22,11 @@ import torch
 from gclib.calibration import Calibration, Case, from_fields, run_case
 from gclib.encoder import Encoder
 from gclib.ledger import record_memory
+from gclib.support import ROOT
 from gclib.timeline import TimelinePicture
 from gclib.validation import one_of, refuse
 
-FOLDER = Path(__file__).resolve().parents[1] / "data" / "recordings"
+FOLDER = ROOT / "data" / "recordings"
 RECORDED = (
     Case("naive", 16, None, 128),
     Case("grad_cache", 48, 16, 128),

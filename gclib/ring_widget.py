@@ -16,7 +16,7 @@ from matplotlib.patches import FancyBboxPatch, Patch, Rectangle
 
 from gclib import plots
 from gclib.keyboard import keyboard
-from gclib.lab import format_table
+from gclib.units import format_table
 from gclib.validation import int_at_least, refuse
 
 MOST_RANKS = 6

@@ -10,10 +10,10 @@ from typing import Any
 
 from gclib.encoder import SIZES
 from gclib.presets import PRESETS
+from gclib.steps import STEPS
 from gclib.training import SCHEDULES
 from gclib.validation import refuse
 
-STEPS = ("naive", "accumulation", "grad_cache")
 POOLED = ("mean", "cls", "last")
 DEFAULT_CHUNK = 32
 # What may differ from the run that is resumed: nothing of it changes what a step computes.
@@ -62,7 +62,7 @@ class Settings:
     )
     ring: bool = option(False, "loss", "several processes: pass passages around, gather none (needs --tile-size)")
 
-    step: str = option("grad_cache", "step", "how the gradient of a batch is made", str, STEPS)
+    step: str = option("grad_cache", "step", "how the gradient of a batch is made", str, tuple(STEPS))
     batch_size: int = option(128, "step", "queries an update, over all processes", int)
     chunk_size: int | None = option(
         None, "step", f"rows encoded at once; grad_cache without either: {DEFAULT_CHUNK}", int

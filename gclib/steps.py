@@ -488,3 +488,6 @@ def _named(kind: str, tensors: Sequence[Tensor | None]) -> list[tuple[str, Tenso
 
 def silent(phase: str, **named: Any) -> None:
     """The on_phase of a caller that asked for none."""
+
+
+STEPS = {"naive": naive_step, "accumulation": accumulation_step, "grad_cache": grad_cache_step}

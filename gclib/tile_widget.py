@@ -25,11 +25,10 @@ from gclib.cards import GPU_MEMORY_BYTES
 from gclib.cost import count_flops, median_ratio, seconds_by_round
 from gclib.forecast import forecast_step
 from gclib.keyboard import keyboard
-from gclib.lab import format_table
 from gclib.ledger import record_memory
 from gclib.losses import contrastive_loss
 from gclib.tiled import tiled_contrastive_loss
-from gclib.units import format_bytes, unit_for
+from gclib.units import format_bytes, format_table, unit_for
 from gclib.validation import one_of, positive_int
 
 BATCHES = tuple(2**power for power in range(10, 21))

@@ -27,7 +27,7 @@ from gclib.live import LiveRun, device_words, memory_of
 from gclib.machine import ram_bytes, run_device
 from gclib.presets import PRESETS
 from gclib.timeline import TimelinePicture, picture_of
-from gclib.units import format_bytes
+from gclib.units import format_bytes, format_table
 from gclib.validation import one_of
 
 BATCHES = [2**n for n in range(21)]
@@ -202,8 +202,8 @@ class MemoryLab(widgets.VBox):
         parts = [
             f"{settings.described()}.",
             lab.advice(settings, forecast, budget, self.budget_name),
-            lab.format_table(["phase, in order", "highest"], phases),
-            lab.format_table(["at the peak", "bytes"], [*kinds, ["sum", format_bytes(forecast.peak_bytes)]]),
+            format_table(["phase, in order", "highest"], phases),
+            format_table(["at the peak", "bytes"], [*kinds, ["sum", format_bytes(forecast.peak_bytes)]]),
         ]
         run = self._run_of(settings)
         if run is not None and run.result is not None:

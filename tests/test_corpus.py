@@ -195,16 +195,24 @@ def test_the_rules_are_part_of_the_fingerprint_but_comments_are_not(source, monk
     assert fingerprint([source]) != before
 
 
-def test_code_digest_ignores_layout_comments_and_docstrings(tmp_path):
-    texts = [
-        '"""Doc."""\ndef f(x):\n    "Doc."\n    return x # so\n',
-        "def f(x):\n\n  return x\n",
-        "def f(x):\n  return 2\n",
+def test_code_digest_ignores_layout_comments_docstrings_imports_and_places(tmp_path):
+    folders = [
+        {"a": '"""Doc."""\nimport os\ndef f(x):\n    "Doc."\n    import re\n    return x # so\nBIG = 3\n'},
+        {"b": "from os import path\ndef f(x):\n\n  return x\n", "c": "BIG=3"},
+        {"a": "def f(x):\n  return 2\nBIG = 3\n"},
+        {"a": "def f(x):\n  return x\nBIG = 3\n", "b": "SMALL = 1"},
     ]
-    for number, text in enumerate(texts):
-        (tmp_path / f"{number}.py").write_text(text)
-    digests = [code_digest(str(tmp_path / f"{number}.py")) for number in range(3)]
-    assert digests[0] == digests[1] != digests[2]
+    for number, texts in enumerate(folders):
+        (tmp_path / str(number)).mkdir()
+        for name, text in texts.items():
+            (tmp_path / str(number) / f"{name}.py").write_text(text)
+    digests = [code_digest(str(tmp_path / str(number))) for number in range(len(folders))]
+    assert digests[0] == digests[1]
+    assert len(set(digests)) == 3
+
+
+def test_code_digest_counts_every_module_of_a_folder():
+    assert code_digest("checks") != code_digest("") != code_digest("", "checks")
 
 
 def test_the_list_of_packages_is_fixed_and_what_is_missing_is_left_out(monkeypatch):
@@ -254,7 +262,7 @@ def test_where_the_cache_is(tmp_path, monkeypatch):
     monkeypatch.setenv("GCLIB_CACHE", str(tmp_path))
     assert cache_folder() == tmp_path
     monkeypatch.delenv("GCLIB_CACHE")
-    monkeypatch.setattr(cache, "__file__", str(tmp_path / "site-packages" / "gclib" / "cache.py"))
+    monkeypatch.setattr(cache, "ROOT", tmp_path / "site-packages")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "home"))
     assert cache_folder() == tmp_path / "home" / "gclib"
 

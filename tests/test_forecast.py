@@ -10,9 +10,9 @@ from torch import nn
 
 from gclib import ContrastiveLoss, Encoder, choose_retained, forecast_step, largest_batch, plan_chunks, record_memory
 from gclib.chunking import Chunk, price_of_a_call
-from gclib.forecast import STEPS, chunk_groups
+from gclib.forecast import chunk_groups
 from gclib.ledger import KINDS
-from gclib.steps import schedule
+from gclib.steps import STEPS, schedule
 from tests.allocator import allocator_peak
 from tests.test_ledger import batch
 

@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from gclib import ContrastiveLoss, Encoder, forecast_step, record_memory
-from gclib.forecast import STEPS
 from gclib.laws import picture_shape
 from gclib.presets import PRESETS, config_of
+from gclib.steps import STEPS
 from tests.test_ledger import batch
 
 SMALL = {

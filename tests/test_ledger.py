@@ -5,8 +5,8 @@ import torch
 from torch import nn
 
 from gclib import ContrastiveLoss, Encoder, grad_cache_step, naive_step, record_memory
-from gclib.forecast import STEPS
 from gclib.ledger import KINDS
+from gclib.steps import STEPS
 from tests.allocator import allocator_peak
 
 

@@ -16,11 +16,11 @@ import torch
 
 from gclib import lab, live, widgets
 from gclib.cards import GPU_MEMORY_BYTES
-from gclib.lab import LabSettings, advice, forecast_of, format_table, obstacle, seconds_here
+from gclib.lab import LabSettings, advice, forecast_of, obstacle, seconds_here
 from gclib.ledger import KINDS
 from gclib.live import LiveRun, make_batch, step_of, warm_optimizer
 from gclib.timeline import picture_of
-from gclib.units import format_bytes
+from gclib.units import format_bytes, format_table
 from gclib.widgets import MemoryLab
 
 TINY = {"model": "tiny", "length": 16}

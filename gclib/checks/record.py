@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from gclib.course import CHAPTERS, NOTEBOOKS
-from gclib.lab import format_table
+from gclib.units import format_table
 
 from . import progress
 from .engine import exercises_of
