@@ -43,12 +43,12 @@ lab: corpus ## start the course: JupyterLab, opened on chapter 00
 	$(RUN) -m jupyter lab $(if $(filter 0,$(shell id -u)),--allow-root) --LabApp.default_url=/lab/tree/$(NOTEBOOK) $(LAB_ARGS)
 
 corpus: env ## build the text pairs from the installed packages (cached)
-	$(RUN) -c "from gclib.data import load_pairs; print(f'{len(load_pairs()):,} training pairs')"
+	$(RUN) -c "from gclib.data.pairs import load_pairs; print(f'{len(load_pairs()):,} training pairs')"
 
 lint: env ## check style, formatting, links and spelling
 	$(RUN) -m ruff check .
 	$(RUN) -m ruff format --check .
-	$(RUN) tests/texts.py
+	$(RUN) tests/project/texts.py
 
 # In CI a missing Chromium is installed; elsewhere the browser tests are skipped in words.
 chromium:
@@ -76,7 +76,7 @@ picture: env ## photograph the memory lab in a browser, for the README
 	GCLIB_PICTURE=notebooks/images/memory_lab.png $(RUN) -m pytest tests/browser -k memory_lab
 
 readme: env ## fill in what the README says of chapters, files and the sample
-	$(RUN) tests/readme.py
+	$(RUN) tests/project/readme.py
 
 bench: env ## print the measured times
 	@for script in tests/benchmarks/bench_*.py; do echo "== $$script"; $(RUN) $$script || exit 1; done

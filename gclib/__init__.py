@@ -1,23 +1,23 @@
 """gclib: contrastive training with batches far bigger than memory allows.
 
-Gradient caching (Gao et al. 2021) in `gclib.steps`, the loss in `gclib.losses`, and the bytes of both before and
-while they run in `gclib.forecast` and `gclib.ledger`. The training core loads neither plots nor widgets.
+Gradient caching (Gao et al. 2021) in `gclib.steps`, the loss in `gclib.losses.dense`, and the bytes of both before and
+while they run in `gclib.memory.forecast` and `gclib.memory.ledger`. The training core loads neither plots nor widgets.
 """
 
-from gclib.cards import GPU_MEMORY_BYTES
-from gclib.chunking import Chunk, plan_chunks
+from gclib.chunks import Chunk, plan_chunks
 from gclib.distance import distance_cache_step
 from gclib.distributed import average_gradients, gather_with_grad, process_group
-from gclib.encoder import Encoder
-from gclib.forecast import MemoryForecast, choose_retained, forecast_step, largest_batch, largest_chunk
-from gclib.ledger import MemoryLedger, record_memory
-from gclib.losses import ContrastiveLoss, contrastive_loss
-from gclib.planning import StepPlan, best_plan
-from gclib.presets import PRESETS, config_of
+from gclib.losses.dense import ContrastiveLoss, contrastive_loss
+from gclib.losses.ring import ring_contrastive_loss
+from gclib.losses.tiled import tiled_contrastive_loss
+from gclib.memory.devices import GPU_MEMORY_BYTES
+from gclib.memory.forecast import MemoryForecast, choose_retained, forecast_step, largest_batch, largest_chunk
+from gclib.memory.ledger import MemoryLedger, record_memory
+from gclib.memory.plan import StepPlan, best_plan
+from gclib.models.encoder import Encoder
+from gclib.models.presets import PRESETS, config_of
 from gclib.randomness import RandomState
-from gclib.ring import ring_contrastive_loss
 from gclib.steps import accumulation_step, grad_cache_step, naive_step
-from gclib.tiled import tiled_contrastive_loss
 
 __all__ = [
     "GPU_MEMORY_BYTES",

@@ -5,9 +5,12 @@ import sys
 
 import torch
 
-from gclib import calibration, datacard, experiments, recording, trainer
-from gclib.cache import cache_folder
-from gclib.corpus import load_corpus
+from gclib.course.experiments import table1 as experiments
+from gclib.data import card as datacard
+from gclib.data.corpus import load_corpus
+from gclib.memory import calibration, recording
+from gclib.support.files import cache_folder
+from gclib.training import command as trainer
 
 TABLE1 = """Train the same small encoder four times on the text pairs of the corpus: sequentially in batches of 8, with
 gradient accumulation (16 chunks of 8), and with the gradient cache in batches of 128 and of 512. Prints a row each: the

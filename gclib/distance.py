@@ -22,12 +22,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from gclib.arguments import describe
-from gclib.chunking import plan_chunks
-from gclib.inputs import as_tower_list
+from gclib.chunks import plan_chunks
 from gclib.randomness import RandomState
 from gclib.steps import BATCH_NORMS, OnPhase, grad_cache_step, silent
-from gclib.validation import positive_int, refuse
+from gclib.support.arguments import describe
+from gclib.support.validation import positive_int, refuse
+from gclib.towers import as_tower_list
 
 
 def distance_cache_step(

@@ -20,7 +20,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from gclib.validation import one_of, positive_number, refuse
+from gclib.support.validation import one_of, positive_number, refuse
 
 BACKENDS = ("gloo", "nccl")
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)

@@ -20,10 +20,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from gclib.arguments import check_mask, describe
-from gclib.chunking import Chunk, check_plan, choose_largest, plan_chunks, price_of_a_call
+from gclib.chunks import Chunk, check_plan, choose_largest, plan_chunks, price_of_a_call
 from gclib.distributed import own_sync_off, world_size
-from gclib.inputs import (
+from gclib.randomness import RandomState
+from gclib.support.arguments import check_mask, describe
+from gclib.support.validation import int_at_least, positive_int, refuse
+from gclib.towers import (
     as_tower_list,
     check_devices,
     check_inputs,
@@ -33,8 +35,6 @@ from gclib.inputs import (
     take,
     token_width,
 )
-from gclib.randomness import RandomState
-from gclib.validation import int_at_least, positive_int, refuse
 
 OnPhase = Callable[..., None]
 BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)

@@ -2,15 +2,15 @@
 
 import pytest
 import torch
+from helpers.oracles import TinyEncoder, gradients, token_batch, worst_error
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from gclib.chunking import plan_chunks
+from gclib.chunks import plan_chunks
 from gclib.distance import distance_cache_step
-from tests.oracles import TinyEncoder, gradients, token_batch, worst_error
 
 
 class Scorer(nn.Module):

@@ -7,13 +7,13 @@ from functools import partial
 import pytest
 import torch
 import torch.distributed as dist
-from oracles import InfoNCE, TinyEncoder, gradients, token_batch, worst_error
-from ranks import message_of, run_ranks
+from helpers.oracles import InfoNCE, TinyEncoder, gradients, token_batch, worst_error
+from helpers.ranks import message_of, run_ranks
 from torch import nn
 
 from gclib.distributed import average_gradients, gather_with_grad, process_group, world_size
-from gclib.losses import ContrastiveLoss, contrastive_loss
-from gclib.ring import ring_contrastive_loss
+from gclib.losses.dense import ContrastiveLoss, contrastive_loss
+from gclib.losses.ring import ring_contrastive_loss
 from gclib.steps import accumulation_step, grad_cache_step, naive_step
 
 ROWS = {2: [3, 2], 3: [2, 4, 1]}  # each rank's queries: none alike, one rank with a single row

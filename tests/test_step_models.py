@@ -5,12 +5,12 @@ from functools import partial
 
 import pytest
 import torch
+from helpers.oracles import InfoNCE, TinyEncoder, gradients, token_batch, worst_error
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from gclib import ContrastiveLoss, Encoder, grad_cache_step, naive_step
-from gclib.chunking import Chunk
-from tests.oracles import InfoNCE, TinyEncoder, gradients, token_batch, worst_error
+from gclib.chunks import Chunk
 
 BOUND = 1e-12
 
@@ -47,7 +47,7 @@ def held_to_autograd(encoders, inputs, loss_fn, modules, bound=BOUND, **options)
 def test_a_plain_hugging_face_model_in_a_lambda(batch):
     from transformers import AutoModel
 
-    from gclib.encoder import bert_config
+    from gclib.models.encoder import bert_config
 
     torch.manual_seed(0)
     model = AutoModel.from_config(bert_config("tiny", dropout=0.0), add_pooling_layer=False).double()
@@ -70,7 +70,7 @@ def test_an_image_tower_against_a_text_tower(bert, batch):
 
 def test_a_sentence_transformers_model(batch):
     st = pytest.importorskip("sentence_transformers")
-    from rivals import Embedder
+    from helpers.rivals import Embedder
 
     torch.manual_seed(0)
     model = st.SentenceTransformer(modules=[Embedder(Encoder.from_config("tiny", dropout=0.0))], device="cpu").double()

@@ -6,15 +6,15 @@ from unittest import mock
 
 import pytest
 import torch
+from helpers.oracles import InfoNCE, TinyEncoder, gradients, token_batch, worst_error
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from gclib import ContrastiveLoss, Encoder, accumulation_step, grad_cache_step, naive_step, plan_chunks
-from gclib.chunking import CALL_TOKENS
-from gclib.inputs import row_lengths
-from tests.oracles import InfoNCE, TinyEncoder, gradients, token_batch, worst_error
+from gclib.chunks import CALL_TOKENS
+from gclib.towers import row_lengths
 
 STEPS = [naive_step, partial(accumulation_step, chunk_size=2), partial(grad_cache_step, chunk_size=2)]
 CACHED = partial(grad_cache_step, chunk_size=2)

@@ -1,4 +1,4 @@
-"""What one more call of an encoder costs beside its tokens: the figures behind `gclib.chunking.CALL_TOKENS`.
+"""What one more call of an encoder costs beside its tokens: the figures behind `gclib.chunks.CALL_TOKENS`.
 
     python tests/benchmarks/bench_calls.py [--device cuda] [--sizes tiny mini small]
 
@@ -22,8 +22,8 @@ sys.path[:0] = [str(ROOT), str(Path(__file__).parent)]
 from bench_steps import seconds_of  # noqa: E402
 
 from gclib import Encoder  # noqa: E402
-from gclib.chunking import price_of_a_call  # noqa: E402
-from gclib.encoder import SIZES  # noqa: E402
+from gclib.chunks import price_of_a_call  # noqa: E402
+from gclib.models.encoder import SIZES  # noqa: E402
 
 SHAPES = ((1, 8), (16, 8), (16, 32), (16, 128))
 ROUNDS = 7

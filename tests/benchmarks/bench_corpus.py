@@ -13,7 +13,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
-from gclib.corpus import load_corpus  # noqa: E402
+from gclib.data.corpus import load_corpus  # noqa: E402
 
 
 def main() -> None:

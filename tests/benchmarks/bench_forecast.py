@@ -17,7 +17,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
-from gclib.presets import PRESETS  # noqa: E402
+from gclib.models.presets import PRESETS  # noqa: E402
 
 BAR_SECONDS, DECODER_SECONDS = 3.0, 8.0
 DECODERS = ("qwen3", "embeddinggemma")  # layers of a language model, with twice the operations of a BERT's

@@ -21,10 +21,10 @@ import torch
 ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
-from allocator import allocator_peak  # noqa: E402
-from ranks import run_ranks  # noqa: E402
+from helpers.allocator import allocator_peak  # noqa: E402
+from helpers.ranks import run_ranks  # noqa: E402
 
-from gclib.losses import ContrastiveLoss  # noqa: E402
+from gclib.losses.dense import ContrastiveLoss  # noqa: E402
 
 RESULTS = Path(__file__).parent / "results"
 FORMS = {

@@ -4,7 +4,7 @@ import random
 import sys
 import time
 
-from gclib.widgets import MemoryLab
+from gclib.course.memory_lab.widget import MemoryLab
 
 MOVES = 50
 BAR_MS = 150

@@ -47,8 +47,8 @@ from torch import Tensor
 ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
-from allocator import allocator_peak  # noqa: E402
-from rivals import (  # noqa: E402
+from helpers.allocator import allocator_peak  # noqa: E402
+from helpers.rivals import (  # noqa: E402
     Counted,
     flops_of,
     official_step,
@@ -59,11 +59,11 @@ from rivals import (  # noqa: E402
 )
 
 from gclib import ContrastiveLoss, Encoder, grad_cache_step, naive_step  # noqa: E402
-from gclib.chunking import Chunk, plan_chunks  # noqa: E402
-from gclib.corpus import load_corpus  # noqa: E402
-from gclib.data import TextPair, load_pairs, tokenize_pairs, train_tokenizer  # noqa: E402
-from gclib.encoder import SIZES  # noqa: E402
-from gclib.inputs import row_lengths, take  # noqa: E402
+from gclib.chunks import Chunk, plan_chunks  # noqa: E402
+from gclib.data.corpus import load_corpus  # noqa: E402
+from gclib.data.pairs import TextPair, load_pairs, tokenize_pairs, train_tokenizer  # noqa: E402
+from gclib.models.encoder import SIZES  # noqa: E402
+from gclib.towers import row_lengths, take  # noqa: E402
 
 Batch = dict[str, Tensor]
 RESULTS = Path(__file__).parent / "results"
@@ -350,7 +350,7 @@ def about_card(options: argparse.Namespace) -> dict[str, str]:
 
 def draw(rows: list[dict], path: Path) -> None:
     """One panel for each batch and chunk: time over the padded naive step's, and what was predicted."""
-    from gclib import plots
+    from gclib.course import plots
 
     settings = list(dict.fromkeys((row["batch_size"], row["chunk_size"]) for row in rows))
     with plots.style():

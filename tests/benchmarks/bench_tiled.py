@@ -31,11 +31,11 @@ from torch.nn import functional as F
 ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
-from allocator import allocator_peak  # noqa: E402
-from rivals import open_clip_loss, sentence_transformers_strips  # noqa: E402
+from helpers.allocator import allocator_peak  # noqa: E402
+from helpers.rivals import open_clip_loss, sentence_transformers_strips  # noqa: E402
 
-from gclib.losses import contrastive_loss  # noqa: E402
-from gclib.tiled import tiled_contrastive_loss  # noqa: E402
+from gclib.losses.dense import contrastive_loss  # noqa: E402
+from gclib.losses.tiled import tiled_contrastive_loss  # noqa: E402
 
 RESULTS = Path(__file__).parent / "results"
 MIB = 2**20

@@ -23,12 +23,12 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import torch
-from rivals import open_clip_loss, sentence_transformers_strips
+from helpers.rivals import open_clip_loss, sentence_transformers_strips
 from torch import Tensor
 from torch.nn import functional as F
 
-from gclib.losses import contrastive_loss
-from gclib.tiled import tiled_contrastive_loss
+from gclib.losses.dense import contrastive_loss
+from gclib.losses.tiled import tiled_contrastive_loss
 
 BATCHES = (8192, 32768, 65536, 131072)
 ROUNDS = {8192: 5, 32768: 3, 65536: 3}  # one of larger batches

@@ -11,24 +11,25 @@ from browser.lab import ROOT, NotebookPage, wait_until
 
 # What the chapters show, with their settings or smaller ones. Live runs have their own tests, in kernel and browser.
 WIDGETS = {
-    "MemoryLab": "from gclib.widgets import MemoryLab; MemoryLab(model='tiny', length=16, batch_size=8, chunk_size=4)",
-    "BlockMatrix": "from gclib.block_matrix import BlockMatrix; BlockMatrix(batch_size=8)",
-    "PriceLab": "from gclib.price_widget import PriceLab; PriceLab(chunk_size=8, retain_chunks=3, spread=0.75)",
-    "TileLab": "from gclib.tile_widget import TileLab; TileLab(batch_size=4096, tile_size=1024)",
-    "RingWalk": "from gclib.ring_widget import RingWalk; RingWalk(ranks=3)",
-    "CapstoneForm": "from gclib.capstone_widget import CapstoneForm; CapstoneForm(seed=4)",
-    "RaceLab": "from gclib.race_widget import RaceLab; RaceLab()",
+    "MemoryLab": "from gclib.course.memory_lab.widget import MemoryLab; "
+    "MemoryLab(model='tiny', length=16, batch_size=8, chunk_size=4)",
+    "BlockMatrix": "from gclib.course.widgets.block_matrix import BlockMatrix; BlockMatrix(batch_size=8)",
+    "PriceLab": "from gclib.course.widgets.price import PriceLab; PriceLab(chunk_size=8, retain_chunks=3, spread=0.75)",
+    "TileLab": "from gclib.course.widgets.tiles import TileLab; TileLab(batch_size=4096, tile_size=1024)",
+    "RingWalk": "from gclib.course.widgets.ring import RingWalk; RingWalk(ranks=3)",
+    "CapstoneForm": "from gclib.course.capstone.widget import CapstoneForm; CapstoneForm(seed=4)",
+    "RaceLab": "from gclib.course.widgets.race import RaceLab; RaceLab()",
     "GraphWalk": """import torch
 from gclib import ContrastiveLoss, Encoder, grad_cache_step, naive_step
-from gclib.walk import record_walk
-from gclib.walk_widget import GraphWalk
+from gclib.memory.walk import record_walk
+from gclib.course.widgets.walk import GraphWalk
 encoders = [Encoder.from_config("tiny", vocab_size=50)] * 2
 texts = [{"input_ids": torch.randint(5, 50, (6, 8))} for _ in range(2)]
 cached = record_walk(grad_cache_step, encoders, texts, ContrastiveLoss(), chunk_size=3)
 GraphWalk({"gradient cache": cached, "naive": record_walk(naive_step, encoders, texts, ContrastiveLoss())})""",
-    "AuditLab": """from gclib.audit_widget import AuditLab
+    "AuditLab": """from gclib.course.widgets.audit import AuditLab
 AuditLab(encoders, texts, ContrastiveLoss(0.1, learnable=True), seed=2)""",
-    "predict": "from gclib.checks.predictions import predict; predict(0, 'try', 'How many?', unit='MiB', low=0)",
+    "predict": "from gclib.course.checks.predictions import predict; predict(0, 'try', 'How many?', unit='MiB', low=0)",
     "choose": "predict(0, 'pick', 'Which one?', options=['the first', 'the second'])",
 }
 

@@ -10,21 +10,20 @@ import os
 import shutil
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import torch
-from oracles import gradients, worst_error
-from ranks import message_of, run_ranks
+from helpers.oracles import gradients, worst_error
+from helpers.ranks import message_of, run_ranks
 
 from gclib.distributed import _average, _Gather, average_gradients, rows_of_ranks
-from gclib.losses import ContrastiveLoss, contrastive_loss
-from gclib.ring import Ring, _RingLoss
+from gclib.losses.dense import ContrastiveLoss, contrastive_loss
+from gclib.losses.ring import Ring, _RingLoss
 from gclib.steps import grad_cache_step
+from gclib.support import ROOT
 from tests.test_distributed import batches, models, own_part, truth
-from tests.test_trainer import ROWS as PAIRS
+from tests.training.test_command import ROWS as PAIRS
 
-ROOT = Path(__file__).resolve().parents[2]
 SHARES = {1: [5], 2: [3, 2]}
 LOSSES = {
     "gather": {"gather": True},

@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from gclib import Encoder, forecast_step, record_memory
-from gclib.calibration import GPU_CASES, Case, calibrate, format_calibration, run_case
-from gclib.recording import RECORDED, load_recordings, record_card
+from gclib.memory.calibration import GPU_CASES, Case, calibrate, format_calibration, run_case
+from gclib.memory.recording import RECORDED, load_recordings, record_card
 
 HOST_BYTES = 1024  # seeds of attention, which lie with the host on a card and are counted by the forecast
 

@@ -5,9 +5,10 @@ import gc
 import pytest
 import torch
 
-from gclib import lab, live
-from gclib.lab import LabSettings, forecast_of, largest_that_fits
-from gclib.live import LiveRun
+from gclib.course.memory_lab import answers as lab
+from gclib.course.memory_lab import run as live
+from gclib.course.memory_lab.answers import LabSettings, forecast_of, largest_that_fits
+from gclib.course.memory_lab.run import LiveRun
 
 MIB = 2**20
 # Tensors of whole MiB, so that the allocator's rounding stays small beside them.

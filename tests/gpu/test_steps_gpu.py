@@ -2,11 +2,11 @@
 
 import pytest
 import torch
+from helpers.oracles import gradients, worst_error
 
 from gclib import ContrastiveLoss, Encoder, forecast_step, grad_cache_step, naive_step, record_memory
-from gclib.calibration import workspace_bytes
-from tests.oracles import gradients, worst_error
-from tests.test_ledger import batch
+from gclib.memory.calibration import workspace_bytes
+from tests.memory.test_ledger import batch
 
 
 def on_gpu(given):

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from gclib.tiled import tiled_contrastive_loss
+from gclib.losses.tiled import tiled_contrastive_loss
 
 SETTINGS = {"symmetric": True, "tile_size": 96}
 

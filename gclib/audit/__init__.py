@@ -1,0 +1,1 @@
+"""Is the step that you use right?"""

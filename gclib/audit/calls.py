@@ -1,0 +1,129 @@
+"""What a step does while it runs, noted from outside: each call of its encoders and of its loss.
+
+The step is given stand-ins that pass everything on. They note what went in and came out, whether a graph was kept,
+under which autocast, from which state of the random generators, and which gradient came back.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from gclib.towers import named_tensors
+
+
+@dataclass
+class Call:
+    """One forward of an encoder. gradient: what came back to its representations, if anything did."""
+
+    inputs: list[Tensor]
+    reps: Tensor
+    with_graph: bool
+    autocast: torch.dtype | None
+    state: Tensor
+    gradient: Tensor | None = None
+
+    def note_gradient(self, gradient: Tensor) -> None:
+        """A hook on the representations; several backward passes add up."""
+        self.gradient = gradient.clone() if self.gradient is None else self.gradient + gradient
+
+    def same_inputs(self, other: "Call") -> bool:
+        """Whether another forward was given the same."""
+        return len(self.inputs) == len(other.inputs) and all(map(torch.equal, self.inputs, other.inputs))
+
+
+@dataclass
+class Witness:
+    """All calls of one step in their order; loss_rows: the rows of each tower at each call of the loss."""
+
+    calls: list[Call] = field(default_factory=list)
+    loss_rows: list[tuple[int, ...]] = field(default_factory=list)
+
+    @property
+    def first(self) -> list[Call]:
+        """Forwards without a graph."""
+        return [call for call in self.calls if not call.with_graph]
+
+    @property
+    def second(self) -> list[Call]:
+        """Forwards with a graph."""
+        return [call for call in self.calls if call.with_graph]
+
+    def replays(self) -> list[tuple[Call, Call]]:
+        """(first, second) for each forward with a graph that was given what an earlier one without was given."""
+        waiting, found = self.first, []
+        for call in self.second:
+            match = next((earlier for earlier in waiting if earlier.same_inputs(call)), None)
+            if match is not None:
+                waiting = [earlier for earlier in waiting if earlier is not match]
+                found.append((match, call))
+        return found
+
+
+class WatchedEncoder(nn.Module):
+    """Stands in for an encoder: the same parameters, attributes and representations."""
+
+    def __init__(self, encoder: nn.Module, witness: Witness):
+        super().__init__()
+        self.encoder, self.witness = encoder, witness
+        self.training = encoder.training
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """What the encoder gives; the call is noted."""
+        state = generator_states(self)
+        reps = self.encoder(*args, **kwargs)
+        if isinstance(reps, Tensor):
+            given = [*named_tensors(args).values(), *named_tensors(kwargs).values()]
+            autocast = torch.get_autocast_dtype(reps.device.type) if _autocast_on(reps) else None
+            copies = [tensor.detach().clone() for tensor in given]
+            call = Call(copies, reps.detach().clone(), reps.requires_grad, autocast, state)
+            self.witness.calls.append(call)
+            if reps.requires_grad:
+                reps.register_hook(call.note_gradient)
+        return reps
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            return getattr(super().__getattr__("encoder"), name)
+
+
+class WatchedLoss(nn.Module):
+    """Stands in for a loss, a module or any other callable."""
+
+    def __init__(self, loss_fn: Callable[..., Tensor], witness: Witness):
+        super().__init__()
+        self.loss_fn, self.witness = loss_fn, witness
+
+    def forward(self, *reps: Tensor, **kwargs: Any) -> Tensor:
+        """What the loss gives; the rows of its representations are noted."""
+        self.witness.loss_rows.append(tuple(len(rep) for rep in reps if isinstance(rep, Tensor)))
+        return self.loss_fn(*reps, **kwargs)
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            return getattr(super().__getattr__("loss_fn"), name)
+
+
+def generator_states(*modules: nn.Module) -> Tensor:
+    """The random generators of the CPU and of the CUDA devices that the modules' parameters are on, as one tensor."""
+    devices = {parameter.device for module in modules for parameter in module.parameters()}
+    cuda = sorted((device for device in devices if device.type == "cuda"), key=str)
+    return torch.cat([torch.get_rng_state(), *(torch.cuda.get_rng_state(device) for device in cuda)])
+
+
+def watched(encoders: Sequence[nn.Module], loss_fn: Callable, witness: Witness) -> tuple[list[nn.Module], nn.Module]:
+    """Stand-ins for the encoders (tied ones stay tied) and the loss."""
+    stands: dict[int, nn.Module] = {}
+    for encoder in encoders:
+        stands.setdefault(id(encoder), WatchedEncoder(encoder, witness))
+    return [stands[id(encoder)] for encoder in encoders], WatchedLoss(loss_fn, witness)
+
+
+def _autocast_on(reps: Tensor) -> bool:
+    return torch.is_autocast_enabled(reps.device.type)

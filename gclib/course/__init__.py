@@ -1,0 +1,1 @@
+"""What only the course needs: chapters, checks, labs, pictures, the capstone, experiments."""

@@ -1,0 +1,1 @@
+"""The capstone: briefs, plans for them, and what a plan is worth."""

@@ -1,0 +1,869 @@
+"""Chapter 05's exercises: the first forward, the cache, the replay, and the whole step of Gao et al. 2021, section 3.3.
+
+The encoder here is a small network over rows of numbers, with dropout, that counts what it is asked for: how often it
+built a graph, and how many graphs were alive at once. Wrong answers that train as well as the right one, but hold the
+memory of the whole batch, are known by that.
+
+Letters: B queries (and B passages), F features of a row, D dimensions of a representation, C rows of a chunk.
+"""
+
+import copy
+import weakref
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from gclib.losses.dense import ContrastiveLoss
+
+from .engine import Exercise, Misconception, Slip
+from .judging import Inputs
+
+
+class _Graph:
+    """Stands for what one forward saved for its backward: it lives as long as any of that does."""
+
+
+class SmallEncoder(nn.Module):
+    """Rows (rows, F) -> representations (rows, D), float64, with dropout.
+
+    graphs: forwards that built a graph. most_alive: the most of those graphs that were alive at once.
+    """
+
+    def __init__(self, features: int, width: int, dropout: float):
+        super().__init__()
+        self.hidden = nn.Linear(features, 8).double()
+        self.drop = nn.Dropout(dropout)
+        self.out = nn.Linear(8, width).double()
+        self.graphs = self.most_alive = 0
+        self._alive: list[weakref.ref] = []
+
+    def forward(self, rows: Tensor) -> Tensor:
+        """(rows, F) -> (rows, D)."""
+        graph = _Graph()
+        with torch.autograd.graph.saved_tensors_hooks(lambda saved: (graph, saved.detach()), lambda kept: kept[1]):
+            reps = self.out(self.drop(torch.tanh(self.hidden(rows))))
+        if reps.requires_grad:
+            self._alive = [*(kept for kept in self._alive if kept() is not None), weakref.ref(graph)]
+            self.graphs, self.most_alive = self.graphs + 1, max(self.most_alive, len(self._alive))
+        return reps
+
+
+def _encoder(rng: np.random.Generator, features: int, width: int) -> SmallEncoder:
+    encoder = SmallEncoder(features, width, dropout=0.4)
+    with torch.no_grad():
+        for parameter in encoder.parameters():
+            parameter.copy_(torch.from_numpy(rng.standard_normal(parameter.shape)) / 2)
+    return encoder
+
+
+def _rows(rng: np.random.Generator, rows: int, features: int) -> Tensor:
+    return torch.from_numpy(rng.standard_normal((rows, features)))
+
+
+def _sizes(rng: np.random.Generator, *, short: bool) -> tuple[int, int, int, int]:
+    """(F, D, rows of a chunk, rows in all): three chunks, or three and one so short that torch.chunk cuts elsewhere."""
+    chunk = int(rng.integers(6, 9)) if short else int(rng.integers(4, 7))
+    rest = int(rng.integers(1, 3)) if short else 0
+    return int(rng.integers(3, 6)), int(rng.integers(3, 6)), chunk, 3 * chunk + rest
+
+
+def _loss(rng: np.random.Generator) -> ContrastiveLoss:
+    return ContrastiveLoss(float(rng.uniform(0.6, 1.5)), learnable=True).double()
+
+
+# --- step 1: the first forward --------------------------------------------------------------------------------
+
+
+def _chunks(rng: np.random.Generator, *, short: bool) -> Inputs:
+    features, width, chunk, rows = _sizes(rng, short=short)
+    return {"encoder": _encoder(rng, features, width), "chunks": list(_rows(rng, rows, features).split(chunk))}
+
+
+def _reference_first(encoder: SmallEncoder, chunks: Sequence[Tensor]) -> tuple[Tensor, list[Tensor]]:
+    states, kept = [], []
+    for chunk in chunks:
+        states += [torch.get_rng_state()]
+        kept += [encoder(chunk).detach()]
+    encoder.graphs = encoder.most_alive = 0  # what a forward without a graph costs
+    return torch.cat(kept).requires_grad_(), states
+
+
+def _first(
+    encoder: SmallEncoder, chunks: Sequence[Tensor], *, graph: str = "none", leaf: bool = True, state: str = "before"
+) -> tuple[Tensor, list[Tensor]]:
+    """The first forward, right but for what is named: its graph "none", "dropped" at once or "kept" until the end."""
+    states, parts = [], []
+    for chunk in chunks:
+        before = torch.get_rng_state()
+        with torch.set_grad_enabled(graph != "none"):
+            part = encoder(chunk)
+        parts.append(part.detach() if graph == "dropped" else part)
+        taken = {"before": before, "after": torch.get_rng_state(), "first": states[0] if states else before}
+        states.append(taken[state])
+    reps = torch.cat(parts)
+    return (reps.detach().requires_grad_() if leaf else reps), states
+
+
+def _in_eval_mode(encoder: SmallEncoder, chunks: Sequence[Tensor]) -> tuple[Tensor, list[Tensor]]:
+    return _first(encoder.eval(), chunks)
+
+
+def _first_outcome(result: Any, encoder: SmallEncoder, chunks: Sequence[Tensor]) -> dict[str, Any]:
+    if result is None:
+        return {"representations": None}
+    reps, states = result
+    is_leaf = isinstance(reps, Tensor) and reps.requires_grad and reps.is_leaf
+    found = {"representations": reps, "forwards that built a graph": encoder.graphs}
+    found |= {"graphs alive at once": encoder.most_alive, "a leaf that asks for its gradient": is_leaf}
+    return found | {"the next random number from each state": [_next_number(state) for state in states]}
+
+
+def _next_number(state: Tensor) -> float:
+    generator = torch.Generator()
+    generator.set_state(state)
+    return torch.rand((), generator=generator, dtype=torch.float64).item()
+
+
+first_forward = Exercise(
+    chapter=5,
+    name="first_forward",
+    spec="(all representations as one leaf tensor that asks for its gradient, the CPU generator's state before each "
+    "chunk), encoded chunk by chunk without a graph.",
+    line_budget=7,
+    repeats=2,
+    oracle=_reference_first,
+    makers=(partial(_chunks, short=False), partial(_chunks, short=True)),
+    outcome=_first_outcome,
+    rtol=1e-9,
+    atol=1e-9,
+    misconceptions=(
+        Misconception(
+            "graph kept in the first forward",
+            "The numbers are right, but every chunk was encoded with its graph, and all those graphs were alive "
+            "together: that is the memory of the naive step. Detaching afterwards comes too late: encode under "
+            "torch.no_grad().",
+            partial(_first, graph="kept"),
+        ),
+        Misconception(
+            "graph built and dropped",
+            "The numbers are right, but every chunk built a graph that was thrown away at once. It costs one chunk's "
+            "activations for nothing: torch.no_grad() does not build it.",
+            partial(_first, graph="dropped"),
+        ),
+        Misconception(
+            "not detached",
+            "The representations still hang on the encoder's graph, so nothing was saved, and a tensor that is no leaf "
+            "keeps no .grad. Encode without a graph, then requires_grad_().",
+            partial(_first, graph="kept", leaf=False),
+        ),
+        Misconception(
+            "no gradient asked for",
+            "The graph is gone, but the representations do not ask for a gradient either: there would be no cache. "
+            "Call requires_grad_() on them.",
+            partial(_first, leaf=False),
+        ),
+        Misconception(
+            "state taken after the chunk",
+            "Each state was taken after its chunk, so it would replay the dropout of the chunk that follows. Take it "
+            "before you encode.",
+            partial(_first, state="after"),
+        ),
+        Misconception(
+            "one state for all chunks",
+            "All chunks got the first chunk's state: each must be replayed from its own.",
+            partial(_first, state="first"),
+        ),
+        Misconception(
+            "dropout switched off",
+            "It looks as if the first forward ran in eval mode. The cache must belong to the representations that are "
+            "trained, dropout included.",
+            _in_eval_mode,
+        ),
+    ),
+    hints=(
+        "Nothing in this forward will be backpropagated. Which context tells PyTorch so?",
+        "Under torch.no_grad(), for each chunk: keep torch.get_rng_state(), then encode. Afterwards torch.cat, and ask "
+        "for a gradient.",
+        "states.append(torch.get_rng_state()); parts.append(encoder(chunk)) ... "
+        "return torch.cat(parts).requires_grad_(), states",
+    ),
+)
+
+# --- step 2: the loss and the cache ---------------------------------------------------------------------------
+
+
+def _leaves(rng: np.random.Generator, hard: int) -> Inputs:
+    rows, width = int(rng.integers(5, 9)), int(rng.integers(3, 6))
+    reps = [_rows(rng, count, width).requires_grad_() for count in (rows, rows * (1 + hard))]
+    return {"reps": reps, "loss_fn": _loss(rng)}
+
+
+def _reference_cache(reps: list[Tensor], loss_fn: nn.Module) -> tuple[Tensor, list[Tensor]]:
+    loss = loss_fn(*reps)
+    *caches, loss_fn.log_temperature.grad = torch.autograd.grad(loss, [*reps, loss_fn.log_temperature])
+    return loss.detach(), caches
+
+
+def _cache(
+    reps: list[Tensor], loss_fn: nn.Module, *, queries: bool = True, passages: bool = True, share: int = 1
+) -> tuple[Tensor, list[Tensor | None]]:
+    """The cache, right but for what is named: a side that is detached first, or a gradient that is divided."""
+    loss = loss_fn(reps[0] if queries else reps[0].detach(), reps[1] if passages else reps[1].detach())
+    loss.backward()
+    return loss.detach(), [None if rep.grad is None else rep.grad / (len(rep) if share != 1 else 1) for rep in reps]
+
+
+def _without_temperature(reps: list[Tensor], loss_fn: nn.Module) -> tuple[Tensor, list[Tensor]]:
+    loss = loss_fn(*reps)
+    return loss.detach(), list(torch.autograd.grad(loss, reps))
+
+
+def _graph_returned(reps: list[Tensor], loss_fn: nn.Module) -> tuple[Tensor, list[Tensor]]:
+    loss = loss_fn(*reps)
+    loss.backward()
+    return loss, [rep.grad for rep in reps]
+
+
+def _representations_returned(reps: list[Tensor], loss_fn: nn.Module) -> tuple[Tensor, list[Tensor]]:
+    return _cache(reps, loss_fn)[0], reps
+
+
+def _backward_twice(reps: list[Tensor], loss_fn: nn.Module) -> tuple[Tensor, list[Tensor]]:
+    _cache(reps, loss_fn)
+    return _cache(reps, loss_fn)
+
+
+def _loss_for_each_tower(reps: list[Tensor], loss_fn: nn.Module) -> tuple[Tensor, list[Tensor]]:
+    _cache(reps, loss_fn, passages=False)
+    return _cache(reps, loss_fn, queries=False)[0], [rep.grad for rep in reps]
+
+
+def _swapped_in_the_loss(reps: list[Tensor], loss_fn: nn.Module) -> tuple[Tensor, list[Tensor]]:
+    loss, (second, first) = _cache(reps[::-1], loss_fn)
+    return loss, [first, second]
+
+
+def _one_cache(reps: list[Tensor], loss_fn: nn.Module) -> tuple[Tensor, list[Tensor]]:
+    loss, (first, second) = _cache(reps, loss_fn)
+    return loss, [second, first]
+
+
+def _cache_outcome(result: Any, reps: list[Tensor], loss_fn: ContrastiveLoss) -> dict[str, Any]:
+    if result is None:
+        return {"loss": None}
+    loss, caches = result
+    found = {"loss": loss, "gradient caches": list(caches), "temperature's gradient": loss_fn.log_temperature.grad}
+    return found | {"the loss carries a graph": isinstance(loss, Tensor) and loss.requires_grad}
+
+
+_GRAPH_USED_TWICE = Slip(
+    "graph used twice",
+    "A graph was backpropagated a second time. There is one backward for the loss, which gives both caches at once, "
+    "and one for each chunk of the replay, which is encoded anew.",
+    "backward through the graph a second time",
+)
+
+build_cache = Exercise(
+    chapter=5,
+    name="build_cache",
+    spec="(the loss without its graph, a list with each tower's gradient cache dL/dreps); the loss's own parameters "
+    "get their gradient in .grad.",
+    line_budget=4,
+    repeats=2,
+    oracle=_reference_cache,
+    makers=(partial(_leaves, hard=0), partial(_leaves, hard=2)),
+    outcome=_cache_outcome,
+    slips=(_GRAPH_USED_TWICE,),
+    rtol=1e-9,
+    atol=1e-12,
+    misconceptions=(
+        Misconception(
+            "detached before the loss",
+            "The representations were detached before the loss, so the loss does not know them and their .grad is "
+            "None. They have no graph below them: give them to the loss as they are.",
+            partial(_cache, queries=False, passages=False),
+        ),
+        Misconception(
+            "passages detached",
+            "The passages were detached, so only the queries have a cache. Both towers learn from the loss.",
+            partial(_cache, passages=False),
+        ),
+        Misconception(
+            "queries detached",
+            "The queries were detached, so only the passages have a cache. Both towers learn from the loss.",
+            partial(_cache, queries=False),
+        ),
+        Misconception(
+            "temperature without gradient",
+            "The caches are right, but the temperature got no gradient: torch.autograd.grad fills in what it is asked "
+            "for, and no .grad. loss.backward() reaches the loss's own parameters too.",
+            _without_temperature,
+        ),
+        Misconception(
+            "loss with its graph",
+            "The loss that you return still holds its graph, and with it the B x N logits for as long as somebody "
+            "keeps the number: return loss.detach().",
+            _graph_returned,
+        ),
+        Misconception(
+            "cache divided by the rows",
+            "The caches were divided by the number of rows. The loss is a mean already, and its gradient knows that.",
+            partial(_cache, share=0),
+        ),
+        Misconception(
+            "towers swapped",
+            "The two caches changed places: queries first, then passages.",
+            _one_cache,
+        ),
+        Misconception(
+            "towers swapped in the loss",
+            "It looks as if the passages were given to the loss as queries: then passages choose among queries. "
+            "loss_fn(queries, passages).",
+            _swapped_in_the_loss,
+        ),
+        Misconception(
+            "representations instead of gradients",
+            "Those are the representations themselves. Their cache is the gradient that the backward left in .grad.",
+            _representations_returned,
+        ),
+        Misconception(
+            "backward twice",
+            "Everything is twice too large: the loss was backpropagated twice, and .grad adds up. One backward gives "
+            "both caches.",
+            _backward_twice,
+        ),
+        Misconception(
+            "a loss for each tower",
+            "The caches are right, but the temperature's gradient was counted once for each tower: one loss, one "
+            "backward gives both caches.",
+            _loss_for_each_tower,
+        ),
+    ),
+    hints=(
+        "The representations are leaves that ask for their gradient. What does backward do to leaves?",
+        "One loss over all representations, one backward; the caches then lie in each representation's .grad.",
+        "loss = loss_fn(*reps); loss.backward(); return loss.detach(), [rep.grad for rep in reps]",
+    ),
+)
+
+# --- step 3: the replay ---------------------------------------------------------------------------------------
+
+
+def _recorded(rng: np.random.Generator, *, short: bool) -> Inputs:
+    """States as an encoder leaves them that served another tower between two chunks."""
+    inputs = _chunks(rng, short=short)
+    rows, width = sum(map(len, inputs["chunks"])), inputs["encoder"].out.out_features
+    seeds = rng.integers(2**31, size=len(inputs["chunks"])).tolist()
+    states = [torch.Generator().manual_seed(seed).get_state() for seed in seeds]
+    return inputs | {"cache": _rows(rng, rows, width), "states": states}
+
+
+def _reference_replay(encoder: SmallEncoder, chunks: Sequence[Tensor], cache: Tensor, states: list[Tensor]) -> None:
+    reps = []
+    for chunk, state in zip(chunks, states, strict=True):
+        torch.set_rng_state(state)
+        reps.append(encoder(chunk))
+    torch.cat(reps).backward(gradient=cache)
+    encoder.most_alive = 1  # what a replay costs: one chunk's graph
+
+
+def _dot(reps: Tensor, rows: Tensor) -> Tensor:
+    return (reps * rows).sum()
+
+
+def _real_start(number: int, chunks: Sequence[Tensor]) -> int:
+    return sum(len(chunk) for chunk in chunks[:number])
+
+
+def _replay(
+    encoder: SmallEncoder,
+    chunks: Sequence[Tensor],
+    cache: Tensor,
+    states: list[Tensor],
+    *,
+    restored: str = "each",
+    surrogate: Callable[[Tensor, Tensor], Tensor] = _dot,
+    start: Callable[[int, Sequence[Tensor]], int] = _real_start,
+    mean: bool = False,
+    last: bool = True,
+    at_once: bool = False,
+    before: Callable[[], object] = lambda: None,
+    after: Callable[[], object] = lambda: None,
+) -> None:
+    """The replay, right but for what is named; `before` and `after` are called around each chunk."""
+    total = torch.zeros((), dtype=cache.dtype)
+    for number, (chunk, state) in enumerate(zip(chunks, states, strict=True)):
+        before()
+        if not last and len(chunk) < len(chunks[0]):
+            continue
+        if restored == "each" or restored == "once" and number == 0:
+            torch.set_rng_state(state)
+        place = start(number, chunks)
+        part = surrogate(encoder(chunk), cache[place : place + len(chunk)]) / (len(chunks) if mean else 1)
+        if at_once:
+            total = total + part
+        else:
+            part.backward()
+            after()
+    if at_once:
+        total.backward()
+
+
+def _cleared_each(encoder: SmallEncoder, chunks: Sequence[Tensor], cache: Tensor, states: list[Tensor]) -> None:
+    _replay(encoder, chunks, cache, states, before=encoder.zero_grad)
+
+
+def _states_reversed(encoder: SmallEncoder, chunks: Sequence[Tensor], cache: Tensor, states: list[Tensor]) -> None:
+    _replay(encoder, chunks, cache, states[::-1])
+
+
+def _replay_outcome(
+    result: Any, encoder: SmallEncoder, chunks: Sequence[Tensor], cache: Tensor, states: list[Tensor]
+) -> dict[str, Any]:
+    found = {f"{name}.grad": parameter.grad for name, parameter in encoder.named_parameters()}
+    return found | {"graphs alive at once": encoder.most_alive}
+
+
+_NOT_REPLAYED = (
+    "Dropout drew new masks in the second forward, so the cache belongs to other representations than the ones that "
+    "are backpropagated. Put each chunk's state back before you encode it again: torch.set_rng_state."
+)
+_CUT_UNLIKE_THE_ROWS = Slip(
+    "cache cut unlike the rows",
+    "The cache is cut unlike the rows, so a chunk meets a piece of another length: torch.chunk and tensor_split make "
+    "parts of about equal length, but the last chunk is short. Cut both at the same places: cache.split([len(chunk) "
+    "for chunk in chunks]).",
+    "Mismatch in shape|must match the size of tensor",
+)
+_SURROGATES = (
+    Misconception(
+        "backpropagated twice",
+        "The encoder's gradient is twice too large: it looks as if each chunk was backpropagated twice, and .grad adds "
+        "up.",
+        partial(_replay, surrogate=lambda reps, rows: 2 * (reps * rows).sum()),
+    ),
+    Misconception(
+        "wrong sign",
+        "The encoder's gradient has the wrong sign: an optimizer goes down the gradient by itself.",
+        partial(_replay, surrogate=lambda reps, rows: -(reps * rows).sum()),
+    ),
+    Misconception(
+        "mean instead of dot product",
+        "It looks as if the surrogate was averaged over its entries, so that every gradient is too small by the size "
+        "of the chunk. A dot product sums: (reps * cache).sum().",
+        partial(_replay, surrogate=lambda reps, rows: (reps * rows).mean()),
+    ),
+    Misconception(
+        "squared distance instead of dot product",
+        "It looks as if the representations are pulled towards the cache, as a squared distance does. The cache is a "
+        "gradient, not a target: the surrogate is the dot product (reps * cache).sum().",
+        partial(_replay, surrogate=lambda reps, rows: (reps - rows).square().sum()),
+    ),
+    Misconception(
+        "cosine instead of dot product",
+        "It looks as if the surrogate was a cosine, which divides the lengths away. The length of a cached gradient "
+        "says how much its row matters: use the plain dot product.",
+        partial(_replay, surrogate=lambda reps, rows: F.cosine_similarity(reps, rows).sum()),
+    ),
+    Misconception(
+        "every row with every row",
+        "It looks as if every representation met every row of the cache (a matrix product). Row i has one cached "
+        "gradient, its own: multiply entry by entry, then sum.",
+        partial(_replay, surrogate=lambda reps, rows: (reps @ rows.T).sum()),
+    ),
+)
+
+replay = Exercise(
+    chapter=5,
+    name="replay",
+    spec="encode each chunk again, with its graph and from its own state, and backpropagate its rows of the cache; "
+    "gradients add up in .grad, nothing is returned.",
+    line_budget=6,
+    repeats=2,
+    oracle=_reference_replay,
+    makers=(partial(_recorded, short=False), partial(_recorded, short=True)),
+    outcome=_replay_outcome,
+    slips=(_CUT_UNLIKE_THE_ROWS, _GRAPH_USED_TWICE),
+    rtol=1e-8,
+    atol=1e-10,
+    misconceptions=(
+        Misconception("dropout not replayed", _NOT_REPLAYED, partial(_replay, restored="never")),
+        Misconception(
+            "restored once only",
+            "Only the first chunk's state was put back. Between two chunks other numbers may have been drawn (by "
+            "another tower, say): each chunk needs its own state.",
+            partial(_replay, restored="once"),
+        ),
+        Misconception(
+            "states reversed",
+            "It looks as if the states were put back in reverse order: chunk i takes state i, as in the first forward.",
+            _states_reversed,
+        ),
+        Misconception(
+            "gradients cleared for each chunk",
+            "Only the last chunk's gradient is left: it looks as if .grad was cleared for every chunk. The chunks' "
+            "gradients add up.",
+            _cleared_each,
+        ),
+        Misconception(
+            "mean over the chunks",
+            "The gradient is too small by the number of chunks: it looks as if the chunks were averaged, as in "
+            "gradient accumulation. The cache already is the gradient of the whole loss: add the chunks up.",
+            partial(_replay, mean=True),
+        ),
+        *_SURROGATES,
+        Misconception(
+            "all graphs alive at once",
+            "The gradient is right, but the surrogates were added up and backpropagated together, so every chunk's "
+            "graph waited for that: the memory of the naive step. Call backward chunk by chunk.",
+            partial(_replay, at_once=True),
+        ),
+        Misconception(
+            "re-split by its own length",
+            "Right until a chunk is short. It looks as if chunk i starts at row i * len(chunk): the short last chunk "
+            "then gets other rows' gradients. Go on from where the chunk before it ended.",
+            partial(_replay, start=lambda number, chunks: number * len(chunks[number])),
+        ),
+        Misconception(
+            "re-split into equal parts",
+            "Right until a chunk is short. It looks as if the cache was cut into equal parts of B / n rows: cut it "
+            "by the chunks' real lengths.",
+            partial(_replay, start=lambda number, chunks: number * (_real_start(len(chunks), chunks) // len(chunks))),
+        ),
+        Misconception(
+            "short last chunk dropped",
+            "Right until a chunk is short: it looks as if the short last chunk was left out. Its rows were in the "
+            "loss, so their gradients belong to the sum.",
+            partial(_replay, last=False),
+        ),
+    ),
+    hints=(
+        "Which rows of the cache belong to this chunk, and which random numbers did its first forward draw?",
+        "For each chunk: put its state back, encode, backpropagate with its rows: cache.split([len(c) for c in "
+        "chunks]) cuts by real lengths.",
+        "torch.set_rng_state(state); encoder(chunk).backward(rows)",
+    ),
+)
+
+# --- the whole step -------------------------------------------------------------------------------------------
+
+
+class Setup:
+    """What a step trains: .encoder (both towers), .loss_fn with its own temperature, .optimizer over all of them.
+
+    stale: every .grad holds something from before, as it does after another step.
+    """
+
+    def __init__(self, encoder: nn.Module, loss_fn: nn.Module, *, stale: bool = False):
+        self.encoder, self.loss_fn, self.stale = encoder, loss_fn, stale
+        parameters = [*encoder.parameters(), *loss_fn.parameters()]
+        self.optimizer = torch.optim.SGD(parameters, lr=1.0)
+        for parameter in parameters if stale else ():
+            parameter.grad = torch.full_like(parameter, 0.25)
+
+    def __deepcopy__(self, memo: dict) -> "Setup":
+        return Setup(copy.deepcopy(self.encoder, memo), copy.deepcopy(self.loss_fn, memo), stale=self.stale)
+
+    def __repr__(self) -> str:
+        return "<encoder, loss_fn, optimizer>"
+
+
+def _training(rng: np.random.Generator, *, short: bool, stale: bool) -> Inputs:
+    features, width, chunk, rows = _sizes(rng, short=short)
+    setup = Setup(_encoder(rng, features, width), _loss(rng), stale=stale)
+    towers = {"queries": _rows(rng, rows, features), "passages": _rows(rng, rows, features)}
+    return {"setup": setup, **towers, "chunk_size": chunk}
+
+
+def _reference_step(setup: Setup, queries: Tensor, passages: Tensor, chunk_size: int) -> Tensor:
+    """Every graph kept, plain autograd, SGD by hand."""
+    encoder, loss_fn = setup.encoder, setup.loss_fn
+    loss = loss_fn(*(torch.cat([encoder(part) for part in rows.split(chunk_size)]) for rows in (queries, passages)))
+    parameters = [*encoder.parameters(), *loss_fn.parameters()]
+    gradients = torch.autograd.grad(loss, parameters)
+    with torch.no_grad():
+        for parameter, gradient in zip(parameters, gradients, strict=True):
+            parameter -= gradient
+    encoder.most_alive = 1  # what a cached step holds, and it builds as many graphs as this one
+    return loss.detach()
+
+
+def _cached_step(
+    setup: Setup,
+    queries: Tensor,
+    passages: Tensor,
+    chunk_size: int,
+    *,
+    graph: str = "none",
+    order: int = 1,
+    cached: Callable[[list[Tensor], nn.Module], tuple[Tensor, list[Tensor]]] = _cache,
+    cleared: str = "first",
+    passages_trained: bool = True,
+    stepped: str = "once",
+    **replayed: Any,
+) -> Tensor:
+    """The step, right but for what is named; `replayed` goes to the replay.
+
+    order: -1 encodes passages first. cached: makes the cache. cleared: "first", "never", "late" (after the cache) or
+    "each" chunk. stepped: "once", or after each "chunk" or "tower", or "never".
+    """
+    nothing, (clear, step) = lambda: None, (setup.optimizer.zero_grad, setup.optimizer.step)
+    if cleared in ("first", "each"):
+        clear()
+    towers = [rows.split(chunk_size) for rows in (queries, passages)]
+    first = [_first(setup.encoder, chunks, graph=graph) for chunks in towers[::order]][::order]
+    loss, caches = cached([reps for reps, _ in first], setup.loss_fn)
+    if cleared == "late":
+        clear()
+    around = {"before": clear if cleared == "each" else nothing, "after": step if stepped == "chunk" else nothing}
+    for chunks, cache, (_, states) in list(zip(towers, caches, first, strict=True))[: 1 + passages_trained]:
+        _replay(setup.encoder, chunks, cache, states, **around, **replayed)
+        if stepped == "tower":
+            step()
+    if stepped == "once":
+        step()
+    return loss
+
+
+def _no_cache(setup: Setup, queries: Tensor, passages: Tensor, chunk_size: int) -> Tensor:
+    """Chunks, but every graph kept for one backward."""
+    setup.optimizer.zero_grad()
+    reps = [torch.cat([setup.encoder(part) for part in rows.split(chunk_size)]) for rows in (queries, passages)]
+    loss = setup.loss_fn(*reps)
+    loss.backward()
+    setup.optimizer.step()
+    return loss.detach()
+
+
+def _plain_step(setup: Setup, queries: Tensor, passages: Tensor, chunk_size: int) -> Tensor:
+    """No chunks at all."""
+    setup.optimizer.zero_grad()
+    loss = setup.loss_fn(setup.encoder(queries), setup.encoder(passages))
+    loss.backward()
+    setup.optimizer.step()
+    return loss.detach()
+
+
+def _both_forwards(setup: Setup, queries: Tensor, passages: Tensor, chunk_size: int) -> Tensor:
+    """The first forward keeps its graph, the loss is backpropagated through it, and then comes the replay too."""
+    setup.optimizer.zero_grad()
+    towers = [rows.split(chunk_size) for rows in (queries, passages)]
+    first = [_first(setup.encoder, chunks, graph="kept", leaf=False) for chunks in towers]
+    for reps, _ in first:
+        reps.retain_grad()
+    loss = setup.loss_fn(*(reps for reps, _ in first))
+    loss.backward()
+    for chunks, (reps, states) in zip(towers, first, strict=True):
+        _replay(setup.encoder, chunks, reps.grad, states)
+    setup.optimizer.step()
+    return loss.detach()
+
+
+def _accumulation(setup: Setup, queries: Tensor, passages: Tensor, chunk_size: int) -> Tensor:
+    """A loss for each chunk, weighted by its share of the rows."""
+    setup.optimizer.zero_grad()
+    total = torch.zeros((), dtype=queries.dtype)
+    for some, others in zip(queries.split(chunk_size), passages.split(chunk_size), strict=True):
+        loss = setup.loss_fn(setup.encoder(some), setup.encoder(others)) * (len(some) / len(queries))
+        loss.backward()
+        total += loss.detach()
+    setup.optimizer.step()
+    return total
+
+
+def _loss_for_each_chunk(
+    setup: Setup, queries: Tensor, passages: Tensor, chunk_size: int, *, in_pairs: bool = False
+) -> Tensor:
+    """Instead of a cache: the whole loss again for each chunk, with that chunk's graph and all else as constants."""
+    setup.optimizer.zero_grad()
+    towers = [rows.split(chunk_size) for rows in (queries, passages)]
+    first = [_first(setup.encoder, chunks) for chunks in towers]
+    count = len(towers[0])
+    works = [[(0, n), (1, n)] for n in range(count)] if in_pairs else [[(t, n)] for t in (0, 1) for n in range(count)]
+    for work in works:
+        reps = [list(found.detach().split(chunk_size)) for found, _ in first]
+        for tower, number in work:
+            torch.set_rng_state(first[tower][1][number])
+            reps[tower][number] = setup.encoder(towers[tower][number])
+        loss = setup.loss_fn(*map(torch.cat, reps))
+        loss.backward()
+    setup.optimizer.step()
+    return loss.detach()
+
+
+def _step_outcome(result: Any, setup: Setup, queries: Tensor, passages: Tensor, chunk_size: int) -> dict[str, Any]:
+    modules = (("encoder", setup.encoder), ("loss_fn", setup.loss_fn))
+    found = {f"{of}.{name} after the step": p for of, module in modules for name, p in module.named_parameters()}
+    found |= {"loss": result, "the loss carries a graph": isinstance(result, Tensor) and result.requires_grad}
+    found |= {"forwards that built a graph": setup.encoder.graphs, "graphs alive at once": setup.encoder.most_alive}
+    return found
+
+
+_ONCE = (
+    "The encoder is right, but the temperature's gradient was counted once for each {}: the whole loss was "
+    "backpropagated again and again. One loss, one backward (the cache), and the replay takes no loss at all."
+)
+
+gradient_cache_step = Exercise(
+    chapter=5,
+    name="gradient_cache_step",
+    spec="one whole step: clear the gradients, encode queries then passages in chunks without a graph, cache, replay, "
+    "setup.optimizer.step(); returns the detached loss.",
+    line_budget=20,
+    repeats=2,
+    oracle=_reference_step,
+    makers=(
+        partial(_training, short=False, stale=False),
+        partial(_training, short=True, stale=False),
+        partial(_training, short=False, stale=True),
+    ),
+    outcome=_step_outcome,
+    slips=(_CUT_UNLIKE_THE_ROWS, _GRAPH_USED_TWICE),
+    may_change=frozenset({"setup"}),
+    rtol=1e-8,
+    atol=1e-10,
+    misconceptions=(
+        Misconception(
+            "the plain step",
+            "That is the plain step: each tower went through the encoder whole, with a graph for all of its rows. "
+            "Encode chunk_size rows at a time: first without a graph, then, with the cache, again.",
+            _plain_step,
+        ),
+        Misconception(
+            "every graph kept",
+            "The step is right, but all chunks' graphs waited for one backward: chunks alone save nothing. Encode "
+            "first without a graph, then again chunk by chunk.",
+            _no_cache,
+        ),
+        Misconception(
+            "graph kept in the first forward",
+            "The step is right, but the first forward built every chunk's graph and kept it until it was detached: the "
+            "memory of the naive step. Encode under torch.no_grad().",
+            partial(_cached_step, graph="kept"),
+        ),
+        Misconception(
+            "graph built and dropped",
+            "The step is right, but the first forward built graphs that nobody uses. Encode under torch.no_grad().",
+            partial(_cached_step, graph="dropped"),
+        ),
+        Misconception(
+            "backpropagated through both forwards",
+            "The encoder's gradient is twice too large: the first forward still had its graph, so the loss's backward "
+            "went through it, and then the replay came on top. Cut the first forward off with torch.no_grad().",
+            _both_forwards,
+        ),
+        Misconception("dropout not replayed", _NOT_REPLAYED, partial(_cached_step, restored="never")),
+        Misconception(
+            "a loss for each chunk",
+            "That is gradient accumulation: each chunk had a loss of its own, and lost the other chunks' negatives. "
+            "Take one loss over all representations.",
+            _accumulation,
+        ),
+        Misconception(
+            "mean over the chunks",
+            "The encoder's gradient is too small by the number of chunks: the chunks were averaged. The cache already "
+            "is the gradient of the whole loss: add the chunks up.",
+            partial(_cached_step, mean=True),
+        ),
+        Misconception(
+            "passages not replayed",
+            "Only the queries were encoded again, as if the passages were constants. Both towers have a cache, and "
+            "both are replayed.",
+            partial(_cached_step, passages_trained=False),
+        ),
+        Misconception(
+            "passages encoded first",
+            "It looks as if the passages were encoded before the queries: right as a method, but dropout draws its "
+            "masks in the order of encoding, so the numbers are others. The exercise asks for the queries first.",
+            partial(_cached_step, order=-1),
+        ),
+        Misconception(
+            "no optimizer step",
+            "The parameters did not change: the gradients are there, but setup.optimizer.step() was not called.",
+            partial(_cached_step, stepped="never"),
+        ),
+        Misconception(
+            "temperature's gradient cleared",
+            "The encoder is right, but the temperature did not move: its gradient comes with the cache, and a "
+            "zero_grad() after that wiped it out. Clear at the start of the step.",
+            partial(_cached_step, cleared="late"),
+        ),
+        Misconception(
+            "gradients cleared for each chunk",
+            "Only the last chunk's gradient was left: .grad was cleared for every chunk. Clear once, at the start; the "
+            "chunks' gradients add up.",
+            partial(_cached_step, cleared="each"),
+        ),
+        Misconception(
+            "loss backpropagated twice",
+            "Every gradient is twice too large: the loss was backpropagated twice (once for each tower?), and .grad "
+            "adds up. One backward gives both caches.",
+            partial(_cached_step, cached=_backward_twice),
+        ),
+        Misconception(
+            "temperature once per tower", _ONCE.format("tower"), partial(_cached_step, cached=_loss_for_each_tower)
+        ),
+        *(
+            Misconception(wrong.name, wrong.message, partial(_cached_step, **wrong.wrong.keywords))
+            for wrong in _SURROGATES
+        ),
+        Misconception("temperature once per chunk", _ONCE.format("chunk of each tower"), _loss_for_each_chunk),
+        Misconception(
+            "temperature once per pair of chunks",
+            _ONCE.format("chunk of queries and its passages"),
+            partial(_loss_for_each_chunk, in_pairs=True),
+        ),
+        Misconception(
+            "optimizer step for each chunk",
+            "The optimizer stepped after every chunk, so later chunks were replayed with other weights than those "
+            "their cache belongs to. Step once, when all chunks have been added up.",
+            partial(_cached_step, stepped="chunk"),
+        ),
+        Misconception(
+            "optimizer step for each tower",
+            "The optimizer stepped after each tower, so the passages were replayed with other weights than those their "
+            "cache belongs to. Step once, when both towers have been added up.",
+            partial(_cached_step, stepped="tower"),
+        ),
+        Misconception(
+            "short last chunk dropped",
+            "Right until B is no multiple of the chunk: the short last chunk was left out of the replay. Its rows were "
+            "in the loss.",
+            partial(_cached_step, last=False),
+        ),
+        Misconception(
+            "re-split by its own length",
+            "Right until B is no multiple of the chunk: the short last chunk got other rows of the cache. Cut the "
+            "cache exactly as you cut the rows.",
+            partial(_cached_step, start=lambda number, chunks: number * len(chunks[number])),
+        ),
+        Misconception(
+            "re-split into equal parts",
+            "Right until B is no multiple of the chunk: the cache was cut into equal parts, the rows were not. Cut "
+            "both the same way.",
+            partial(
+                _cached_step,
+                start=lambda number, chunks: number * (_real_start(len(chunks), chunks) // len(chunks)),
+            ),
+        ),
+        Misconception(
+            "old gradients kept",
+            "Right the first time only: .grad still held the gradients of the step before. Clear them: "
+            "setup.optimizer.zero_grad().",
+            partial(_cached_step, cleared="never"),
+        ),
+    ),
+    hints=(
+        "Your three functions in order, for two towers: first forward of both, one loss, replay of both, then the "
+        "optimizer.",
+        "Keep a list of states in the order of encoding, and walk through it again in the same order while replaying "
+        "queries.split(chunk_size) and the cache, split the same way.",
+        "zero_grad; under no_grad keep states and parts; reps = cat(parts).requires_grad_(); loss.backward(); for each "
+        "chunk: set_rng_state, encoder(chunk).backward(rows of rep.grad); optimizer.step(); return loss.detach().",
+    ),
+)

@@ -1,0 +1,176 @@
+"""What the learner expects before measuring: asked, kept under data/cache/, and shown back afterwards.
+
+A prediction changes nothing that runs later, so a notebook executed by a machine passes them by.
+"""
+
+import math
+import sys
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from html import escape
+from numbers import Real
+from typing import TYPE_CHECKING
+
+from gclib.support.validation import int_at_least, refuse, typed_number
+
+from . import progress
+
+if TYPE_CHECKING:
+    import ipywidgets
+
+Prediction = str | float
+
+
+def record_prediction(chapter: int, key: str, value: Prediction) -> None:
+    """Keep `value` as the learner's prediction for `key`; a later one replaces it.
+
+    value: a string or a finite number. Raises ValueError for anything else, a negative chapter, an empty key.
+    """
+    name = _chapter_name(chapter)
+    _check_key(key)
+    if isinstance(value, bool) or not isinstance(value, str | Real):
+        raise refuse("value", "must be a string or a finite number", value)
+    if isinstance(value, Real) and not math.isfinite(value):
+        raise refuse("value", "must be finite", value)
+    kept = value if isinstance(value, str) else float(value)
+    entry = {"value": kept, "when": datetime.now(UTC).isoformat(timespec="seconds")}
+
+    def change(record: dict) -> None:
+        answers = record.get(name)
+        record[name] = (answers if isinstance(answers, dict) else {}) | {key: entry}
+
+    progress.update("predictions", change)
+
+
+def recall(chapter: int) -> dict[str, Prediction]:
+    """The learner's predictions in `chapter` by key; empty where nothing was predicted."""
+    answers = progress.load("predictions").get(_chapter_name(chapter))
+    if not isinstance(answers, dict):
+        return {}
+    return {key: entry["value"] for key, entry in answers.items() if isinstance(entry, dict)}
+
+
+def show_back(chapter: int, key: str, measured: object, *, unit: str = "", how: str = "Measured") -> None:
+    """Print the learner's prediction for `key` beside what was found (numbers to three digits).
+
+    how: the word for the way in which it was found: "Measured", "Forecast", "Counted".
+    """
+    _check_key(key)
+    found = f"{_told(measured)} {unit}".strip()
+    predicted = recall(chapter).get(key)
+    if predicted is None:
+        print(f"You made no prediction here. {how}: {found}.")
+        return
+    said = f"You predicted {_told(predicted)} {unit}".strip()
+    print(f"{said}. {how}: {found}.")
+    if isinstance(predicted, Real) and isinstance(measured, Real) and predicted > 0 and measured > 0:
+        factor = max(predicted / measured, measured / predicted)
+        near = f"within a factor of {factor:.2g}" if factor >= 1.05 else "as good as exact"
+        print(f"That is {near}.")
+
+
+def predict(
+    chapter: int,
+    key: str,
+    question: str,
+    *,
+    options: Sequence[str] | None = None,
+    unit: str | None = None,
+    low: float = -math.inf,
+    high: float = math.inf,
+) -> "ipywidgets.VBox":
+    """A widget that asks `question` and keeps the answer: one of `options`, or a number in `unit` from `low` to `high`.
+
+    The unit may be typed behind the number. The attributes `answer`, `keep` (a button) and `status` work from the
+    keyboard alone. An earlier prediction is shown and can be changed. Raises ValueError unless exactly one of `options`
+    and `unit` is given, and low < high.
+    """
+    _check_question(chapter, key, question, options, unit)
+    if not low < high:
+        raise refuse("low", "must be below high", f"low={low!r}, high={high!r}")
+    import ipywidgets as widgets
+
+    from gclib.course.widgets.keyboard import keyboard
+
+    earlier = recall(chapter).get(key)
+    ask = widgets.HTML(f"<b>Your prediction.</b> {escape(question)}")
+    if options is not None:
+        chosen = earlier if earlier in options else None
+        answer = widgets.RadioButtons(options=list(options), value=chosen, layout={"width": "max-content"})
+    else:
+        start = earlier if isinstance(earlier, Real) else None
+        answer = widgets.Text(
+            value="" if start is None else f"{start:g}",
+            placeholder="a number",
+            description=unit,
+            style={"description_width": "initial"},
+            layout={"width": "18em"},
+        )
+    keep = widgets.Button(description="Keep my prediction", layout={"width": "auto"})
+    status = widgets.HTML("" if earlier is None else f"Kept earlier: {escape(_told(earlier))}.")
+
+    def keep_answer(_: object) -> None:
+        try:
+            value = answer.value if options is not None else _read_number(answer.value, unit, low, high)
+            status.value = escape(_keep(chapter, key, value))
+        except ValueError as refused:
+            status.value = escape(f"{refused}{_still_kept(chapter, key)}")
+
+    keep.on_click(keep_answer)
+    box = widgets.VBox([ask, answer, keep, status, keyboard()])
+    box.add_class("gclib-prediction")
+    box.answer, box.keep, box.status = answer, keep, status
+    return box
+
+
+def _read_number(text: str, unit: str, low: float, high: float) -> float:
+    """The number in `text`, which may have commas and end in the unit; ValueError, in words, for anything else."""
+    if not text.strip():
+        raise ValueError("Type a number first.")
+    number = typed_number(text, unit)
+    if not -sys.float_info.max <= number <= sys.float_info.max:
+        raise ValueError(f"That is not a number that can be kept: {text}.")
+    if number < low:
+        raise ValueError(f"{_told(number)} is too low: it can't be below {_told(low)}.")
+    if number > high:
+        raise ValueError(f"{_told(number)} is too high: it can't be above {_told(high)}.")
+    return number
+
+
+def _keep(chapter: int, key: str, value: Prediction | None) -> str:
+    """Keep the prediction; what to tell the learner. ValueError, in words, where nothing was chosen."""
+    if value is None:
+        raise ValueError("Choose an answer first.")
+    record_prediction(chapter, key, value)
+    return f"Kept: {_told(value)}. Go on, and see."
+
+
+def _still_kept(chapter: int, key: str) -> str:
+    earlier = recall(chapter).get(key)
+    return "" if earlier is None else f" What you said earlier is still kept: {_told(earlier)}."
+
+
+def _check_question(chapter: int, key: str, question: str, options: Sequence[str] | None, unit: str | None) -> None:
+    _chapter_name(chapter)
+    _check_key(key)
+    if not isinstance(question, str) or not question.strip():
+        raise refuse("question", "must be a sentence", question)
+    if (options is None) == (unit is None):
+        raise refuse("options", "or unit must be given, and not both", f"options={options!r}, unit={unit!r}")
+    if options is not None and (isinstance(options, str) or len(set(options)) < 2):
+        raise refuse("options", "must be at least two different strings", options)
+
+
+def _check_key(key: str) -> None:
+    if not isinstance(key, str) or not key.strip():
+        raise refuse("key", "must be a non-empty string", key)
+
+
+def _chapter_name(chapter: int) -> str:
+    return f"ch{int_at_least('chapter', chapter, 0):02d}"
+
+
+def _told(value: object) -> str:
+    if isinstance(value, str):
+        return value
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"

@@ -1,0 +1,209 @@
+"""What this computer has, and in words what of the course will and will not work on it.
+
+`look` gathers the facts, `judge` turns facts into findings (no machine is touched, so every case can be
+tested), `report` prints them as one table. Nothing is changed, and nothing leaves the machine.
+"""
+
+import os
+import platform
+import re
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from importlib import metadata
+from pathlib import Path
+from typing import Literal
+
+from gclib.memory.devices import ram_bytes
+from gclib.support import ROOT
+from gclib.support.validation import refuse
+from gclib.support.words import GiB, format_bytes
+
+PINS = ROOT / "constraints.txt"
+CORE = ("torch", "transformers", "tokenizers", "numpy", "bm25s", "tqdm", "psutil", "jaxtyping")
+COURSE = ("jupyterlab", "ipywidgets", "matplotlib")
+SMALLEST_PYTHON = (3, 11)
+NEEDED_RAM_BYTES = 2 * GiB  # one notebook and JupyterLab, with room to spare
+EASY_RAM_BYTES = 4 * GiB
+NEEDED_DISK_BYTES = GiB
+
+State = Literal["works", "limited", "will not work"]
+
+
+@dataclass(frozen=True)
+class Machine:
+    """Facts about a computer. Bytes are bytes; a missing package has no entry in `installed`."""
+
+    system: str
+    python: tuple[int, int, int]
+    cores: int
+    ram_bytes: int
+    free_ram_bytes: int
+    free_disk_bytes: int
+    gpus: tuple[tuple[str, int], ...] = ()  # name, bytes
+    installed: Mapping[str, str] = field(default_factory=dict)
+    pinned: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One row of the report: what was looked at, what was found, and what that means for the course."""
+
+    topic: str
+    found: str
+    state: State
+    meaning: str
+
+
+def read_pins(path: Path = PINS) -> dict[str, str]:
+    """Package name (lower case, dashes) -> exact version, from a constraints file; {} where there is none.
+
+    Raises ValueError when a line of the file is neither a comment nor `name==version`.
+    """
+    if not path.is_file():
+        return {}
+    pins = {}
+    for line in path.read_text("utf-8").splitlines():
+        line = line.split("#")[0].strip()
+        if not line:
+            continue
+        found = re.fullmatch(r"([A-Za-z0-9._-]+)==([A-Za-z0-9.!]+)", line)
+        if found is None:
+            raise refuse("path", "must hold lines of the form name==version", line)
+        pins[re.sub(r"[-_.]+", "-", found[1]).lower()] = found[2]
+    return pins
+
+
+def look() -> Machine:
+    """The facts of the computer that runs this. Cores and memory are those that this process may use."""
+    import psutil
+
+    total, free = ram_bytes()
+    affinity = getattr(os, "sched_getaffinity", None)
+    return Machine(
+        system=f"{platform.system()} {platform.machine()}",
+        python=tuple(sys.version_info[:3]),
+        cores=len(affinity(0)) if affinity else os.cpu_count() or 1,
+        ram_bytes=total,
+        free_ram_bytes=free,
+        free_disk_bytes=psutil.disk_usage(str(Path.cwd())).free,
+        gpus=_gpus(),
+        installed={name: v for name in CORE + COURSE if (v := _installed(name)) is not None},
+        pinned=read_pins(),
+    )
+
+
+def judge(machine: Machine) -> list[Finding]:
+    """What each fact of `machine` means for the course, one finding a topic.
+
+    The topics are always the same, in this order: Python, Packages, Memory, Processor cores, Disk, GPU.
+    """
+    return [
+        _judge_python(machine),
+        _judge_packages(machine),
+        _judge_memory(machine),
+        _judge_cores(machine),
+        _judge_disk(machine),
+        _judge_gpu(machine),
+    ]
+
+
+def report(findings: Sequence[Finding]) -> str:
+    """The findings as lines of text, followed by one sentence that sums them up."""
+    width = max(len(finding.state) for finding in findings)
+    rows = []
+    for finding in findings:
+        rows.append(f"{finding.state:<{width}}  {finding.topic}: {finding.found}")
+        rows.append(f"{'':<{width}}  {finding.meaning}")
+    states = [finding.state for finding in findings]
+    if "will not work" in states:
+        broken = ", ".join(f.topic for f in findings if f.state == "will not work")
+        rows.append(f"\nMend this first, then run the cell again: {broken}.")
+    elif "limited" in states:
+        rows.append("\nYou can take the whole course here; the lines marked 'limited' say what to expect.")
+    else:
+        rows.append("\nEverything in the course works here.")
+    return "\n".join(rows)
+
+
+def _gpus() -> tuple[tuple[str, int], ...]:
+    import torch
+
+    if not torch.cuda.is_available():
+        return ()
+    cards = [torch.cuda.get_device_properties(i) for i in range(torch.cuda.device_count())]
+    return tuple((card.name, card.total_memory) for card in cards)
+
+
+def _installed(name: str) -> str | None:
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _judge_python(machine: Machine) -> Finding:
+    version = ".".join(map(str, machine.python))
+    found = f"{version} on {machine.system}"
+    if machine.python[:2] < SMALLEST_PYTHON:
+        needed = ".".join(map(str, SMALLEST_PYTHON))
+        return Finding("Python", found, "will not work", f"The course needs Python {needed} or newer.")
+    return Finding("Python", found, "works", "New enough for everything.")
+
+
+def _judge_packages(machine: Machine) -> Finding:
+    names = CORE + COURSE
+    missing = [name for name in names if name not in machine.installed]
+    found = f"{len(names) - len(missing)} of the {len(names)} that the course uses are installed"
+    if missing:
+        means = f"Missing: {', '.join(missing)}. Run `make env`, or the two steps in the README."
+        return Finding("Packages", found, "will not work", means)
+    if not machine.pinned:
+        means = "The list of tested versions (constraints.txt) is not beside the library, so none was compared."
+        return Finding("Packages", found, "limited", means)
+    other = [
+        f"{name} {machine.installed[name]} (tested: {machine.pinned.get(name, 'not listed')})"
+        for name in names
+        if machine.installed[name].split("+")[0] != machine.pinned.get(name)
+    ]
+    if other:
+        means = f"Not the tested versions: {', '.join(other)}. If a cell fails, run `make env`."
+        return Finding("Packages", found, "limited", means)
+    return Finding("Packages", found, "works", "Every version is the one that the tests passed with.")
+
+
+def _judge_memory(machine: Machine) -> Finding:
+    found = f"{format_bytes(machine.free_ram_bytes)} free of {format_bytes(machine.ram_bytes)}"
+    if machine.free_ram_bytes < NEEDED_RAM_BYTES:
+        needed = format_bytes(NEEDED_RAM_BYTES, digits=1)
+        means = f"The notebooks need about {needed}. Close other programs, or shut down other kernels."
+        return Finding("Memory", found, "will not work", means)
+    if machine.free_ram_bytes < EASY_RAM_BYTES:
+        means = "Enough, with one notebook open at a time. A run that would not fit is refused before it starts."
+        return Finding("Memory", found, "limited", means)
+    means = "Enough for every chapter. A run that would not fit is refused before it starts."
+    return Finding("Memory", found, "works", means)
+
+
+def _judge_cores(machine: Machine) -> Finding:
+    found = f"{machine.cores}"
+    if machine.cores < 2:
+        means = "Times in the chapters were measured on 2 cores: expect longer ones."
+        return Finding("Processor cores", found, "limited", means)
+    return Finding("Processor cores", found, "works", "The times printed in the chapters were measured on 2.")
+
+
+def _judge_disk(machine: Machine) -> Finding:
+    found = f"{format_bytes(machine.free_disk_bytes)} free"
+    if machine.free_disk_bytes < NEEDED_DISK_BYTES:
+        means = "The text pairs and the runs are cached in data/cache/: make about 1 GiB of room."
+        return Finding("Disk", found, "limited", means)
+    return Finding("Disk", found, "works", "Room for the text pairs, which are cached in data/cache/.")
+
+
+def _judge_gpu(machine: Machine) -> Finding:
+    if not machine.gpus:
+        means = "None is needed: every chapter runs on the processor, and forecasts the bytes of cards."
+        return Finding("GPU", "none that PyTorch can use", "works", means)
+    cards = ", ".join(f"{name} ({format_bytes(size)})" for name, size in machine.gpus)
+    return Finding("GPU", cards, "works", "Live runs can also be held against this card's own counters.")

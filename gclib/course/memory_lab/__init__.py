@@ -1,0 +1,1 @@
+"""The memory lab of chapter 06."""

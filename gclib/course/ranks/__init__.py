@@ -1,0 +1,1 @@
+"""Several processes, right and wrong, for chapter 09."""

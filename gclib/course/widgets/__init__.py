@@ -1,0 +1,1 @@
+"""The other widgets of the chapters, and what all of them share."""

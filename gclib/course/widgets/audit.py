@@ -1,0 +1,124 @@
+"""Which trap is it? A step that is not named, its audit on a slider's batch, and a guess. A view, and nothing more."""
+
+import html
+import random
+from collections.abc import Callable, Mapping, Sequence
+
+import ipywidgets as widgets
+from torch import Tensor, nn
+
+from gclib.audit.audit import AuditReport, audit_step
+from gclib.course.widgets.keyboard import keyboard
+from gclib.course.wild.traps import TRAPS, Trap, right_step, rows_of
+from gclib.support.validation import refuse
+from gclib.support.words import format_table
+
+NOTHING = "nothing wrong"
+RIGHT = Trap(NOTHING, right_step, "Gao et al. 2021, section 3.3", "keep it so")
+SMALLEST = 5  # rows: less would leave no chunk that is full and one that is short
+RANKS = 2
+MEASURED = (
+    "the encoders' factor",
+    "the cosine",
+    "the temperature's factor",
+    "“the second forward gives what the first gave”",
+    "“both under one autocast”",
+)
+_STYLE = {"description_width": "70px"}
+
+
+class AuditLab(widgets.VBox):
+    """A choice of steps A, B, ... without their names, a slider for B, a guess, and Tell. All works from the keyboard.
+
+    Attributes, each an ipywidget: step, rows, words, guess, tell, status. `table()` says all of it in text. inputs: the
+    largest batch, of at least `SMALLEST` rows, one mapping of tensors a tower. seed: of the order of the steps.
+    """
+
+    def __init__(
+        self,
+        encoders: Sequence[nn.Module],
+        inputs: Sequence[Mapping[str, Tensor]],
+        loss_fn: Callable[..., Tensor],
+        *,
+        seed: int = 0,
+    ):
+        most = min(len(next(iter(given.values()))) for given in inputs)
+        if most < SMALLEST:
+            raise refuse("inputs", f"must have at least {SMALLEST} rows", most)
+        self._given = (list(encoders), list(inputs), loss_fn)
+        self._steps = random.Random(seed).sample([RIGHT, *TRAPS], 1 + len(TRAPS))
+        self._reports: dict[tuple[int, int], AuditReport] = {}
+        letters = [(f"step {chr(ord('A') + number)}", number) for number in range(len(self._steps))]
+        self.step = widgets.Dropdown(options=letters, value=0, description="Audit", style=_STYLE)
+        self.rows = widgets.IntSlider(
+            min(7, most), SMALLEST, most, description="B", style=_STYLE, continuous_update=False, tooltip="Pairs"
+        )
+        names = [NOTHING, *sorted(trap.name for trap in TRAPS)]
+        self.guess = widgets.Dropdown(options=names, value=NOTHING, description="I say", style=_STYLE)
+        self.tell = widgets.Button(description="Tell", icon="check", tooltip="Is the guess right?")
+        self.words, self.status = widgets.HTML(), widgets.HTML()
+        for control in (self.step, self.rows):
+            control.observe(lambda _: self._draw(), names="value")
+        self.tell.on_click(lambda _: self._on_tell())
+        layout = {"flex_flow": "row wrap"}
+        controls = [widgets.HBox([self.step, self.rows], layout=layout), self.words]
+        super().__init__([*controls, widgets.HBox([self.guess, self.tell], layout=layout), self.status, keyboard()])
+        self._draw()
+
+    def report(self) -> AuditReport:
+        """The audit of the chosen step on the chosen rows."""
+        return self._audit(self.step.value, self.rows.value)
+
+    def table(self) -> str:
+        """The lab as text: what was measured of each step on as many rows as the slider says; no names."""
+        heads = ["step", "scale", "cosine", "temperature's", "same second forward", "one autocast"]
+        rows = []
+        for label, number in self.step.options:
+            report = self._audit(number, self.rows.value)
+            rows.append([label, *self._numbers(report)])
+        return format_table(heads, rows)
+
+    def _audit(self, number: int, rows: int) -> AuditReport:
+        if (number, rows) not in self._reports:
+            encoders, inputs, loss_fn = self._given
+            batch = [rows_of(given, 0, rows) for given in inputs]
+            self._reports[number, rows] = audit_step(self._steps[number].step, encoders, batch, loss_fn, ranks=RANKS)
+        return self._reports[number, rows]
+
+    @staticmethod
+    def _numbers(report: AuditReport) -> list[str]:
+        own = "–" if report.temperature is None else f"{report.temperature:.3f}"
+        replayed = "no" if "random states not replayed" in report.names else "yes"
+        kept = "no" if "autocast not restored" in report.names else "yes"
+        return [f"{report.scale:.3f}", f"{report.cosine:.4f}", own, replayed, kept]
+
+    def _draw(self) -> None:
+        scale, cosine, own, replayed, kept = self._numbers(self.report())
+        pieces = ", ".join(map(str, self.report().chunks))
+        said = [
+            f"Encoded with a graph in pieces of {pieces} rows.",
+            f"Gradient of the encoders: {scale} times the right one, cosine {cosine}. Of the temperature: {own} times.",
+            f"The second forward gives what the first gave, dropout on: {replayed}. Both under one autocast: {kept}.",
+        ]
+        lines = "<br>".join(html.escape(line) for line in said)
+        self.words.value = f'<div role="status" aria-live="polite">{lines}</div>'
+        self._say("Choose a name, then Tell.")
+
+    def _on_tell(self) -> None:
+        trap = self._steps[self.step.value]
+        if self.guess.value == trap.name:
+            self._say(f"Yes: {trap.name}. Right is: {trap.right}.")
+        else:
+            self._say(f"No. {self._against(self.guess.value)}")
+
+    def _against(self, name: str) -> str:
+        """What a step of that name would show otherwise, on the same rows: the first such number."""
+        guessed = next(number for number, trap in enumerate(self._steps) if trap.name == name)
+        there, here = (self._numbers(self._audit(number, self.rows.value)) for number in (guessed, self.step.value))
+        for what, other, own in zip(MEASURED, there, here, strict=True):
+            if other != own:
+                return f"For “{name}” {what} would be {other}, and here it is {own}."
+        return "On so many rows both show the same numbers: move B."
+
+    def _say(self, text: str) -> None:
+        self.status.value = f'<div role="status" aria-live="polite">{html.escape(text)}</div>'

@@ -1,0 +1,1 @@
+"""Text pairs, tokens, and what goes into a batch."""

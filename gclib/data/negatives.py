@@ -1,0 +1,170 @@
+"""Hard negatives (passages that look right and are not) and false negatives (right, and not said to be).
+
+Two texts are twins where they are the same but for case, white space and what closes a sentence at their end: code
+is told apart by its signs, so `f(x)` and `f(-x)` are no twins. The right passages of a query are the positives of
+every pair whose query is its twin, and their twins. A right passage is never mined as a negative, and is masked where
+it stands in the batch as another query's.
+
+Letters: B queries, K hard negatives per query, N = B * (1 + K) passages.
+"""
+
+import random
+import re
+import sys
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from gclib.data.pairs import TextPair
+from gclib.support.validation import int_at_least, positive_int, refuse
+
+DEPTH = 4  # candidates that each hard negative is drawn from: the best DEPTH * per_query
+_WORD = re.compile(r"[^\W_]+")
+_SIGN = re.compile(r"\w+|[^\w\s]")
+_CLOSING = " .,;:!?"
+_HUMP = re.compile(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])")
+
+
+def mine_hard_negatives(pairs: Sequence[TextPair], *, per_query: int, seed: int) -> list[TextPair]:
+    """The pairs again, each with `per_query` hard negatives: other pairs' passages that BM25 ranks high for its query.
+
+    The pool is the pairs' distinct passages. For each query its right passages are left out (this module's docstring
+    says which), and `per_query` of the best 4 * per_query others are drawn, best first. Where fewer share a word with
+    the query, the rest are drawn from the whole pool. `seed` decides the draws; the order of the pairs does not.
+    Negatives that a pair already has are replaced. Words are parted at punctuation, underscores and the humps of
+    camelCase; English stop words are skipped.
+
+    Gao et al. 2021, like Karpukhin et al. 2020 (DPR), train with one BM25 negative for each question. Raises ValueError
+    for no pairs, a per_query below 1, or a pool without that many wrong passages for some query.
+    """
+    check_pairs(pairs)
+    positive_int("per_query", per_query)
+    seed = int_at_least("seed", seed, 0)
+    right = right_passages(pairs)
+    pool = {normal_form(pair.passage): pair.passage for pair in reversed(pairs)}
+    pool = dict(sorted(pool.items()))
+    _check_pool(pairs, pool, right, per_query)
+    deepest = max(len(forms) for forms in right.values())
+    ranked = _ranked(pairs, list(pool.values()), DEPTH * per_query + deepest)
+    forms, passages = list(pool), list(pool.values())
+    mined = []
+    for pair, ranking in zip(pairs, ranked, strict=True):
+        wrong = [number for number in ranking if forms[number] not in right[normal_form(pair.query)]]
+        draw = random.Random(f"{seed}\n{pair.query}\n{pair.passage}")
+        chosen = _drawn(draw, wrong[: DEPTH * per_query], per_query, forms, right[normal_form(pair.query)])
+        mined.append(replace(pair, negatives=tuple(passages[number] for number in chosen)))
+    return mined
+
+
+def false_negative_mask(pairs: Sequence[TextPair]) -> Tensor:
+    """(B, N) bool, True where passage j is right for query i although it is not query i's own positive.
+
+    Passages stand as everywhere: pair i's positive in column i * (1 + K), then its K negatives. Right passages: as this
+    module's docstring says. Never True for a query's own positive. A loss takes it as `mask`.
+
+    Raises ValueError for no pairs, or pairs with unlike numbers of negatives.
+    """
+    check_pairs(pairs)
+    group = 1 + len(pairs[0].negatives)
+    for pair in pairs:
+        if len(pair.negatives) != group - 1:
+            rule = f"must all have as many negatives as the first, {group - 1}"
+            raise refuse("pairs", rule, f"a pair with {len(pair.negatives)}")
+    right = right_passages(pairs)
+    columns = defaultdict(list)
+    for number, text in enumerate(text for pair in pairs for text in (pair.passage, *pair.negatives)):
+        columns[normal_form(text)].append(number)
+    mask = torch.zeros(len(pairs), len(pairs) * group, dtype=torch.bool)
+    for row, pair in enumerate(pairs):
+        mask[row, [column for form in right[normal_form(pair.query)] for column in columns[form]]] = True
+        mask[row, row * group] = False
+    return mask
+
+
+def normal_form(text: str) -> str:
+    """The words and signs of a text, lower case, one space between, without what closes its last sentence.
+
+    Of a text that holds nothing else than closing signs, those.
+    """
+    signs = " ".join(_SIGN.findall(text.lower()))
+    return signs.rstrip(_CLOSING) or signs
+
+
+def right_passages(pairs: Sequence[TextPair]) -> dict[str, set[str]]:
+    """For each query's normal form, the normal forms of all passages that are right for it."""
+    right = defaultdict(set)
+    for pair in pairs:
+        right[normal_form(pair.query)].add(normal_form(pair.passage))
+    return dict(right)
+
+
+def check_pairs(pairs: Sequence[TextPair]) -> None:
+    """At least one TextPair and nothing else; ValueError otherwise."""
+    if not isinstance(pairs, Sequence) or isinstance(pairs, str) or len(pairs) == 0:
+        got = "none" if isinstance(pairs, Sequence) else type(pairs).__name__
+        raise refuse("pairs", "must be a sequence of at least one TextPair", got)
+    for pair in pairs:
+        if not isinstance(pair, TextPair):
+            raise refuse("pairs", "must hold nothing but TextPair", type(pair).__name__)
+
+
+def _check_pool(pairs: Sequence[TextPair], pool: dict[str, str], right: dict[str, set[str]], per_query: int) -> None:
+    fewest = len(pool) - max(len(forms) for forms in right.values())
+    if per_query > fewest:
+        rule = f"must be at most {fewest}, the wrong passages that the query with the fewest has"
+        raise refuse("per_query", rule, per_query)
+
+
+def _ranked(pairs: Sequence[TextPair], passages: list[str], depth: int) -> list[list[int]]:
+    """For each pair the passages that share a word with its query, best first, at most `depth`; ties by number."""
+    with _absent("jax"):
+        import bm25s
+
+    def tokens(texts: Sequence[str]) -> Any:
+        parted = [_HUMP.sub(" ", text) for text in texts]
+        return bm25s.tokenize(parted, token_pattern=_WORD.pattern, stopwords="english", show_progress=False)
+
+    index = bm25s.BM25()
+    index.index(tokens(passages), show_progress=False)
+    queries, k = tokens([pair.query for pair in pairs]), min(depth, len(passages))
+    found = index.retrieve(queries, k=k, show_progress=False, backend_selection="numpy")
+    ranked = []
+    for numbers, scores in zip(found.documents, found.scores, strict=True):
+        order = np.lexsort((numbers, -scores))
+        ranked.append([int(numbers[place]) for place in order if scores[place] > 0])
+    return ranked
+
+
+@contextmanager
+def _absent(module: str) -> Iterator[None]:
+    """Inside, a module that was not imported yet can't be.
+
+    bm25s starts JAX where it is installed, for a faster sort; and JAX takes three quarters of a GPU's memory for itself
+    as soon as it starts.
+    """
+    if module in sys.modules:
+        yield
+        return
+    sys.modules[module] = None
+    try:
+        yield
+    finally:
+        del sys.modules[module]
+
+
+def _drawn(draw: random.Random, candidates: list[int], count: int, forms: list[str], right: set[str]) -> list[int]:
+    """`count` of the candidates, in their order; then, where they do not suffice, others that are not right."""
+    if len(candidates) >= count:
+        return [candidates[place] for place in sorted(draw.sample(range(len(candidates)), count))]
+    chosen = list(candidates)
+    taken = set(chosen)
+    for number in draw.sample(range(len(forms)), min(len(forms), count + len(right))):
+        if len(chosen) < count and number not in taken and forms[number] not in right:
+            chosen.append(number)
+    return chosen

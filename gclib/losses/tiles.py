@@ -1,0 +1,290 @@
+"""Tiles of logits: the log-sum-exps and the gradients that pass through them, one tile at a time.
+
+Queries stand against a block of passages. On one device the block holds all of them (`gclib.losses.tiled`), around a
+ring it holds one process's (`gclib.losses.ring`); the walk over the tiles is the same.
+
+Passage j = i * (1 + K) + slot belongs to query i. Taken slot by slot, the logits are 1 + K matrices of queries against
+queries' own passages; the positives are on a diagonal of slot 0, and slot 0 alone has a second direction.
+
+Letters: B queries, K hard negatives per query, N = B * (1 + K) passages, D dimensions; b queries and n of the
+queries' passages of this block; R x C the sides of a tile. Source: Cheng et al. 2024 (arXiv 2410.17243).
+"""
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.nn import functional as F
+
+from gclib.support.shapes import shape_checked
+
+# exp(x) is taken for 0 below these x: far under one rounding of a sum that holds exp(0) = 1, and far above the
+# subnormal numbers on which a CPU's exp and matrix product are 10 to 100 times slower.
+NEGLIGIBLE_EXPONENT = {torch.float32: -60.0, torch.float64: -600.0}
+
+
+@dataclass(frozen=True)
+class Tile:
+    """Queries `rows` against the passages that hold place `slot` among the 1 + K of the block's queries `columns`.
+
+    holds_positives: the tile's diagonal is the positives' logits.
+    """
+
+    rows: slice
+    columns: slice
+    slot: int
+    passages: slice
+    holds_positives: bool
+
+
+class Logits:
+    """The (b, n * (1 + K)) logits of one block, never whole: one tile at a time, in one buffer.
+
+    first: query i's positive is the first of the 1 + K passages at place first + i; None where this block of passages
+    holds no positive of these queries. group: 1 + K.
+    """
+
+    def __init__(
+        self,
+        query_reps: Tensor,
+        passage_reps: Tensor,
+        temperature: float | Tensor,
+        side: int,
+        *,
+        group: int,
+        mask: Tensor | None = None,
+        first: int | None = 0,
+    ):
+        self.query_reps, self.passage_reps = query_reps, passage_reps
+        self.temperature, self.mask, self.side = temperature, mask, side
+        self.group, self.first = group, first
+        self.rows, self.columns = query_reps.shape[0], passage_reps.shape[0] // group
+        self.dtype = torch.promote_types(query_reps.dtype, torch.float32)
+        self.buffer = self.new_empty(min(side, self.rows) * min(side, self.columns))
+
+    def new_empty(self, *shape: int) -> Tensor:
+        """An uninitialised tensor of the dtype that everything is accumulated in."""
+        return self.query_reps.new_empty(shape, dtype=self.dtype)
+
+    def row_blocks(self) -> Iterator[slice]:
+        """Slices of at most `side` queries; the last may be short."""
+        return _cut(0, self.rows, self.side)
+
+    def column_blocks(self) -> Iterator[slice]:
+        """Slices of at most `side` of the block's places; those of the positives are cut as the rows are."""
+        first = 0 if self.first is None else self.first
+        last = self.columns if self.first is None else first + self.rows
+        for start, stop in ((0, first), (first, last), (last, self.columns)):
+            yield from _cut(start, stop, self.side)
+
+    def tiles(self, rows: slice) -> Iterator[Tile]:
+        """The tiles of one block of queries, slot by slot."""
+        own = None if self.first is None else slice(self.first + rows.start, self.first + rows.stop)
+        for slot in range(self.group):
+            for columns in self.column_blocks():
+                start, stop = columns.start * self.group + slot, columns.stop * self.group
+                yield Tile(rows, columns, slot, slice(start, stop, self.group), slot == 0 and columns == own)
+
+    def queries(self, rows: slice) -> Tensor:
+        """(R, D): one block of queries, as they are."""
+        return self.query_reps[rows].to(self.dtype)
+
+    def passages(self, tile: Tile) -> Tensor:
+        """(C, D): the tile's passages, as they are."""
+        return self.passage_reps[tile.passages].to(self.dtype)
+
+    def compute(self, tile: Tile, queries: Tensor, passages: Tensor) -> Tensor:
+        """(R, C): the tile's logits in the buffer (the next tile overwrites it), masked ones at minus infinity."""
+        shape = queries.shape[0], passages.shape[0]
+        logits = torch.mm(queries, passages.T, out=_shaped(self.buffer, shape)).div_(self.temperature)
+        if self.mask is not None:
+            logits.masked_fill_(self.mask[tile.rows, tile.passages], -torch.inf)
+        return logits
+
+
+@dataclass
+class LogSumExp:
+    """One direction's log-sum-exps over all but the positives: maximum + log(total), (B,) each.
+
+    Apart, the two keep digits that their sum would lose; without the positive, the loss of an easy query and the
+    gradient p - 1 of its positive come from what is left, not from a difference of numbers near 1.
+    `maximum` starts at the lowest number there is and `total` at 0: minus infinity together. (Cheng et al.'s
+    equation (4) is written from 0, which would count a logit of 0 that nobody has.)
+    """
+
+    maximum: Tensor
+    total: Tensor
+
+    @classmethod
+    def empty(cls, like: Tensor) -> "LogSumExp":
+        """Of nothing yet."""
+        return cls(torch.full_like(like, torch.finfo(like.dtype).min), torch.zeros_like(like))
+
+    def merge(self, at: slice, logits: Tensor, dim: int, out: Tensor) -> None:
+        """Equations (3)-(5): take in a tile along `dim`; `out` (as big as the tile, or itself) is overwritten."""
+        maximum = torch.maximum(self.maximum[at], logits.amax(dim))
+        self.total[at] *= torch.exp(self.maximum[at] - maximum)
+        self.maximum[at] = maximum
+        self.total[at] += _exponentials(logits, maximum.unsqueeze(dim), out).sum(dim)
+
+    def over(self, positives: Tensor) -> Tensor:
+        """log-sum-exp minus the positive's logit, in the order that rounds least."""
+        return (self.maximum - positives) + self.total.log()
+
+    def losses(self, positives: Tensor) -> Tensor:
+        """(B,): each query's loss, equations (1)-(2). With l the log-sum-exp over the others and z the positive's
+        logit it is log(exp(z) + exp(l)) - z = -log sigmoid(z - l)."""
+        return -F.logsigmoid(-self.over(positives))
+
+
+def merge_logits(logits: Logits, positives: Tensor, directions: Sequence[LogSumExp]) -> None:
+    """Take one block's logits into the log-sum-exps of its rows and, if there is a second direction, its columns.
+
+    positives (b,): filled where the block holds them; they are left out of the log-sum-exps.
+    """
+    symmetric = len(directions) > 1
+    scratch = torch.empty_like(logits.buffer) if symmetric else logits.buffer
+    for rows in logits.row_blocks():
+        queries = logits.queries(rows)
+        for tile in logits.tiles(rows):
+            values = logits.compute(tile, queries, logits.passages(tile))
+            if tile.holds_positives:
+                positives[rows] = values.diagonal()
+                values.diagonal().fill_(-torch.inf)
+            if symmetric and tile.slot == 0:
+                directions[1].merge(tile.columns, values, 0, out=_shaped(scratch, values.shape))
+            directions[0].merge(rows, values, 1, out=values)
+
+
+@dataclass
+class Softmax:
+    """What turns a tile of logits into its gradient: exp(z - maxima[d]) * scales[d] summed over directions d, and
+    `of_positives` on the diagonal; (B,) each."""
+
+    maxima: list[Tensor]
+    scales: list[Tensor]
+    of_positives: Tensor
+
+    @classmethod
+    def of(cls, positives: Tensor, directions: list[LogSumExp], weight: Tensor) -> "Softmax":
+        """With p the softmax: weight * p, and at positives weight * (p - 1) = -weight * sigmoid(l - z).
+
+        A total holds exp(0) = 1 for its largest logit, so saturated logits divide nothing by 0.
+        """
+        maxima = [torch.maximum(others.maximum, positives) for others in directions]
+        scales = []
+        for others, maximum in zip(directions, maxima, strict=True):
+            total = others.total * torch.exp(others.maximum - maximum) + torch.exp(positives - maximum)
+            scales.append(weight / total)
+        missing = [torch.sigmoid(others.over(positives)) for others in directions]
+        return cls(maxima, scales, -weight * sum(missing[1:], missing[0]))
+
+    @property
+    def symmetric(self) -> bool:
+        """Whether there is a second direction."""
+        return len(self.maxima) > 1
+
+
+@dataclass
+class Gradients:
+    """What the backward pass adds to, None where not wanted: of the queries, of the block's passages, and of the
+    temperature, dLoss/dt = -sum(dLoss/dz z) / t."""
+
+    queries: Tensor | None
+    passages: Tensor | None
+    temperature: Tensor | None
+
+
+def add_gradients(logits: Logits, softmax: Softmax, gradients: Gradients) -> None:
+    """Add one block's gradients of queries, passages and temperature: equations (6)-(8), every tile computed again."""
+    scratch = torch.empty_like(logits.buffer) if softmax.symmetric else logits.buffer
+    kept = torch.empty_like(logits.buffer) if gradients.temperature is not None else None
+    of_temperature = PairwiseSum()
+    for rows in logits.row_blocks():
+        queries = logits.queries(rows)
+        of_rows = PairwiseSum()
+        for tile in logits.tiles(rows):
+            passages = logits.passages(tile)
+            values = logits.compute(tile, queries, passages)
+            if kept is not None:
+                finite = torch.clamp_min(values, torch.finfo(values.dtype).min, out=_shaped(kept, values.shape))
+            of_logits = _gradient_of_logits(tile, values, softmax, scratch)
+            if kept is not None:
+                of_temperature.add(finite.mul_(of_logits).sum())
+            if gradients.passages is not None:
+                into = gradients.passages[tile.passages]
+                torch.addmm(into, of_logits.T, queries, out=into)
+            if gradients.queries is not None:
+                of_rows.add(torch.mm(of_logits, passages))
+        if gradients.queries is not None:
+            gradients.queries[rows] += of_rows.total()
+    if gradients.temperature is not None:
+        gradients.temperature -= of_temperature.total()
+
+
+@shape_checked
+def _gradient_of_logits(
+    tile: Tile, logits: Float[Tensor, "R C"], softmax: Softmax, scratch: Tensor
+) -> Float[Tensor, "R C"]:
+    """dLoss/dlogits of one tile over the temperature, in place of the logits or, with two directions, in `scratch`."""
+    of_columns = None
+    if softmax.symmetric and tile.slot == 0:
+        maximum, scale = softmax.maxima[1][tile.columns], softmax.scales[1][tile.columns]
+        of_columns = _kept_exponentials(logits, maximum.unsqueeze(0), _shaped(scratch, logits.shape)).mul_(scale)
+    maximum, scale = softmax.maxima[0][tile.rows], softmax.scales[0][tile.rows].unsqueeze(1)
+    of_rows = _kept_exponentials(logits, maximum.unsqueeze(1), logits)
+    gradient = of_rows.mul_(scale) if of_columns is None else of_columns.addcmul_(of_rows, scale)
+    if tile.holds_positives:
+        gradient.diagonal().copy_(softmax.of_positives[tile.rows])
+    return gradient
+
+
+def _kept_exponentials(logits: Tensor, maximum: Tensor, out: Tensor) -> Tensor:
+    """`_exponentials`, where what is negligible (or masked) is exactly 0."""
+    smallest = math.exp(NEGLIGIBLE_EXPONENT[logits.dtype] + 1)
+    return F.threshold_(_exponentials(logits, maximum, out), smallest, 0.0)
+
+
+def _exponentials(logits: Tensor, maximum: Tensor, out: Tensor) -> Tensor:
+    """exp(logits - maximum) into `out`, which may be the logits themselves; never below exp(NEGLIGIBLE_EXPONENT)."""
+    torch.sub(logits, maximum, out=out)
+    return out.clamp_min_(NEGLIGIBLE_EXPONENT[out.dtype]).exp_()
+
+
+class PairwiseSum:
+    """A sum in which partial sums of equally many terms meet: rounding grows with the logarithm of their number.
+
+    Holds as many terms as that logarithm. The terms are overwritten.
+    """
+
+    def __init__(self):
+        self.partial: list[Tensor] = []
+        self.count = 0
+
+    def add(self, term: Tensor) -> None:
+        """Like adding 1 to a binary number: each carry adds two partial sums of the same size."""
+        self.count += 1
+        for _ in range((self.count & -self.count).bit_length() - 1):
+            term += self.partial.pop()
+        self.partial.append(term)
+
+    def total(self) -> Tensor:
+        """The sum of all terms; smallest partial sums first."""
+        total = self.partial.pop()
+        while self.partial:
+            total += self.partial.pop()
+        return total
+
+
+def _shaped(buffer: Tensor, shape: Sequence[int]) -> Tensor:
+    """The first numbers of a buffer, as a matrix of that shape."""
+    return buffer.view(-1)[: shape[0] * shape[1]].view(shape[0], shape[1])
+
+
+def _cut(start: int, stop: int, side: int) -> Iterator[slice]:
+    """[start, stop) in slices of at most `side`."""
+    for place in range(start, stop, side):
+        yield slice(place, min(place + side, stop))

@@ -1,0 +1,75 @@
+"""The devices that a step runs on: what of a card's memory its tensors may use, and what this machine has free.
+
+A card has less than its name says: part is kept for error correction and the driver. `REPORTED_GIB` is what torch
+reports as a card's total: the least that was found quoted in public logs and out-of-memory messages. Of that, two
+things are gone before the first tensor: the process's own CUDA context, and the workspaces that PyTorch's allocator
+holds for the matrix library, one for the thread that works forward and one for the one that works backward.
+`GPU_MEMORY_BYTES` is what is left.
+
+Context and workspaces were measured on an H100 (`data/recordings`); another card, driver or torch has others.
+`python -m gclib calibrate` measures your own, and the gaps that the allocator leaves.
+"""
+
+from pathlib import Path
+
+import psutil
+import torch
+
+from gclib.support.validation import refuse
+from gclib.support.words import GiB, MiB
+
+CONTEXT_BYTES = 769 * MiB  # on the H100 after a step in float32 and bf16; 619 MiB before the first matrix product
+WORKSPACE_BYTES = 2 * 8_519_680  # two of PyTorch's default
+HOPPER_WORKSPACE_BYTES = 2 * 32 * MiB  # measured, and PyTorch's default from the H100 on
+_HOPPER = ("A100 or H100 (80 GB)", "H200 (141 GB)")
+
+# GiB as torch writes it after "total capacity", and where it was read.
+REPORTED_GIB = {
+    "RTX 2080 Ti (11 GB)": (10.76, "github.com/ispc-lab/TMA/issues/5"),
+    "T4 (16 GB)": (14.56, "github.com/Zheng-Chong/CatVTON/issues/133"),
+    "RTX 4090 (24 GB)": (23.64, "github.com/ali-vilab/VGen/issues/104"),
+    "A100 (40 GB)": (39.50, "github.com/TianheWu/CoSeR/issues/10"),
+    "A100 or H100 (80 GB)": (79.10, "github.com/huggingface/trl/issues/2688"),
+    "H200 (141 GB)": (139.72, "no source to name: several public logs, 139.72 to 139.81"),
+}
+
+GPU_MEMORY_BYTES = {
+    name: int(gib * GiB) - CONTEXT_BYTES - (HOPPER_WORKSPACE_BYTES if name in _HOPPER else WORKSPACE_BYTES)
+    for name, (gib, _) in REPORTED_GIB.items()
+}
+
+CGROUP = Path("/sys/fs/cgroup")  # where Linux keeps the limits of a container
+
+
+def run_device(device: str | torch.device | None = None) -> torch.device:
+    """Where a run takes place: the device given, or CUDA's present one where PyTorch can use it, else the processor.
+
+    Raises ValueError for what is neither the processor nor a CUDA device that is there.
+    """
+    rule = "must be the processor, or a CUDA device that PyTorch can use"
+    try:
+        place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    except (RuntimeError, TypeError) as error:
+        raise refuse("device", rule, device) from error
+    if place.type == "cpu":
+        return torch.device("cpu")
+    if place.type != "cuda" or not torch.cuda.is_available() or (place.index or 0) >= torch.cuda.device_count():
+        raise refuse("device", rule, str(place))
+    return place if place.index is not None else torch.device("cuda", torch.cuda.current_device())
+
+
+def ram_bytes(cgroup: Path = CGROUP) -> tuple[int, int]:
+    """(total, free) bytes of memory for this process: the machine's, or its container's where that is less."""
+    memory = psutil.virtual_memory()
+    limit, used = (_read_int(cgroup / name) for name in ("memory.max", "memory.current"))
+    if limit is None or used is None:
+        return memory.total, memory.available
+    return min(memory.total, limit), min(memory.available, max(0, limit - used))
+
+
+def _read_int(path: Path) -> int | None:
+    """The number that is all of a small file; None where there is no such file, or where it says "max"."""
+    try:
+        return int(path.read_text("ascii"))
+    except (OSError, ValueError):
+        return None

@@ -1,0 +1,330 @@
+"""What a step costs: its floating point operations, exactly, and its time against the naive step's, nearly.
+
+FLOPs are those of matrix products and attention, as `torch.utils.flop_counter` counts them: a product of (m, k) and
+(k, n) is 2 m k n of them. An encoder's are linear in the rows and a parabola in the width T, because attention looks at
+pairs of tokens; so a few counts of tiny batches, with fake tensors, give the FLOPs of every step, to the last one.
+
+Letters: B queries, N passages, D dimensions, T tokens, C rows of a chunk, R retained chunks; rho = tokens of one
+forward of all chunks / tokens of the padded batch; r = the share of the former that stands in retained chunks.
+"""
+
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
+
+from gclib.chunks import Chunk, check_plan, plan_chunks, price_of_a_call
+from gclib.memory.laws import fake_copy, padded_tokens
+from gclib.steps import schedule
+from gclib.support.validation import int_at_least, one_of, positive_int, positive_number, refuse
+from gclib.towers import as_tower_list
+
+WIDTHS = (4, 8, 12, 20)  # three for the parabola, one to see whether it holds
+
+
+@dataclass(frozen=True)
+class FlopsLaw:
+    """FLOPs of one row of T tokens: constant + per_token * T + per_pair * T^2."""
+
+    constant: int = 0
+    per_token: int = 0
+    per_pair: int = 0
+
+    @classmethod
+    def through(cls, flops: Mapping[int, int]) -> "FlopsLaw":
+        """The parabola through {width: FLOPs of one row}, at least four widths.
+
+        Raises ValueError where the values do not all lie on one parabola with whole coefficients.
+        """
+        (u, fu), (v, fv), (w, fw), *rest = sorted(flops.items())
+        if not rest:
+            raise refuse("flops", "must hold at least four widths", sorted(flops))
+        slope = (fv - fu) // (v - u)
+        per_pair = ((fw - fv) // (w - v) - slope) // (w - u)
+        per_token = slope - per_pair * (u + v)
+        law = cls(fu - per_token * u - per_pair * u * u, per_token, per_pair)
+        if off := [width for width, count in flops.items() if law.at(1, width) != count]:
+            raise refuse("flops", "must lie on one parabola in the width", f"others at the widths {off}")
+        return law
+
+    def at(self, rows: int, width: int) -> int:
+        """FLOPs of `rows` rows of `width` tokens."""
+        return rows * (self.constant + self.per_token * width + self.per_pair * width * width)
+
+
+@dataclass(frozen=True)
+class EncoderCost:
+    """The laws of an encoder's forward and of its backward (zero where nothing is trained), and its D dimensions."""
+
+    forward: FlopsLaw
+    backward: FlopsLaw
+    dimensions: int
+
+    @property
+    def trained(self) -> bool:
+        """Whether a backward does anything."""
+        return self.backward != FlopsLaw()
+
+
+@dataclass(frozen=True)
+class FlopsForecast:
+    """FLOPs of a step's parts: first forward, the loss with its backward, second forward (replay), backward."""
+
+    first_forward: int
+    loss: int
+    second_forward: int
+    backward: int
+
+    @property
+    def total(self) -> int:
+        """All of them."""
+        return self.first_forward + self.loss + self.second_forward + self.backward
+
+
+@dataclass(frozen=True)
+class TokenCount:
+    """Tokens, padding included: of the naive batch, of one forward of all chunks, and of the retained chunks."""
+
+    padded: int
+    encoded: int
+    retained: int
+
+    @property
+    def rho(self) -> float:
+        """encoded / padded."""
+        return self.encoded / self.padded
+
+    @property
+    def retained_share(self) -> float:
+        """r = retained / encoded: a share of tokens, not of rows or chunks."""
+        return self.retained / self.encoded
+
+    @property
+    def time_ratio(self) -> float:
+        """Time of the step over the naive step's, as `time_ratio` predicts it."""
+        return time_ratio(self.rho, self.retained_share)
+
+
+def count_flops(call: Callable[[], object]) -> int:
+    """FLOPs of matrix products and attention in `call()`, as torch counts them.
+
+    torch's counter does not know the CPU's own attention kernel (taken where no dropout falls on the weights): it is
+    counted here as the other fused kernels are, 2 products forward and 5 backward, one of which is a recomputation.
+    Raises ValueError where `call` cannot be called.
+    """
+    if not callable(call):
+        raise refuse("call", "must be callable without arguments", type(call).__name__)
+    aten = torch.ops.aten
+    kernels = {
+        aten._scaled_dot_product_flash_attention_for_cpu: _attention,
+        aten._scaled_dot_product_flash_attention_for_cpu_backward: _attention_backward,
+    }
+    with FlopCounterMode(display=False, custom_mapping=kernels) as counter:
+        call()
+    return counter.get_total_flops()
+
+
+def encoder_cost(encoder: nn.Module) -> EncoderCost:
+    """The FLOPs laws of a module called as encoder(input_ids=..., attention_mask=...), in its present mode.
+
+    A copy with fake tensors is run at four widths: no number is computed, no gradient or generator is touched.
+    Raises ValueError where the module returns anything but (rows, D), or where its FLOPs are not linear in the rows and
+    a parabola in the width.
+    """
+    if not isinstance(encoder, nn.Module):
+        raise refuse("encoder", "must be a torch module", type(encoder).__name__)
+    mode = FakeTensorMode()
+    copy = fake_copy(encoder, mode)
+    trained = any(parameter.requires_grad for parameter in encoder.parameters())
+
+    def counts(rows: int, width: int) -> tuple[int, int, int]:
+        with mode:
+            batch, kept = padded_tokens(rows, width), []
+            forward = count_flops(lambda: kept.append(copy(**batch)))
+            reps = _checked_reps(kept.pop(), rows)
+            return forward, count_flops(reps.sum().backward) if trained else 0, reps.shape[1]
+
+    found = {width: counts(2, width) for width in WIDTHS}
+    laws = [FlopsLaw.through({width: count[n] // 2 for width, count in found.items()}) for n in (0, 1)]
+    for rows in (1, 3):
+        if counts(rows, WIDTHS[-1])[:2] != tuple(law.at(rows, WIDTHS[-1]) for law in laws):
+            raise refuse("encoder", "must cost FLOPs that are linear in the rows", f"others for {rows} of them")
+    return EncoderCost(*laws, dimensions=found[WIDTHS[0]][2])
+
+
+def forecast_flops(
+    step: str,
+    costs: Sequence[EncoderCost],
+    lengths: Sequence[Sequence[int]],
+    *,
+    chunk_size: int | Sequence[int] | None = None,
+    chunk_tokens: int | Sequence[int] | None = None,
+    plan: Sequence[Sequence[Chunk]] | None = None,
+    sort_by_length: bool = True,
+    retain_chunks: int = 0,
+    device: str = "cpu",
+) -> FlopsForecast:
+    """FLOPs of a "naive" or "grad_cache" step with two towers and the dense loss: what `count_flops` counts of it.
+
+    costs: `encoder_cost` of each tower's encoder. lengths: each tower's rows in tokens; the batch is padded to its
+    longest. The other arguments are those of `grad_cache_step` (the naive step takes none); device: where it is to run,
+    which decides where its sorted chunks end. The loss: logits 2 B N D, their gradients 2 B N D for each tower that
+    asks for one. Raises ValueError for what does not fit.
+    """
+    one_of("step", step, ("naive", "grad_cache"))
+    int_at_least("retain_chunks", retain_chunks, 0)
+    if len(costs) != 2 or not all(isinstance(cost, EncoderCost) for cost in costs):
+        raise refuse("costs", "must be two, as encoder_cost gives them (twice the same: tied)", costs)
+    options = {"chunk_size": chunk_size, "chunk_tokens": chunk_tokens, "plan": plan}
+    if step == "naive":
+        given = [name for name, value in options.items() if value is not None] + ["retain_chunks"] * bool(retain_chunks)
+        if given:
+            raise refuse(given[0], "must not be given for the naive step, which has no chunks", "a value")
+        options, sort_by_length, retain_chunks = {"plan": [_whole(rows) for rows in _checked(lengths)]}, False, 2
+    parts = dict.fromkeys(("first_forward", "second_forward", "backward"), 0)
+    plans = plan_step(lengths, sort_by_length=sort_by_length, device=device, **options)
+    for tower, number, kept in schedule(plans, retain_chunks):
+        cost, chunk = costs[tower], plans[tower][number]
+        parts["first_forward"] += cost.forward.at(len(chunk), chunk.width)
+        parts["backward"] += cost.backward.at(len(chunk), chunk.width)
+        if not kept and cost.trained:
+            parts["second_forward"] += cost.forward.at(len(chunk), chunk.width)
+    product = 2 * len(lengths[0]) * len(lengths[1]) * costs[0].dimensions
+    asked = sum(cost.trained for cost in costs) if step == "naive" else len(costs)
+    return FlopsForecast(loss=(1 + asked) * product, **parts)
+
+
+def count_tokens(
+    lengths: Sequence[Sequence[int]],
+    *,
+    chunk_size: int | Sequence[int] | None = None,
+    chunk_tokens: int | Sequence[int] | None = None,
+    plan: Sequence[Sequence[Chunk]] | None = None,
+    sort_by_length: bool = True,
+    retain_chunks: int = 0,
+    device: str = "cpu",
+) -> TokenCount:
+    """The tokens that a `grad_cache_step` with these arguments encodes there, and those of the padded naive batch."""
+    options = {"chunk_size": chunk_size, "chunk_tokens": chunk_tokens, "plan": plan}
+    plans = plan_step(lengths, sort_by_length=sort_by_length, device=device, **options)
+    retained = schedule(plans, int_at_least("retain_chunks", retain_chunks, 0))
+    return TokenCount(
+        padded=sum(len(rows) * max(rows) for rows in lengths),
+        encoded=sum(chunk.tokens for tower in plans for chunk in tower),
+        retained=sum(plans[tower][number].tokens for tower, number, kept in retained if kept),
+    )
+
+
+def time_ratio(rho: float, retained_share: float = 0.0) -> float:
+    """Time over the naive step's, if time went with tokens: rho * (1 + (1 - r) / 3).
+
+    A backward costs twice a forward, so the naive step costs 3 for each padded token. A cached step costs 3 for each
+    token that it encodes, and 1 more where the chunk is encoded a second time: 4 / 3 for rho = 1, r = 0.
+    retained_share: r, from 0 to 1, of the encoded tokens. Raises ValueError outside of that.
+    """
+    positive_number("rho", rho)
+    if not 0 <= retained_share <= 1:
+        raise refuse("retained_share", "must be from 0 to 1", retained_share)
+    return rho * (1 + (1 - retained_share) / 3)
+
+
+def seconds_by_round(calls: Mapping[str, Callable[[], object]], *, rounds: int = 5) -> dict[str, list[float]]:
+    """Seconds of each call in each round. Every call runs once to warm up; then each round runs all, in turn.
+
+    So a slow moment of the machine hits the calls alike: compare them by `median_ratio`, round by round. Raises
+    ValueError where there is nothing to call.
+    """
+    positive_int("rounds", rounds)
+    if not calls or not all(map(callable, calls.values())):
+        raise refuse("calls", "must hold a callable without arguments for each name", calls)
+    for call in calls.values():
+        call()
+    seconds: dict[str, list[float]] = {name: [] for name in calls}
+    for _ in range(rounds):
+        for name, call in calls.items():
+            start = time.perf_counter()
+            call()
+            seconds[name].append(time.perf_counter() - start)
+    return seconds
+
+
+def median_ratio(seconds: Sequence[float], others: Sequence[float]) -> float:
+    """The median over the rounds of one call's seconds / another's. ValueError where the rounds are not as many."""
+    if not seconds or len(seconds) != len(others):
+        raise refuse("others", f"must hold as many rounds as seconds, {len(seconds)} and not none", len(others))
+    return statistics.median(one / other for one, other in zip(seconds, others, strict=True))
+
+
+def page_faults() -> int | None:
+    """Pages of memory that the system has handed to this process so far (none read from disk); None on Windows.
+
+    A tensor on memory that was given back before is handed new pages, cleared, on first touch: that takes time which no
+    FLOP shows.
+    """
+    try:
+        import resource
+    except ImportError:
+        return None
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+
+
+def plan_step(
+    lengths: Sequence[Sequence[int]],
+    *,
+    chunk_size: int | Sequence[int] | None = None,
+    chunk_tokens: int | Sequence[int] | None = None,
+    plan: Sequence[Sequence[Chunk]] | None = None,
+    sort_by_length: bool = True,
+    device: str = "cpu",
+) -> list[list[Chunk]]:
+    """Each tower's chunks, as `grad_cache_step` plans them for a device; without sorting every row counts as the
+    longest. That of one process: among several the step cuts evenly (`plan_chunks` with call_tokens=None).
+    """
+    lengths = _checked(lengths)
+    if plan is not None:
+        if chunk_size is not None or chunk_tokens is not None or len(plan) != len(lengths):
+            raise refuse("plan", f"must be {len(lengths)} lists of Chunk, and the only one given", f"{len(plan)} lists")
+        return [check_plan(part, len(rows), max(rows)) for part, rows in zip(plan, lengths, strict=True)]
+    sizes = as_tower_list("chunk_size", chunk_size, len(lengths))
+    tokens = as_tower_list("chunk_tokens", chunk_tokens, len(lengths))
+    return [
+        plan_chunks(
+            rows if sort_by_length else [max(rows)] * len(rows),
+            chunk_size=size,
+            chunk_tokens=budget,
+            sort=sort_by_length,
+            call_tokens=price_of_a_call(device),
+        )
+        for rows, size, budget in zip(lengths, sizes, tokens, strict=True)
+    ]
+
+
+def _whole(lengths: Sequence[int]) -> list[Chunk]:
+    return [Chunk(tuple(range(len(lengths))), max(lengths))]
+
+
+def _checked(lengths: Sequence[Sequence[int]]) -> list[list[int]]:
+    if isinstance(lengths, str) or not lengths or not all(isinstance(rows, Sequence) and rows for rows in lengths):
+        raise refuse("lengths", "must hold a list of row lengths for each tower", lengths)
+    return [[positive_int("lengths", length) for length in rows] for rows in lengths]
+
+
+def _checked_reps(reps: Any, rows: int) -> Tensor:
+    if not isinstance(reps, Tensor) or reps.ndim != 2 or reps.shape[0] != rows:
+        got = f"shape {tuple(reps.shape)}" if isinstance(reps, Tensor) else type(reps).__name__
+        raise refuse("encoder", f"must return representations (rows, D) for its {rows} rows", got)
+    return reps
+
+
+def _attention(query_shape: Any, key_shape: Any, value_shape: Any, *rest: Any, **named: Any) -> int:
+    return sdpa_flop_count(query_shape, key_shape, value_shape)
+
+
+def _attention_backward(grad_shape: Any, query_shape: Any, key_shape: Any, value_shape: Any, *_: Any, **named: Any):
+    return sdpa_backward_flop_count(grad_shape, query_shape, key_shape, value_shape)

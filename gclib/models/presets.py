@@ -1,0 +1,187 @@
+"""Transformers configs of well-known encoders: sizes to forecast with, without weights and without a network.
+
+Each preset builds what its source's config.json describes. `config_of` also reads a config.json of your own.
+"""
+
+import copy
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from gclib.support.validation import refuse
+
+
+@dataclass(frozen=True)
+class Preset:
+    """One row of the table.
+
+    config: name of a transformers config class; settings: its arguments where they are not the class's defaults.
+    pooling: how the source turns tokens into representations. parameters: numbers in `Encoder.from_config(name)`,
+    which leaves out a pooler that pooling does not use. source: whose config.json this is, on huggingface.co.
+    """
+
+    config: str
+    pooling: str
+    parameters: int
+    source: str
+    settings: Mapping[str, Any] = field(default_factory=dict)
+
+
+PRESETS: dict[str, Preset] = {
+    "bert-base-uncased": Preset(
+        "BertConfig", "cls", 108_891_648, "google-bert/bert-base-uncased, the encoder of DPR (Karpukhin et al. 2020)"
+    ),
+    "minilm-l6": Preset(
+        "BertConfig",
+        "mean",
+        22_565_376,
+        "sentence-transformers/all-MiniLM-L6-v2",
+        {"hidden_size": 384, "num_hidden_layers": 6, "intermediate_size": 1536},
+    ),
+    "distilbert-base": Preset("DistilBertConfig", "mean", 66_362_880, "distilbert/distilbert-base-uncased"),
+    "xlm-roberta-base": Preset(
+        "XLMRobertaConfig",
+        "mean",
+        277_453_056,
+        "intfloat/multilingual-e5-base",
+        {"vocab_size": 250_002, "max_position_embeddings": 514, "type_vocab_size": 1, "layer_norm_eps": 1e-5},
+    ),
+    "mpnet-base": Preset(
+        "MPNetConfig",
+        "mean",
+        108_895_872,
+        "sentence-transformers/all-mpnet-base-v2",
+        {"max_position_embeddings": 514, "layer_norm_eps": 1e-5},
+    ),
+    "modernbert-base": Preset("ModernBertConfig", "mean", 149_014_272, "answerdotai/ModernBERT-base"),
+    "embeddinggemma-300m": Preset(
+        "Gemma3TextConfig",
+        "mean",
+        302_863_104,
+        "google/embeddinggemma-300m, without the two dense layers behind its pooling",
+        {
+            "vocab_size": 262_144,
+            "hidden_size": 768,
+            "intermediate_size": 1152,
+            "num_hidden_layers": 24,
+            "num_attention_heads": 3,
+            "num_key_value_heads": 1,
+            "head_dim": 256,
+            "max_position_embeddings": 2048,
+            "sliding_window": 512,
+            "use_bidirectional_attention": True,
+        },
+    ),
+    "bge-large": Preset(
+        "BertConfig",
+        "cls",
+        334_092_288,
+        "BAAI/bge-large-en-v1.5",
+        {"hidden_size": 1024, "num_hidden_layers": 24, "num_attention_heads": 16, "intermediate_size": 4096},
+    ),
+    "clip-vit-b-32-text": Preset(
+        "CLIPTextConfig",
+        "own",
+        63_428_096,
+        "openai/clip-vit-base-patch32, text tower with its projection",
+        {"architectures": ["CLIPTextModelWithProjection"]},
+    ),
+    "clip-vit-b-32-vision": Preset(
+        "CLIPVisionConfig",
+        "own",
+        87_849_216,
+        "openai/clip-vit-base-patch32, vision tower with its projection",
+        {"architectures": ["CLIPVisionModelWithProjection"]},
+    ),
+    "clip-vit-l-14-text": Preset(
+        "CLIPTextConfig",
+        "own",
+        123_650_304,
+        "openai/clip-vit-large-patch14, text tower with its projection",
+        {
+            "architectures": ["CLIPTextModelWithProjection"],
+            "hidden_size": 768,
+            "intermediate_size": 3072,
+            "num_attention_heads": 12,
+            "projection_dim": 768,
+        },
+    ),
+    "clip-vit-l-14-vision": Preset(
+        "CLIPVisionConfig",
+        "own",
+        303_966_208,
+        "openai/clip-vit-large-patch14, vision tower with its projection",
+        {
+            "architectures": ["CLIPVisionModelWithProjection"],
+            "hidden_size": 1024,
+            "intermediate_size": 4096,
+            "num_hidden_layers": 24,
+            "num_attention_heads": 16,
+            "patch_size": 14,
+            "projection_dim": 768,
+        },
+    ),
+    "qwen3-0.6b": Preset(
+        "Qwen3Config",
+        "last",
+        595_776_512,
+        "Qwen/Qwen3-Embedding-0.6B",
+        {
+            "vocab_size": 151_669,
+            "hidden_size": 1024,
+            "intermediate_size": 3072,
+            "num_hidden_layers": 28,
+            "num_attention_heads": 16,
+            "num_key_value_heads": 8,
+            "head_dim": 128,
+            "tie_word_embeddings": True,
+        },
+    ),
+}
+
+
+def config_of(name_or_path: str | Path) -> Any:
+    """The transformers config of a preset, of a config.json, or of the folder that one lies in.
+
+    Nothing is downloaded. ValueError for a name that is no preset and no file, for a file that describes no model that
+    transformers knows, and for one that describes two towers at once.
+    """
+    import transformers
+
+    preset = PRESETS.get(str(name_or_path))
+    if preset is not None:
+        return getattr(transformers, preset.config)(**preset.settings)
+    path = Path(name_or_path)
+    path = path / "config.json" if path.is_dir() else path
+    if not path.is_file():
+        known = ", ".join(PRESETS)
+        raise refuse("config", f"must be one of {known}, or the path of a config.json", str(name_or_path))
+    return _read_config(path)
+
+
+def _read_config(path: Path) -> Any:
+    from transformers import CONFIG_MAPPING
+
+    try:
+        written = json.loads(path.read_text("utf-8"))
+        kind = written.get("model_type")
+    except (ValueError, AttributeError) as error:
+        raise refuse("config", "must be a config.json that transformers wrote", str(path)) from error
+    if kind not in CONFIG_MAPPING:
+        raise refuse("config", "must name a model_type that transformers knows", f"{kind!r} in {path}")
+    config = CONFIG_MAPPING[kind].from_dict(written)
+    if hasattr(config, "text_config") and hasattr(config, "vision_config"):
+        raise refuse("config", "must describe one tower: give its text_config or vision_config", str(path))
+    return config
+
+
+def build_model(config: Any) -> Any:
+    """The transformers model of a config, with fresh weights: with its projection where `architectures` says so."""
+    import transformers
+
+    architecture = next(iter(config.architectures or ()), "")
+    if architecture.endswith("WithProjection"):
+        return getattr(transformers, architecture)(copy.deepcopy(config))
+    return transformers.AutoModel.from_config(config)

@@ -1,0 +1,113 @@
+"""What a training run is built of, from its settings: pairs, encoder, tokenizer, loss, optimizer, step."""
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+import transformers
+from torch import Tensor, nn
+
+from gclib.data.files import load_own_pairs
+from gclib.data.negatives import mine_hard_negatives
+from gclib.data.pairs import TextPair, load_pairs, train_tokenizer
+from gclib.distributed import Rank, average_gradients
+from gclib.losses.dense import ContrastiveLoss
+from gclib.models.encoder import Encoder, config_for, pooling_for
+from gclib.steps import accumulation_step, grad_cache_step, naive_step
+from gclib.support.validation import refuse
+from gclib.training.settings import Settings
+
+
+def load_data(settings: Settings, *, progress: bool) -> tuple[list[TextPair], list[TextPair]]:
+    """The pairs to train on, with their hard negatives, and those to evaluate on."""
+    if settings.data is None:
+        load = functools.partial(load_pairs, progress=progress)
+    else:
+        columns = {"query": settings.query_column, "passage": settings.passage_column}
+        load = functools.partial(load_own_pairs, settings.data, **columns)
+    pairs = load(split="train", limit=settings.train_pairs)
+    held_out = load_held_out(load, settings.test_pairs) if settings.test_pairs else []
+    if settings.negatives:
+        pairs = mine_hard_negatives(pairs, per_query=settings.negatives, seed=settings.seed)
+    if len(pairs) < settings.batch_size:
+        raise refuse("--batch-size", f"must be at most the number of pairs, {len(pairs)}", settings.batch_size)
+    return pairs, held_out
+
+
+def load_held_out(load: Callable[..., list[TextPair]], limit: int) -> list[TextPair]:
+    """The first pairs of the test split; ValueError where the data have none."""
+    try:
+        return load(split="test", limit=limit)
+    except ValueError as error:
+        raise refuse("--test-pairs", f"must be 0 for data without pairs to test on ({error})", limit) from error
+
+
+def build(
+    settings: Settings, pairs: Sequence[TextPair], device: torch.device
+) -> tuple[Encoder, Any, ContrastiveLoss, torch.optim.Optimizer]:
+    """Encoder (one for both towers), tokenizer, loss and optimizer, on the device; the same in every process."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(settings.seed)
+        encoder, tokenizer = fresh_model(settings, pairs) if settings.is_fresh else given_model(settings)
+    longest = max(settings.query_length, settings.passage_length)
+    room = min(getattr(encoder.model.config, "max_position_embeddings", longest), tokenizer.model_max_length)
+    if longest > room:
+        raise refuse("--query-length and --passage-length", f"must be at most the model's {room} tokens", longest)
+    loss_fn = ContrastiveLoss(
+        settings.temperature,
+        learnable=settings.learnable_temperature,
+        symmetric=settings.symmetric,
+        tile_size=settings.tile_size,
+        gather=not settings.ring,
+        ring=settings.ring,
+    )
+    encoder.to(device)
+    loss_fn.to(device)
+    parameters = [*encoder.parameters(), *loss_fn.parameters()]
+    groups = [
+        {"params": [p for p in parameters if p.ndim > 1], "weight_decay": settings.weight_decay},
+        {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
+    ]
+    return encoder, tokenizer, loss_fn, torch.optim.AdamW(groups, lr=settings.learning_rate)
+
+
+def fresh_model(settings: Settings, pairs: Sequence[TextPair]) -> tuple[Encoder, Any]:
+    """An encoder with fresh weights, and a tokenizer trained on the pairs."""
+    config = config_for(settings.model, settings.vocab_size, settings.dropout)
+    tokenizer = train_tokenizer(pairs, vocab_size=config.vocab_size)
+    config.pad_token_id = tokenizer.pad_token_id
+    encoder = Encoder.from_config(config, pooling=pooling_for(settings.model, settings.pooling))
+    if encoder.reads_pictures:
+        raise refuse("--model", "must read text", settings.model)
+    return encoder, tokenizer
+
+
+def given_model(settings: Settings) -> tuple[Encoder, Any]:
+    """The encoder and the tokenizer of a folder, or of a name on the hub."""
+    encoder = Encoder.from_pretrained(settings.model, pooling=settings.pooling or "mean")
+    try:
+        tokenizer = transformers.AutoTokenizer.from_pretrained(settings.model)
+    except (OSError, ValueError) as error:
+        raise refuse("--model", "must hold a tokenizer beside the model", settings.model) from error
+    return encoder, tokenizer
+
+
+def step_function(settings: Settings, rank: Rank, modules: Sequence[nn.Module]) -> Callable[..., Tensor]:
+    """The step as `train` takes it: under autocast if asked for, and the gradients averaged over the processes."""
+    if settings.step == "naive":
+        taken = naive_step
+    elif settings.step == "accumulation":
+        taken = functools.partial(accumulation_step, chunk_size=settings.chunk_size)
+    else:
+        chunks = {"chunk_size": settings.chunk_size, "chunk_tokens": settings.chunk_tokens}
+        taken = functools.partial(grad_cache_step, **chunks, retain_chunks=settings.retain_chunks)
+    kind, enabled = rank.device.type, settings.autocast == "bf16"
+
+    def step(encoders: Sequence[Any], inputs: Sequence[Any], loss_fn: Any) -> Tensor:
+        with torch.autocast(kind, dtype=torch.bfloat16, enabled=enabled):
+            loss = taken(encoders, inputs, loss_fn)
+        average_gradients(*modules)
+        return loss
+
+    return step

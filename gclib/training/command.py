@@ -1,0 +1,142 @@
+"""The trainer behind `python -m gclib train`: alone or under torchrun, stopped and resumed to the same losses.
+
+Under torchrun every process draws the same batch and takes its own rows; the first one writes the run's folder, which
+all processes must see. `gclib.training.settings` has the options, `gclib.training.build` what they name,
+`gclib.training.session` the folder.
+"""
+
+import argparse
+import os
+import signal
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch.distributed as dist
+from transformers.utils import logging as transformers_logging
+
+from gclib.distributed import Rank, process_group, waiting_for_ranks
+from gclib.support.validation import refuse
+from gclib.training.build import build, load_data
+from gclib.training.loop import TrainingRecord
+from gclib.training.session import CONFIG, Session, Stopped, read_config
+from gclib.training.settings import Settings, add_options, resumed, typed_settings
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options of `python -m gclib train`."""
+    parser.add_argument("--output", type=Path, required=True, metavar="FOLDER", help="where the run is kept")
+    parser.add_argument(
+        "--resume",
+        action="store_true",
+        help="go on from the newest checkpoint in --output, by the settings kept there",
+    )
+    parser.add_argument("--quiet", action="store_true", help="print nothing but errors")
+    add_options(parser)
+
+
+def command(arguments: argparse.Namespace) -> int:
+    """Run what was typed; the exit status.
+
+    0; 1 where a loss was no number; 2 for what was refused; 128 + the signal's number after a signal.
+    """
+    again = f"To go on: python -m gclib train --output {arguments.output} --resume"
+    try:
+        settings = settings_for(arguments.output, typed_settings(arguments), resume=arguments.resume)
+        run(settings, arguments.output, resume=arguments.resume, quiet=arguments.quiet)
+        return 0
+    except Stopped as stop:
+        return _ended(128 + stop.signal_number, "" if arguments.quiet else f"Stopped after step {stop.step}. {again}")
+    except KeyboardInterrupt:
+        return _ended(128 + signal.SIGINT, f"Stopped at once. {again}")
+    except ValueError as error:
+        return _ended(2, f"python -m gclib train: error: {error}")
+    except FloatingPointError as error:
+        return _ended(1, f"python -m gclib train: error: {error}")
+
+
+def settings_for(output: Path, typed: dict[str, Any], *, resume: bool) -> Settings:
+    """What was typed, over the defaults or over the run that is resumed; checked before anything is loaded.
+
+    ValueError for what can't be, for a folder that holds a run and no --resume, and for --resume without a run.
+    """
+    processes = int(os.environ.get("WORLD_SIZE", 1))
+    if not resume:
+        if (output / CONFIG).exists():
+            raise refuse("--output", "must be a new folder, or be given with --resume", f"{output}, which holds a run")
+        settings = Settings(**typed)
+        settings.check(processes)
+        return settings.completed()
+    kept = read_config(output)
+    settings = resumed(Settings(**kept["settings"]), typed)
+    if kept["processes"] != processes and settings.dropout > 0:
+        rule = f"must be {kept['processes']}, as in the run that is resumed (dropout would be another one)"
+        raise refuse("the number of processes", rule, processes)
+    settings.check(processes)
+    return settings
+
+
+def run(settings: Settings, output: Path, *, resume: bool = False, quiet: bool = False) -> list[TrainingRecord]:
+    """Train, evaluate and export as `settings` say; the records of the steps that were taken now.
+
+    Raises ValueError for data, model and folder that don't fit, `Stopped` after a signal, and what `train` raises.
+    """
+    with _fewer_words(quiet), process_group(timeout_seconds=settings.timeout_seconds) as rank:
+        loud = rank.is_first and not quiet
+        with first_process_first(rank):
+            pairs, held_out = load_data(settings, progress=loud)
+        steps = settings.steps or max(1, settings.epochs * (len(pairs) // settings.batch_size))
+        say = print if loud else (lambda *words: None)
+        session = Session(settings, output, rank, steps, held_out, say, *build(settings, pairs, rank.device))
+        session.check()
+        state = session.restore(pairs) if resume else session.begin(pairs)
+        say(f"{session.described()}: {len(pairs):,} pairs, {steps:,} steps of {settings.batch_size} queries")
+        records = session.train(pairs, state, progress=loud)
+        session.export()
+    return records
+
+
+@contextmanager
+def first_process_first(rank: Rank) -> Iterator[None]:
+    """Inside, the first process is done before the others begin: what it mines, they read from the cache.
+
+    What it can't load the others can't load either, and say so themselves.
+    """
+    if not rank.is_first:
+        _wait_for_all(rank)
+    try:
+        yield
+    finally:
+        if rank.is_first:
+            _wait_for_all(rank)
+
+
+def _wait_for_all(rank: Rank) -> None:
+    if rank.world_size > 1:
+        with waiting_for_ranks("loading the data"):
+            dist.barrier()
+
+
+@contextmanager
+def _fewer_words(quiet: bool) -> Iterator[None]:
+    """transformers without its own progress bars; quiet: without its warnings too."""
+    verbosity, bars = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
+    transformers_logging.disable_progress_bar()
+    if quiet:
+        transformers_logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        transformers_logging.set_verbosity(verbosity)
+        if bars:
+            transformers_logging.enable_progress_bar()
+
+
+def _ended(status: int, told: str) -> int:
+    """The exit status, after a last line; from another process than the first it says from which."""
+    number = int(os.environ.get("RANK", 0))
+    if told and (number == 0 or status not in (0, 128 + signal.SIGINT, 128 + signal.SIGTERM)):
+        print(told if number == 0 else f"process {number}: {told}", file=sys.stderr)
+    return status

@@ -1,0 +1,308 @@
+"""A small honest loop: draw a batch, take a step, clip, update, record. The step is passed in."""
+
+import itertools
+import math
+import random
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from tqdm import tqdm
+
+from gclib.data.pairs import TextPair, check_pairs, check_tokenizer, tokenize_pairs
+from gclib.randomness import RandomState
+from gclib.support.validation import int_at_least, one_of, positive_int, positive_number, refuse
+from gclib.training.modules import check_encoders, device_of, to_device, training_mode
+
+SCHEDULES = ("linear", "constant")
+
+
+@dataclass(frozen=True)
+class TrainingRecord:
+    """What one optimizer step did.
+
+    step counts from 1, epoch from 0. loss: in nats, before the update. gradient_norm: over all the optimizer's
+    parameters, before clipping. learning_rate: of the first parameter group. examples: queries seen so far. seconds:
+    since training began, drawing and tokenizing included, the time that `on_record` took left out.
+    """
+
+    step: int
+    epoch: int
+    loss: float
+    gradient_norm: float
+    learning_rate: float
+    examples: int
+    seconds: float
+
+
+@dataclass(frozen=True)
+class TrainingState:
+    """Where a training stands between two steps: with weights and optimizer, all that it goes on from.
+
+    step: how many are taken. epoch, batch: the epoch of the last one, and how many of its batches are used up. seconds:
+    as in the last record. generators: states of the random generators, the CPU's first; none: they follow the seed.
+    """
+
+    step: int = 0
+    epoch: int = 0
+    batch: int = 0
+    seconds: float = 0.0
+    generators: tuple[Tensor, ...] = ()
+
+
+def train(
+    encoders: Sequence[Callable[..., Tensor]],
+    pairs: Sequence[TextPair],
+    tokenizer: Any,
+    loss_fn: Callable[..., Tensor],
+    *,
+    step: Callable[..., Tensor],
+    batch_size: int,
+    steps: int,
+    optimizer: Optimizer,
+    seed: int,
+    on_record: Callable[[TrainingRecord], object] | None = None,
+    schedule: str = "linear",
+    warmup_steps: int = 0,
+    clip_norm: float | None = 1.0,
+    query_length: int = 64,
+    passage_length: int = 256,
+    progress: bool = True,
+    start: TrainingState | None = None,
+    on_state: Callable[[TrainingState], object] | None = None,
+    rank: int = 0,
+    world_size: int = 1,
+) -> list[TrainingRecord]:
+    """Take `steps` optimizer steps and return their records.
+
+    step(encoders, inputs, loss_fn) -> loss adds to .grad: `naive_step`, or
+    `functools.partial(grad_cache_step, chunk_size=16)`. optimizer: any torch optimizer over the parameters to
+    train (the loss's too, if it has any). Its learning rates are the schedule's top: a linear warm-up over
+    `warmup_steps`, then "linear" towards 0 at the end, or "constant"; they are put back at the end. clip_norm: longest
+    allowed gradient, None for no clipping.
+
+    Batches: each epoch is a new shuffle by `seed` and epoch. No text stands twice in a batch (it would be a false
+    negative): a twin waits for a later batch, and what can't fill a batch at an epoch's end is left out of that epoch.
+    Only pairs that hold fewer than `batch_size` different texts give batches with twins, one an epoch. Dropout follows
+    `seed` too; the caller's random generators and the encoders' training modes are put back. `on_record` sees each
+    record; raising from it stops the training after that step, with weights and optimizer as they then are.
+
+    start: go on from this state, with weights and optimizer as they then were (but for the learning rates: again the
+    schedule's top), to the same records, bit for bit on the same machine; the records of the steps still to take are
+    returned. on_state sees the state after each step, after on_record. world_size: so many processes draw the same
+    batches, and `rank` takes its own rows (`rows_of_rank`) with dropout by seed + rank; `step` must then give each of
+    them the loss and the gradient of the whole batch.
+
+    Raises ValueError for arguments that can't be, before anything is computed, and FloatingPointError as soon as a loss
+    or a gradient is not finite, before it reaches the weights.
+    """
+    _check(encoders, pairs, step, optimizer, loss_fn, {"on_record": on_record, "on_state": on_state})
+    steps, batch_size = positive_int("steps", steps), positive_int("batch_size", batch_size)
+    factors = learning_rate_factors(steps, warmup_steps=warmup_steps, schedule=schedule)
+    longest = math.inf if clip_norm is None else positive_number("clip_norm", clip_norm)
+    lengths = {"query_length": query_length, "passage_length": passage_length}
+    for name, length in lengths.items():
+        check_tokenizer(tokenizer, length, name)
+    state = _check_start(TrainingState() if start is None else start, steps)
+    rows = rows_of_rank(batch_size, rank, world_size)
+    batches = draw_batches(pairs, batch_size, seed=seed, epoch=state.epoch, batch=state.batch)
+    run = _Run(encoders, tokenizer, loss_fn, step, optimizer, longest, lengths, rows)
+    bar = tqdm(total=steps, initial=state.step, desc="training", unit="step", disable=not progress, mininterval=0.5)
+    with bar, _set_up(encoders, optimizer, seed + rank, state.generators) as top_rates:
+        rates = [[factor * rate for rate in top_rates] for factor in factors]
+        return run.take_steps(state, batches, rates, bar, (on_record, on_state))
+
+
+@dataclass(frozen=True)
+class _Run:
+    """What all steps of a training share. rows: those of each batch that this process takes."""
+
+    encoders: Sequence[Any]
+    tokenizer: Any
+    loss_fn: Callable[..., Tensor]
+    step: Callable[..., Tensor]
+    optimizer: Optimizer
+    longest: float
+    lengths: dict[str, int]
+    rows: slice
+
+    def take_steps(
+        self, state: TrainingState, batches: Iterator, rates: list[list], bar: Any, hooks: tuple[Any, Any]
+    ) -> list[TrainingRecord]:
+        """The steps that follow `state`. rates: for each step of the training, the learning rates of the groups."""
+        on_record, on_state = hooks
+        records: list[TrainingRecord] = []
+        clock = time.perf_counter() - state.seconds
+        for done, (epoch, batch) in zip(range(state.step + 1, len(rates) + 1), batches, strict=False):
+            _set_rates(self.optimizer, rates[done - 1])
+            loss, norm = self.update(batch[self.rows])
+            elapsed = time.perf_counter() - clock
+            rate = float(self.optimizer.param_groups[0]["lr"])
+            records.append(TrainingRecord(done, epoch, loss, norm, rate, done * len(batch), elapsed))
+            bar.set_postfix(loss=f"{loss:.3f}", refresh=False)
+            bar.update()
+            if on_record is not None:
+                on_record(records[-1])
+            used = state.batch + 1 if epoch == state.epoch else 1
+            state = TrainingState(done, epoch, used, elapsed)
+            if on_state is not None:
+                on_state(replace(state, generators=_recorded(self.encoders)))
+            clock = time.perf_counter() - elapsed
+        return records
+
+    def update(self, pairs: Sequence[TextPair]) -> tuple[float, float]:
+        """One optimizer step; the loss and the gradient's norm before clipping."""
+        inputs = tokenize_pairs(pairs, self.tokenizer, **self.lengths)
+        placed = [to_device(batch, device_of(encoder)) for encoder, batch in zip(self.encoders, inputs, strict=True)]
+        self.optimizer.zero_grad(set_to_none=True)
+        loss = float(self.step(self.encoders, placed, self.loss_fn))
+        norm = float(torch.nn.utils.clip_grad_norm_(_parameters(self.optimizer), self.longest))
+        if not (math.isfinite(loss) and math.isfinite(norm)):
+            raise FloatingPointError(f"training stopped: the loss is {loss} and the gradient's norm {norm}")
+        self.optimizer.step()
+        return loss, norm
+
+
+def rows_of_rank(batch_size: int, rank: int, world_size: int) -> slice:
+    """The rows of a batch that process `rank` of `world_size` takes: side by side, the first B % W take one more.
+
+    ValueError for a rank that is none, and for a batch too small to give each process a row.
+    """
+    if int_at_least("rank", rank, 0) >= positive_int("world_size", world_size):
+        raise refuse("rank", f"must be below world_size, {world_size}", rank)
+    if batch_size < world_size:
+        raise refuse("batch_size", f"must give each of the {world_size} processes a row", batch_size)
+    size, longer = divmod(batch_size, world_size)
+    first = rank * size + min(rank, longer)
+    return slice(first, first + size + (rank < longer))
+
+
+def draw_batches(
+    pairs: Sequence[TextPair], batch_size: int, *, seed: int, epoch: int = 0, batch: int = 0
+) -> Iterator[tuple[int, list[TextPair]]]:
+    """(epoch, batch) without end: full batches only, every epoch in its own order, as `train` describes.
+
+    epoch, batch: begin in this epoch, after so many of its batches.
+    """
+    check_pairs(pairs)
+    if positive_int("batch_size", batch_size) > len(pairs):
+        raise refuse("batch_size", f"must be at most the number of pairs, {len(pairs)}", batch_size)
+    for name, value in (("seed", seed), ("epoch", epoch), ("batch", batch)):
+        int_at_least(name, value, 0)
+    return itertools.islice(_drawn(pairs, batch_size, seed, epoch), batch, None)
+
+
+def learning_rate_factors(steps: int, *, warmup_steps: int = 0, schedule: str = "linear") -> list[float]:
+    """What each step's learning rate is multiplied by: (t + 1) / w for t < w, then 1 or (steps - t) / (steps - w).
+
+    t counts from 0; the top is 1 and no factor is 0, so that every step trains.
+    """
+    one_of("schedule", schedule, SCHEDULES)
+    warmup = int_at_least("warmup_steps", warmup_steps, 0)
+    if warmup > steps:
+        raise refuse("warmup_steps", f"must be at most the number of steps, {steps}", warmup_steps)
+    falling = [(steps - t) / (steps - warmup) if schedule == "linear" else 1.0 for t in range(warmup, steps)]
+    return [(t + 1) / warmup for t in range(warmup)] + falling
+
+
+def _drawn(pairs: Sequence[TextPair], batch_size: int, seed: int, first: int) -> Iterator[tuple[int, list[TextPair]]]:
+    for epoch in itertools.count(first):
+        order = list(range(len(pairs)))
+        random.Random(f"{seed}/{epoch}").shuffle(order)
+        waiting = deque(pairs[row] for row in order)
+        batch = _take_batch(waiting, batch_size)
+        yield epoch, batch + [waiting.popleft() for _ in range(batch_size - len(batch))]
+        while len(batch) == batch_size:
+            batch = _take_batch(waiting, batch_size)
+            if len(batch) == batch_size:
+                yield epoch, batch
+
+
+def _take_batch(waiting: deque[TextPair], size: int) -> list[TextPair]:
+    """At most `size` pairs without a common query or passage; their twins stay first in line for the next batch."""
+    batch: list[TextPair] = []
+    twins: list[TextPair] = []
+    seen: set[str] = set()
+    while waiting and len(batch) < size:
+        pair = waiting.popleft()
+        if seen.isdisjoint((pair.query, pair.passage)):
+            batch.append(pair)
+            seen.update((pair.query, pair.passage))
+        else:
+            twins.append(pair)
+    waiting.extendleft(reversed(twins))
+    return batch
+
+
+@contextmanager
+def _set_up(
+    encoders: Sequence[Any], optimizer: Optimizer, seed: int, generators: Sequence[Tensor]
+) -> Iterator[list[Any]]:
+    """Training mode, generators by the seed or as given, and the rates at entry: all of it put back at exit."""
+    rates = [group["lr"] for group in optimizer.param_groups]
+    forked = [device for device in _devices(encoders) if device.type == "cuda"]
+    with training_mode(encoders, True), torch.random.fork_rng(devices=forked):
+        torch.manual_seed(seed)
+        if generators:
+            _restore(encoders, generators)
+        try:
+            yield rates
+        finally:
+            _set_rates(optimizer, rates)
+
+
+def _devices(encoders: Sequence[Any]) -> list[torch.device]:
+    """The CPU, then the encoders' other devices."""
+    others = {device_of(encoder) for encoder in encoders} - {torch.device("cpu")}
+    return [torch.device("cpu"), *sorted(others, key=str)]
+
+
+def _recorded(encoders: Sequence[Any]) -> tuple[Tensor, ...]:
+    return RandomState.record(torch.empty(0, device=device) for device in _devices(encoders)).tensors
+
+
+def _restore(encoders: Sequence[Any], generators: Sequence[Tensor]) -> None:
+    devices = _devices(encoders)
+    if len(generators) != len(devices):
+        raise refuse(
+            "start", f"must hold the generators of {', '.join(map(str, devices))}", f"{len(generators)} states"
+        )
+    RandomState(dict(zip(devices, generators, strict=True))).restore()
+
+
+def _set_rates(optimizer: Optimizer, rates: Sequence[Any]) -> None:
+    for group, rate in zip(optimizer.param_groups, rates, strict=True):
+        group["lr"] = rate
+
+
+def _parameters(optimizer: Optimizer) -> list[Tensor]:
+    return [parameter for group in optimizer.param_groups for parameter in group["params"]]
+
+
+def _check_start(state: Any, steps: int) -> TrainingState:
+    if not isinstance(state, TrainingState):
+        raise refuse("start", "must be a TrainingState", type(state).__name__)
+    if not 0 <= state.step <= steps:
+        raise refuse("start", f"must be of a step from 0 to {steps}", state.step)
+    return state
+
+
+def _check(encoders: Any, pairs: Any, step: Any, optimizer: Any, loss_fn: Any, hooks: dict[str, Any]) -> None:
+    check_encoders(encoders)
+    check_pairs(pairs)
+    given = {name: hook for name, hook in hooks.items() if hook is not None}
+    for name, value in {"step": step, "loss_fn": loss_fn, **given}.items():
+        if not callable(value):
+            raise refuse(name, "must be callable", type(value).__name__)
+    if not isinstance(optimizer, Optimizer):
+        raise refuse("optimizer", "must be a torch optimizer", type(optimizer).__name__)
+    modules = [encoder for encoder in encoders if isinstance(encoder, nn.Module)]
+    owned = {id(parameter) for module in modules for parameter in module.parameters()}
+    if modules and owned.isdisjoint(map(id, _parameters(optimizer))):
+        raise refuse("optimizer", "must hold parameters of the encoders", "none of them")

@@ -1,0 +1,87 @@
+"""Does the encoder find the right passage? Top-k accuracy and MRR over a pool of passages."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int64
+from torch import Tensor
+
+from gclib.data.pairs import TextPair, check_pairs, check_tokenizer, tokenize_texts
+from gclib.support.shapes import shape_checked
+from gclib.support.validation import positive_int, refuse
+from gclib.towers import encode
+from gclib.training.modules import check_encoders, device_of, to_device, training_mode
+
+
+def retrieval_metrics(
+    encoders: Sequence[Callable[..., Tensor]],
+    pairs: Sequence[TextPair],
+    tokenizer: Any,
+    *,
+    ks: Sequence[int] = (1, 5, 20, 100),
+    chunk_size: int = 128,
+    query_length: int = 64,
+    passage_length: int = 256,
+) -> dict[str, float]:
+    """{"top-1": ..., "top-5": ..., "mrr": ...}: each query searches the distinct passages of all pairs.
+
+    rank = 1 + the number of other passages whose dot product with the query is not below the true one's, so ties (and
+    NaN) count against the encoder: one that gives every text the same representation ranks last, not first.
+    top-k is the share of queries with rank <= k; MRR is the mean of 1 / rank; both from 0 to 1. The pool holds each
+    `pair.passage` once, however often it stands in the pairs; hard negatives are not part of it. With k at or above the
+    pool's size, top-k is 1 whatever the encoder does.
+
+    encoders: (queries', passages'), called as f(**batch) with rows of at most `chunk_size` texts, in eval mode and
+    without gradients; their training modes are put back, the random generators are not touched. Holds
+    (queries + passages) * D representations and chunk_size * passages scores.
+
+    Raises ValueError for no pairs, no k, or lengths and sizes that can't be. Source: top-k accuracy as in Karpukhin
+    et al. 2020 (arXiv 2004.04906), section 5.
+    """
+    check_encoders(encoders)
+    check_pairs(pairs)
+    if not isinstance(ks, (list, tuple)) or len(ks) == 0:
+        raise refuse("ks", "must be a list or tuple of at least one k", ks)
+    for k in ks:
+        positive_int("ks", k)
+    check_tokenizer(tokenizer, query_length, "query_length")
+    check_tokenizer(tokenizer, passage_length, "passage_length")
+    positive_int("chunk_size", chunk_size)
+    place = {text: row for row, text in enumerate(dict.fromkeys(pair.passage for pair in pairs))}
+    positives = torch.tensor([place[pair.passage] for pair in pairs])
+    with training_mode(encoders, False), torch.no_grad():
+        queries = encode_texts(encoders[0], [pair.query for pair in pairs], tokenizer, query_length, chunk_size)
+        passages = encode_texts(encoders[1], list(place), tokenizer, passage_length, chunk_size)
+        found = [_ranks(queries[rows], passages, positives[rows]) for rows in _spans(len(pairs), chunk_size)]
+    ranks = torch.cat(found).double()
+    metrics = {f"top-{k}": (ranks <= k).double().mean().item() for k in ks}
+    return {**metrics, "mrr": (1 / ranks).mean().item()}
+
+
+def encode_texts(
+    encoder: Callable[..., Tensor], texts: Sequence[str], tokenizer: Any, length: int, chunk_size: int
+) -> Tensor:
+    """Representations (texts, D) in the order of `texts`; texts of like length are encoded together."""
+    order = sorted(range(len(texts)), key=lambda row: len(texts[row]))
+    reps = []
+    for span in _spans(len(order), chunk_size):
+        batch = tokenize_texts([texts[row] for row in order[span]], tokenizer, length)
+        reps.append(encode(encoder, to_device(batch, device_of(encoder))))
+    back = torch.empty(len(order), dtype=torch.int64)
+    back[torch.tensor(order)] = torch.arange(len(order))
+    return torch.cat(reps)[back.to(reps[0].device)]
+
+
+@shape_checked
+def _ranks(
+    queries: Float[Tensor, "rows D"], passages: Float[Tensor, "P D"], positives: Int64[Tensor, "rows"]
+) -> Int64[Tensor, "rows"]:
+    """The rank of each row's own passage, 1 the best; ties and NaN count against it."""
+    scores = queries @ passages.T
+    own = scores.gather(1, positives.to(scores.device).unsqueeze(1))
+    return (~(scores < own)).sum(dim=1).cpu()
+
+
+def _spans(rows: int, size: int) -> list[slice]:
+    return [slice(start, min(start + size, rows)) for start in range(0, rows, size)]

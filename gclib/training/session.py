@@ -1,0 +1,326 @@
+"""A training run while it lasts: its folder, its checkpoints, its evaluations, and the signals that stop it.
+
+The folder holds config.json (settings, data, versions), records.jsonl (one record a step), evaluations.jsonl,
+checkpoint-000100/ (see `gclib.training.checkpoints`) and, at the end, model/. Under torchrun the first process writes.
+"""
+
+import contextlib
+import dataclasses
+import hashlib
+import json
+import os
+import platform
+import signal
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import transformers
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from gclib.data.pairs import TextPair, check_tokenizer, texts_of
+from gclib.distributed import Rank, waiting_for_ranks
+from gclib.losses.dense import ContrastiveLoss
+from gclib.models.encoder import Encoder
+from gclib.models.folder import save_model_folder
+from gclib.support.files import write_atomically
+from gclib.support.validation import refuse
+from gclib.training.build import step_function
+from gclib.training.checkpoints import (
+    Checkpoint,
+    latest_checkpoint,
+    load_optimizer_tensors,
+    optimizer_tensors,
+    write_checkpoint,
+)
+from gclib.training.loop import TrainingRecord, TrainingState, learning_rate_factors, train
+from gclib.training.retrieval import retrieval_metrics
+from gclib.training.settings import Settings
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
+CONFIG = "config.json"
+LINES = ("records.jsonl", "evaluations.jsonl")
+
+
+class Stopped(Exception):
+    """A signal ended the training after a step, and a checkpoint of it is written."""
+
+    def __init__(self, step: int, signal_number: int):
+        super().__init__(f"stopped after step {step}")
+        self.step, self.signal_number = step, signal_number
+
+
+@dataclass
+class Session:
+    """One run while it lasts: what is trained, where it is written, and by which process."""
+
+    settings: Settings
+    output: Path
+    rank: Rank
+    steps: int
+    held_out: Sequence[TextPair]
+    say: Callable[..., object]
+    encoder: Encoder
+    tokenizer: Any
+    loss_fn: ContrastiveLoss
+    optimizer: torch.optim.Optimizer
+    signals: list[int] = field(default_factory=list)
+
+    @property
+    def modules(self) -> nn.ModuleDict:
+        """All that has parameters, under the names that a checkpoint gives them."""
+        return nn.ModuleDict({"encoder": self.encoder, "loss": self.loss_fn})
+
+    @property
+    def lengths(self) -> dict[str, int]:
+        """What texts are cut to."""
+        return {"query_length": self.settings.query_length, "passage_length": self.settings.passage_length}
+
+    def described(self) -> str:
+        """The model in words."""
+        count = sum(parameter.numel() for parameter in self.encoder.parameters())
+        processes = f", {self.rank.world_size} processes" if self.rank.world_size > 1 else ""
+        return f"{self.settings.model}, {count:,} parameters on {self.rank.device.type}{processes}"
+
+    def check(self) -> None:
+        """ValueError for what `train` would refuse, before a folder is made that a better command could not use."""
+        learning_rate_factors(self.steps, warmup_steps=self.settings.warmup_steps, schedule=self.settings.schedule)
+        for name, length in self.lengths.items():
+            check_tokenizer(self.tokenizer, length, name)
+
+    def begin(self, pairs: Sequence[TextPair]) -> TrainingState:
+        """Make the folder of a new run."""
+        config = self._config(pairs)
+        self._agree(config, 0)
+        if self.rank.is_first:
+            write_atomically(self.output / CONFIG, (json.dumps(config, indent=2) + "\n").encode())
+        return TrainingState()
+
+    def restore(self, pairs: Sequence[TextPair]) -> TrainingState:
+        """Weights, optimizer and place in the data as the newest whole checkpoint has them; records cut to that step.
+
+        ValueError where the run's data are others than they were.
+        """
+        kept, config = read_config(self.output), self._config(pairs)
+        if kept["pairs_sha256"] != config["pairs_sha256"]:
+            rule = f"must find the {kept['pairs']:,} pairs that the run began with"
+            raise refuse("--resume", rule, f"{config['pairs']:,} pairs, or other texts")
+        if kept["tokenizer_sha256"] != config["tokenizer_sha256"]:
+            raise refuse("--resume", "must get the tokenizer that the run began with", "another vocabulary")
+        if kept["versions"] != config["versions"]:
+            self.say(f"The run began with {kept['versions']}, and goes on with {config['versions']}.")
+        checkpoint, damages = latest_checkpoint(self.output)
+        for damage in damages:
+            self.say(f"Passed over a damaged checkpoint: {damage}.")
+        self._agree(config, 0 if checkpoint is None else checkpoint.step)
+        self._cut_lines(0 if checkpoint is None else checkpoint.step)
+        if checkpoint is None:
+            self.say("No checkpoint to go on from: the run starts again.")
+            return TrainingState()
+        self.say(f"Resumed after step {checkpoint.step}.")
+        return self._restored(checkpoint)
+
+    def train(self, pairs: Sequence[TextPair], state: TrainingState, *, progress: bool) -> list[TrainingRecord]:
+        """The steps still to take, with records, evaluations and checkpoints as they are due."""
+        settings = self.settings
+        with signals_noted(self.signals, alone=self.rank.world_size == 1):
+            return train(
+                (self.encoder, self.encoder),
+                pairs,
+                self.tokenizer,
+                self.loss_fn,
+                step=step_function(settings, self.rank, list(self.modules.values())),
+                batch_size=settings.batch_size,
+                steps=self.steps,
+                optimizer=self.optimizer,
+                seed=settings.seed,
+                schedule=settings.schedule,
+                warmup_steps=settings.warmup_steps,
+                clip_norm=settings.clip_norm or None,
+                progress=progress,
+                start=state,
+                on_record=self.write_record,
+                on_state=self.after_step,
+                rank=self.rank.rank,
+                world_size=self.rank.world_size,
+                **self.lengths,
+            )
+
+    def write_record(self, record: TrainingRecord) -> None:
+        """One line more in records.jsonl."""
+        if self.rank.is_first:
+            append_line(self.output / "records.jsonl", dataclasses.asdict(record))
+
+    def after_step(self, state: TrainingState) -> None:
+        """Evaluate and write a checkpoint where they are due; end the training where a signal asks for it."""
+        last = state.step == self.steps
+        stop = 0 if last else self._agreed_signal()
+        if last or is_due(state.step, self.settings.evaluate_every):
+            self.evaluate(state.step)
+        if last or stop or is_due(state.step, self.settings.checkpoint_every):
+            self.write_checkpoint(state)
+        if stop:
+            raise Stopped(state.step, stop)
+
+    def evaluate(self, step: int) -> None:
+        """Does the encoder find the test pairs' passages? One line more in evaluations.jsonl."""
+        if self.held_out and self.rank.is_first:
+            encoders = (self.encoder, self.encoder)
+            metrics = retrieval_metrics(encoders, self.held_out, self.tokenizer, **self.lengths)
+            append_line(self.output / "evaluations.jsonl", {"step": step, "pairs": len(self.held_out), **metrics})
+            with tqdm.external_write_mode():
+                told = ", ".join(f"{name} {value:.3f}" for name, value in metrics.items())
+                self.say(f"Step {step}, {len(self.held_out):,} test pairs: {told}")
+
+    def write_checkpoint(self, state: TrainingState) -> None:
+        """Every process gives its generators; the first one writes."""
+        generators = self._gathered(state.generators)
+        if self.rank.is_first:
+            for name in LINES:
+                flush_to_disk(self.output / name)
+            checkpoint = Checkpoint(
+                step=state.step,
+                model=self.modules.state_dict(),
+                optimizer=optimizer_tensors(self.optimizer),
+                generators=generators,
+                about={"epoch": state.epoch, "batch": state.batch, "seconds": state.seconds, "versions": versions()},
+            )
+            write_checkpoint(self.output, checkpoint, keep=self.settings.keep)
+
+    def export(self) -> None:
+        """The trained encoder as a folder that others load."""
+        if self.rank.is_first:
+            longest = max(self.lengths.values())
+            save_model_folder(self.encoder, self.tokenizer, self.output / "model", max_length=longest)
+            self.say(f"Trained: {self.output / 'model'}")
+
+    def _config(self, pairs: Sequence[TextPair]) -> dict[str, Any]:
+        """What config.json holds: settings, how many processes and steps, the data's checksum, the versions."""
+        return {
+            "settings": dataclasses.asdict(self.settings),
+            "processes": self.rank.world_size,
+            "steps": self.steps,
+            "pairs": len(pairs),
+            "pairs_sha256": hashlib.sha256("\0".join(texts_of(pairs)).encode()).hexdigest(),
+            "tokenizer_sha256": hashlib.sha256(self.tokenizer.backend_tokenizer.to_str().encode()).hexdigest(),
+            "versions": versions(),
+        }
+
+    def _agree(self, config: Mapping[str, Any], step: int) -> None:
+        """ValueError, in every process, unless all begin with the same data, tokenizer, settings and step."""
+        if self.rank.world_size == 1:
+            return
+        digest = hashlib.sha256(json.dumps([config, step], sort_keys=True).encode()).digest()
+        own = torch.tensor(list(digest), dtype=torch.uint8, device=self.rank.device)
+        received = [torch.empty_like(own) for _ in range(self.rank.world_size)]
+        with waiting_for_ranks("what is trained on"):
+            dist.all_gather(received, own)
+        others = [number for number, part in enumerate(received) if not torch.equal(part, received[0])]
+        if others:
+            rule = "must all have the same pairs, tokenizer, versions, settings and checkpoint"
+            raise refuse("the processes", rule, f"others than process 0's in {others}")
+
+    def _restored(self, checkpoint: Checkpoint) -> TrainingState:
+        self.modules.load_state_dict(dict(checkpoint.model))
+        load_optimizer_tensors(self.optimizer, checkpoint.optimizer)
+        own = sorted(name for name in checkpoint.generators if name.startswith(f"rank{self.rank.rank}."))
+        generators = tuple(checkpoint.generators[name] for name in own)
+        about = checkpoint.about
+        return TrainingState(checkpoint.step, about["epoch"], about["batch"], about["seconds"], generators)
+
+    def _cut_lines(self, step: int) -> None:
+        """Leave out what was written after `step`: those steps are taken again."""
+        if self.rank.is_first:
+            for name in LINES:
+                lines = read_lines(self.output / name)
+                kept = [json.dumps(line) + "\n" for line in lines if line["step"] <= step]
+                write_atomically(self.output / name, "".join(kept).encode())
+
+    def _agreed_signal(self) -> int:
+        """The signal that any process got, told to all, so that they stop after the same step; 0 for none."""
+        got = max(self.signals, default=0)
+        if self.rank.world_size == 1:
+            return got
+        shared = torch.tensor(got, device=self.rank.device)
+        with waiting_for_ranks("whether to stop"):
+            dist.all_reduce(shared, op=dist.ReduceOp.MAX)
+        return int(shared)
+
+    def _gathered(self, generators: Sequence[Tensor]) -> dict[str, Tensor]:
+        """The generators' states of all processes, named by rank and place."""
+        named = {}
+        for place, own in enumerate(generators):
+            received = [own]
+            if self.rank.world_size > 1:
+                own = own.to(self.rank.device)
+                received = [torch.empty_like(own) for _ in range(self.rank.world_size)]
+                with waiting_for_ranks("a checkpoint's generators"):
+                    dist.all_gather(received, own)
+            named |= {f"rank{number}.{place}": state for number, state in enumerate(received)}
+        return named
+
+
+@contextmanager
+def signals_noted(noted: list[int], *, alone: bool) -> Iterator[None]:
+    """Inside, Ctrl-C and a request to end are noted and not obeyed; alone, a second Ctrl-C stops at once.
+
+    Under torchrun a signal comes from the terminal and again from torchrun.
+    """
+
+    def note(number: int, frame: Any) -> None:
+        if noted and alone:
+            raise KeyboardInterrupt
+        noted.append(number)
+
+    before = {number: signal.signal(number, note) for number in SIGNALS}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def read_config(output: Path) -> dict[str, Any]:
+    """What config.json of a run holds; ValueError where there is none, or none that can be read."""
+    path = output / CONFIG
+    if not path.is_file():
+        raise refuse("--resume", "must be given with the --output of a run", f"{output}, which holds no {CONFIG}")
+    try:
+        kept = json.loads(path.read_text("utf-8"))
+        Settings(**kept["settings"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise refuse("--resume", f"must find a {CONFIG} that this version can read ({error})", str(path)) from error
+    return kept
+
+
+def versions() -> dict[str, str]:
+    """What the numbers of a run may depend on."""
+    return {"python": platform.python_version(), "torch": torch.__version__, "transformers": transformers.__version__}
+
+
+def is_due(step: int, every: int) -> bool:
+    """Whether something that comes every so many steps (0: never) comes after this one."""
+    return every > 0 and step % every == 0
+
+
+def append_line(path: Path, content: dict[str, Any]) -> None:
+    """One JSON object more at the file's end."""
+    with path.open("a", encoding="utf-8") as file:
+        file.write(json.dumps(content) + "\n")
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """The file's JSON objects; none where there is no file, and without a last line that a kill cut short."""
+    lines = path.read_text("utf-8").splitlines(keepends=True) if path.is_file() else []
+    return [json.loads(line) for line in lines if line.endswith("\n")]
+
+
+def flush_to_disk(path: Path) -> None:
+    """See to it that what was written survives a loss of power."""
+    with contextlib.suppress(FileNotFoundError), path.open("rb+") as file:
+        os.fsync(file.fileno())

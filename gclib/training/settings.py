@@ -1,0 +1,200 @@
+"""The options of `python -m gclib train`: one dataclass, from which command line, checks and config.json are made."""
+
+import argparse
+import dataclasses
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from gclib.models.encoder import SIZES
+from gclib.models.presets import PRESETS
+from gclib.steps import STEPS
+from gclib.support.validation import refuse
+from gclib.training.loop import SCHEDULES
+
+POOLED = ("mean", "cls", "last")
+DEFAULT_CHUNK = 32
+# What may differ from the run that is resumed: nothing of it changes what a step computes.
+FREE = ("test_pairs", "checkpoint_every", "keep", "evaluate_every", "timeout_seconds")
+
+
+def int_or_auto(text: str) -> int | str:
+    """An option's value: a whole number, or the word auto."""
+    return text if text == "auto" else int(text)
+
+
+def option(default: Any, group: str, told: str, kind: Callable | None = None, choices: tuple | None = None) -> Any:
+    """A field that is an option of the command line too."""
+    return field(default=default, metadata={"group": group, "help": told, "type": kind, "choices": choices})
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Everything that decides what a training run computes, and how often it writes. None: not set."""
+
+    data: str | None = option(
+        None,
+        "data",
+        "folder of train.jsonl and test.jsonl, or what `datasets` loads; else the mined corpus",
+    )
+    query_column: str = option("query", "data", "name of the queries' column in --data")
+    passage_column: str = option("passage", "data", "name of the passages' column in --data")
+    train_pairs: int | None = option(None, "data", "train on the first so many pairs; else all", int)
+    test_pairs: int = option(1_000, "data", "evaluate on the first so many test pairs; 0: no evaluation", int)
+    negatives: int = option(0, "data", "hard negatives to mine with BM25 for each query", int)
+    query_length: int = option(64, "data", "tokens that a query is cut to", int)
+    passage_length: int = option(256, "data", "tokens that a passage is cut to", int)
+
+    model: str = option(
+        "mini", "model", f"{', '.join(SIZES)} or a preset, with fresh weights; or a folder to start from"
+    )
+    pooling: str | None = option(None, "model", "how tokens become one vector; else mean, or the preset's", str, POOLED)
+    vocab_size: int = option(8_000, "model", "tokens of a fresh model's vocabulary", int)
+    dropout: float = option(0.1, "model", f"of a fresh {', '.join(SIZES)}; other models have their own", float)
+
+    temperature: float = option(0.05, "loss", "divides the dot products", float)
+    learnable_temperature: bool = option(False, "loss", "train the temperature too, from --temperature on")
+    symmetric: bool = option(False, "loss", "also ask each passage for its query")
+    tile_size: int | str | None = option(
+        None, "loss", "compute the loss in tiles of this side, or auto; else all logits at once", int_or_auto
+    )
+    ring: bool = option(False, "loss", "several processes: pass passages around, gather none (needs --tile-size)")
+
+    step: str = option("grad_cache", "step", "how the gradient of a batch is made", str, tuple(STEPS))
+    batch_size: int = option(128, "step", "queries an update, over all processes", int)
+    chunk_size: int | None = option(
+        None, "step", f"rows encoded at once; grad_cache without either: {DEFAULT_CHUNK}", int
+    )
+    chunk_tokens: int | None = option(None, "step", "instead: padded tokens encoded at once (grad_cache)", int)
+    retain_chunks: int = option(0, "step", "chunks that keep their graph and are encoded once (grad_cache)", int)
+    autocast: str = option("none", "step", "compute in bfloat16 where torch thinks it safe", str, ("bf16", "none"))
+
+    steps: int | None = option(None, "updates", "how many; else as --epochs says", int)
+    epochs: int | None = option(None, "updates", "times that the pairs are seen; without either: 1", int)
+    learning_rate: float = option(1e-3, "updates", "the highest, of AdamW", float)
+    warmup_steps: int = option(0, "updates", "over which the rate rises", int)
+    schedule: str = option("linear", "updates", "the rate after the warm-up: falling, or constant", str, SCHEDULES)
+    clip_norm: float = option(1.0, "updates", "the longest gradient allowed; 0: any", float)
+    weight_decay: float = option(0.01, "updates", "of matrices; biases and norms have none", float)
+    seed: int = option(0, "updates", "of fresh weights, dropout and the order of the pairs", int)
+
+    checkpoint_every: int = option(100, "files", "steps between checkpoints; 0: only at the end", int)
+    keep: int = option(2, "files", "checkpoints to keep, the newest", int)
+    evaluate_every: int = option(0, "files", "steps between evaluations; 0: only at the end", int)
+    timeout_seconds: float = option(1_800.0, "files", "how long a process waits for another one", float)
+
+    def check(self, processes: int = 1) -> None:
+        """Refuse what can't be, or doesn't go together, in one line; nothing is loaded for it."""
+        for name, smallest in SMALLEST.items():
+            value = getattr(self, name)
+            if value is not None and value < smallest:
+                raise refuse(flag(name), f"must be at least {smallest}", value)
+        for name in ("temperature", "learning_rate", "timeout_seconds"):
+            if not (0 < getattr(self, name) < math.inf):
+                raise refuse(flag(name), "must be a finite number above 0", getattr(self, name))
+        for name in ("clip_norm", "weight_decay"):
+            if not (0 <= getattr(self, name) < math.inf):
+                raise refuse(flag(name), "must be a finite number, 0 or more", getattr(self, name))
+        self._check_step(processes)
+        self._check_model()
+        self._check_loss_and_length()
+
+    def completed(self) -> "Settings":
+        """With what is understood where nothing was said: the chunk of grad_cache, one epoch."""
+        chunk = self.chunk_size
+        if self.step == "grad_cache" and chunk is None and self.chunk_tokens is None:
+            chunk = DEFAULT_CHUNK
+        epochs = 1 if self.steps is None and self.epochs is None else self.epochs
+        return dataclasses.replace(self, chunk_size=chunk, epochs=epochs)
+
+    @property
+    def is_fresh(self) -> bool:
+        """Whether the model starts from fresh weights, and not from a folder or a name on the hub."""
+        return self.model in SIZES or self.model in PRESETS or self.model.endswith(".json")
+
+    def _check_step(self, processes: int) -> None:
+        given = [flag(name) for name in ("chunk_size", "chunk_tokens") if getattr(self, name) is not None]
+        chunked = given + ["--retain-chunks"] * (self.retain_chunks > 0)
+        if self.step == "naive" and chunked:
+            raise refuse(chunked[0], "must not be given with --step naive, which has no chunks", "it")
+        if self.step == "accumulation" and chunked != ["--chunk-size"]:
+            raise refuse("--step accumulation", "must be given --chunk-size alone of the chunks' options", chunked)
+        if self.step == "accumulation" and processes > 1:
+            raise refuse("--step", "must be naive or grad_cache in several processes", "accumulation")
+        if len(given) > 1:
+            raise refuse("--chunk-tokens", "must not be given with --chunk-size: it takes its place", "both")
+        if self.batch_size < processes:
+            raise refuse("--batch-size", f"must give each of {processes} processes a row", self.batch_size)
+
+    def _check_model(self) -> None:
+        if not 0 <= self.dropout < 1:
+            raise refuse("--dropout", "must be a number from 0 to below 1", self.dropout)
+        if self.dropout != DEFAULTS["dropout"] and self.model not in SIZES:
+            raise refuse("--dropout", f"must be left out but for {', '.join(SIZES)}: other models have their own", "it")
+        if not self.is_fresh and not Path(self.model).exists() and "/" not in self.model:
+            known = ", ".join([*SIZES, *PRESETS])
+            raise refuse("--model", f"must be one of {known}, a folder, a config.json or a name with /", self.model)
+
+    def _check_loss_and_length(self) -> None:
+        if isinstance(self.tile_size, int) and self.tile_size < 1:
+            raise refuse("--tile-size", "must be auto or at least 1", self.tile_size)
+        if self.ring and self.tile_size is None:
+            raise refuse("--ring", "must be given with --tile-size, as the ring's loss is taken in tiles", "it alone")
+        if self.steps is not None and self.epochs is not None:
+            raise refuse("--epochs", "must not be given with --steps: one of them decides", "both")
+        if self.steps is not None and self.warmup_steps > self.steps:
+            raise refuse("--warmup-steps", f"must be at most --steps, {self.steps}", self.warmup_steps)
+
+
+DEFAULTS = {item.name: item.default for item in dataclasses.fields(Settings)}
+SMALLEST = {
+    **dict.fromkeys(("test_pairs", "negatives", "retain_chunks", "warmup_steps", "seed"), 0),
+    **dict.fromkeys(("checkpoint_every", "evaluate_every"), 0),
+    **dict.fromkeys(("train_pairs", "batch_size", "chunk_size", "chunk_tokens", "steps", "epochs", "keep"), 1),
+    **dict.fromkeys(("query_length", "passage_length"), 3),
+    "vocab_size": 64,
+}
+
+
+def flag(name: str) -> str:
+    """A field's name as it is typed."""
+    return "--" + name.replace("_", "-")
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Every setting as an option, in groups; those that are not typed leave nothing behind."""
+    groups: dict[str, Any] = {}
+    for item in dataclasses.fields(Settings):
+        told = item.metadata
+        if told["group"] not in groups:
+            groups[told["group"]] = parser.add_argument_group(told["group"])
+        options: dict[str, Any] = {"dest": item.name, "default": argparse.SUPPRESS, "help": told["help"]}
+        if isinstance(item.default, bool):
+            options["action"] = "store_true"
+        else:
+            metavar = None if told["choices"] else "X"
+            options |= {"type": told["type"], "choices": told["choices"], "metavar": metavar}
+            if item.default is not None:
+                options["help"] += f" (default: {item.default})"
+        groups[told["group"]].add_argument(flag(item.name), **options)
+
+
+def typed_settings(arguments: argparse.Namespace) -> dict[str, Any]:
+    """The settings that were typed, and no others; folders by their whole path: a run goes on from anywhere."""
+    typed = {name: getattr(arguments, name) for name in DEFAULTS if hasattr(arguments, name)}
+    for name in ("data", "model"):
+        value = typed.get(name)
+        if value is not None and value not in SIZES and value not in PRESETS and Path(value).exists():
+            typed[name] = str(Path(value).resolve())
+    return typed
+
+
+def resumed(saved: Settings, typed: dict[str, Any]) -> Settings:
+    """The saved settings, with those typed that a resumed run may change; ValueError for any other that differs."""
+    for name, value in typed.items():
+        if name not in FREE and value != getattr(saved, name):
+            before = "left out" if getattr(saved, name) in (None, False) else getattr(saved, name)
+            raise refuse(flag(name), f"must be {before}, as in the run that is resumed", value)
+    return dataclasses.replace(saved, **{name: typed[name] for name in FREE if name in typed})

@@ -1,0 +1,386 @@
+"""The capstone: briefs of any seed can be solved, the reference is not beaten, worse decisions score less."""
+
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from gclib.course.capstone import briefs as capstone
+from gclib.course.capstone.briefs import (
+    JOBS,
+    Brief,
+    Plan,
+    best_with,
+    draw_brief,
+    fits,
+    hours,
+    negatives,
+    peak_bytes,
+    reference,
+    worth,
+)
+from gclib.course.capstone.review import claims, judge_claims, judge_hours, judge_peak, review
+from gclib.course.capstone.run import run_scaled, scaled
+from gclib.data.pairs import TextPair, train_tokenizer
+from gclib.losses.dense import ContrastiveLoss
+from gclib.memory.flops import count_flops, encoder_cost
+from gclib.models.encoder import Encoder
+
+ALL_JOBS = [job for jobs in JOBS.values() for job in jobs]
+every_job = pytest.mark.parametrize("job", ALL_JOBS, ids=lambda job: f"{job.card}, {job.model}, {job.batch_size}")
+SMALL = JOBS["activations"][0]
+BRIEF = Brief(0, "activations", SMALL, 1_000_000, 100.0)
+
+
+def plan_of(**changed):
+    return replace(reference(SMALL), **changed)
+
+
+def scores_of(brief, plan):
+    return {part.name: part.score for part in review(brief, plan).scores}
+
+
+# --- briefs ---------------------------------------------------------------------------------------------------
+
+
+def test_briefs_of_200_seeds_are_solved_by_their_reference():
+    kinds = set()
+    for seed in range(200):
+        brief = draw_brief(seed)
+        plan = reference(brief.job)
+        kinds.add(brief.kind)
+        assert brief.job in JOBS[brief.kind]
+        assert fits(brief.job, plan) and negatives(brief.job, plan) == brief.job.wanted_negatives
+        assert hours(brief, plan) <= brief.deadline_hours
+        assert brief.examples >= brief.job.batch_size
+    assert kinds == set(JOBS)
+
+
+def test_a_seed_is_a_brief():
+    assert draw_brief(5) == draw_brief(5)
+    assert len({str(draw_brief(seed)) for seed in range(30)}) == 30
+    with pytest.raises(ValueError, match="seed must be an int of at least 0, got -1"):
+        draw_brief(-1)
+
+
+def test_a_brief_says_everything_in_words():
+    brief = draw_brief(0)
+    told = str(brief)
+    for part in (brief.job.card, brief.job.model, f"{brief.job.batch_size:,}", f"{brief.examples:,}", "hard negative"):
+        assert part in told
+
+
+@pytest.mark.parametrize("kind", sorted(JOBS))
+def test_a_kind_of_brief_is_what_it_says(kind):
+    for job in JOBS[kind]:
+        best, naive = reference(job), Plan("naive", job.batch_size)
+        smallest = Plan("grad_cache", job.batch_size, chunk_size=4)
+        assert fits(job, naive) == (kind == "room") == (best.step == "naive")
+        assert fits(job, smallest) == (kind != "logits") == (best.tile_size is None)
+        assert (job.negatives > 0) == (kind == "long passages")
+
+
+def test_where_time_is_the_wall_neither_order_nor_graphs_can_be_left_out():
+    for seed in range(60):
+        brief = draw_brief(seed)
+        if brief.kind == "time":
+            for left_out in ({"sort_by_length": False}, {"retain_chunks": 0}):
+                assert hours(brief, replace(reference(brief.job), **left_out)) > brief.deadline_hours
+
+
+# --- what a plan takes ----------------------------------------------------------------------------------------
+
+
+def test_tiles_cost_what_the_plan_says():
+    queries, passages = (torch.randn(48, 8, requires_grad=True) for _ in range(2))
+    flops = [count_flops(lambda t=t: ContrastiveLoss(tile_size=t)(queries, passages).backward()) for t in (None, 16)]
+    assert flops[1] / flops[0] == capstone.TILED_FLOPS
+
+
+def test_seconds_are_flops_over_the_rate_and_passes():
+    job, size, cost = SMALL, SMALL.batch_size, encoder_cost(Encoder.from_config(SMALL.model).train())
+    queries, passages = capstone.lengths_of(job, size)
+    rows = [(size, max(queries)), (size, max(passages))]
+    forward = sum(cost.forward.at(*row) for row in rows)
+    backward = sum(cost.backward.at(*row) for row in rows)
+    loss, rate = 6 * size * size * cost.dimensions, capstone.RATES[job.card]
+    naive = (forward + backward + loss) / rate + 4 * capstone.PASS_SECONDS
+    assert capstone.seconds(job, Plan("naive", size)) == pytest.approx(naive)
+    plain = Plan("grad_cache", size, chunk_size=64, sort_by_length=False)
+    cached = (2 * forward + backward + loss) / rate + 3 * 2 * (size / 64) * capstone.PASS_SECONDS
+    assert capstone.seconds(job, plain) == pytest.approx(cached)
+
+
+def test_accumulation_sees_its_chunk_only():
+    assert negatives(SMALL, Plan("accumulation", 1024, chunk_size=64)) == 63
+    assert negatives(SMALL, Plan("grad_cache", 1024, chunk_size=64)) == 1023
+
+
+# --- the reference --------------------------------------------------------------------------------------------
+
+
+@every_job
+def test_the_reference_gets_full_scores(job):
+    brief = Brief(0, "any", job, 1_000_000, math.inf)
+    judged = review(brief, reference(job))
+    assert judged.passed and judged.worth == 1
+    assert [part.score for part in judged.scores] == [1.0] * len(judged.scores)
+
+
+@every_job
+def test_no_neighbour_of_the_reference_is_worth_more(job):
+    best = reference(job)
+    nearby: list[dict] = [{"batch_size": best.batch_size // 2}]
+    if best.step == "grad_cache":
+        nearby = [{"retain_chunks": 0}, {"sort_by_length": False}, {"retain_chunks": best.retain_chunks + 1}]
+        nearby += [{"chunk_size": best.chunk_size // 2}, {"chunk_size": best.chunk_size + 12, "retain_chunks": 0}]
+    if best.tile_size is None:
+        nearby += [{"tile_size": best.batch_size // 4}]
+    for changed in nearby:
+        assert worth(job, replace(best, **changed)) <= 1.02 * worth(job, best)
+
+
+@pytest.mark.parametrize(
+    ("name", "changed"),
+    [
+        ("step", {"step": "accumulation", "retain_chunks": 0, "chunk_size": 64}),
+        ("step", {"step": "naive", "retain_chunks": 0, "chunk_size": None, "batch_size": 128}),
+        ("B", {"batch_size": 512, "chunk_size": 64, "retain_chunks": 0}),
+        ("B", {"batch_size": 2048, "chunk_size": 64, "retain_chunks": 0}),
+        ("tile", {"tile_size": 512}),
+        ("C", {"chunk_size": 4, "retain_chunks": 0}),
+        ("C", {"chunk_size": 1024, "retain_chunks": 0}),
+        ("R", {"retain_chunks": 0, "chunk_size": 64}),
+        ("R", {"retain_chunks": 16}),
+        ("order", {"sort_by_length": False}),
+    ],
+)
+def test_a_worse_decision_scores_less_and_says_why(name, changed):
+    judged = review(BRIEF, plan_of(**changed))
+    part = next(part for part in judged.scores if part.name == name)
+    assert part.score < 1 and part.reason != "as good as any"
+    gained = ("would gain", "over the card", "the dense logits fit", "is asked for")
+    assert any(words in part.reason for words in gained), part.reason
+
+
+def test_the_smallest_plans_are_judged_too():
+    for step, chunk in (("naive", None), ("accumulation", 1), ("grad_cache", 1)):
+        judged = review(BRIEF, {"step": step, "batch_size": 1, "chunk_size": chunk})
+        part = next(part for part in judged.scores if part.name == "B")
+        assert judged.worth == part.score == 0 and "would gain" in part.reason and "over the card" not in str(judged)
+
+
+def test_a_batch_that_is_nearly_the_wanted_one_is_not_the_wanted_one():
+    judged = review(BRIEF, plan_of(batch_size=1023))
+    part = next(part for part in judged.scores if part.name == "B")
+    assert not judged.passed and judged.worth == part.score == 0.99
+    assert part.reason.startswith("1,024 would gain 1 negative a query")
+
+
+def test_a_step_is_held_against_the_best_plan_with_it():
+    judged = review(BRIEF, {"step": "accumulation", "batch_size": 1024, "chunk_size": 8})
+    assert "over accumulation with C = 256" in str(judged)
+
+
+def test_a_step_that_is_as_good_as_the_naive_one_only_where_it_is_the_naive_one_is_told_so():
+    brief = Brief(0, "room", JOBS["room"][0], 1_000_000, 100.0)
+    for step, alone in (("accumulation", "C = 256"), ("grad_cache", "C = 256, R = 2")):
+        judged = review(brief, {"step": step, "batch_size": 256, "chunk_size": 32})
+        assert f"as good as naive where {alone}" in str(judged) and judged.worth < 0.7
+    assert "as good as naive" not in str(review(brief, Plan("naive", 256)))
+
+
+def test_worse_is_worse():
+    brief = BRIEF
+    by_batch = [scores_of(brief, Plan("grad_cache", size, chunk_size=16))["B"] for size in (1024, 512, 256, 128)]
+    by_chunk = [scores_of(brief, Plan("grad_cache", 1024, chunk_size=size))["C"] for size in (16, 8, 4, 2)]
+    for falling in (by_batch, by_chunk):
+        assert falling == sorted(falling, reverse=True) and falling[0] > falling[-1]
+
+
+def test_a_plan_over_the_card_is_worth_nothing_and_told_by_how_much():
+    judged = review(BRIEF, {"step": "naive", "batch_size": 1024})
+    assert not judged.passed and judged.worth == 0 and not judged.kept()["card"]
+    assert "GiB over the card" in str(judged) and "BROKEN" in str(judged)
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    st.sampled_from((256, 512, 1024)),
+    st.sampled_from((8, 16, 64, 256)),
+    st.integers(0, 10),
+    st.booleans(),
+    st.sampled_from((None, 256)),
+)
+def test_scores_multiply_nearly_to_the_worth(batch_size, chunk_size, retained, by_length, tile):
+    retained = min(retained, 2 * batch_size // chunk_size)
+    judged = review(BRIEF, Plan("grad_cache", batch_size, tile, chunk_size, retained, by_length))
+    assert all(0 <= part.score <= 1 for part in judged.scores)
+    product = math.prod(part.score for part in judged.scores if part.name != "tile")
+    assert judged.worth == pytest.approx(product, rel=0.08, abs=1e-9)
+
+
+# --- whatever is typed ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("given_plan", "problem"),
+    [
+        (None, "there is no plan yet"),
+        (5, "plan must be a Plan"),
+        ([], "plan must be a Plan"),
+        ({}, "plan must say step and batch_size"),
+        ({"step": "magic", "batch_size": 8}, "step must be one of"),
+        ({"step": ["naive"], "batch_size": 8}, "step must be one of"),
+        ({"step": "naive", "batch_size": 8, "chunks": 2}, "plan must hold nothing but"),
+        ({"step": "naive", "batch_size": "many"}, "batch_size must be an int"),
+        ({"step": "naive", "batch_size": True}, "batch_size must be an int"),
+        ({"step": "naive", "batch_size": 0}, "batch_size must be an int of at least 1"),
+        ({"step": "naive", "batch_size": 10**30}, "batch_size must be at most 2,048"),
+        ({"step": "naive", "batch_size": 8, "chunk_size": 4}, "chunk_size must be None for the naive step"),
+        ({"step": "naive", "batch_size": 8, "retain_chunks": 1}, "retain_chunks must be 0 unless"),
+        ({"step": "grad_cache", "batch_size": 8}, "chunk_size must be an int"),
+        ({"step": "grad_cache", "batch_size": 8, "chunk_size": 9}, "chunk_size must be at most batch_size, 8"),
+        ({"step": "grad_cache", "batch_size": 8, "chunk_size": 4, "retain_chunks": 5}, "at most the 4 chunks"),
+        ({"step": "grad_cache", "batch_size": 8, "chunk_size": 4, "retain_chunks": -1}, "retain_chunks must be an int"),
+        ({"step": "grad_cache", "batch_size": 1024, "chunk_size": 4, "tile_size": 1}, "at most 1,024 tiles"),
+        ({"step": "grad_cache", "batch_size": 8, "chunk_size": 4, "tile_size": 1.5}, "tile_size must be an int"),
+        ({"step": "grad_cache", "batch_size": 8, "chunk_size": 4, "sort_by_length": 3}, "sort_by_length must be"),
+    ],
+)
+def test_a_plan_that_cannot_be_run_is_told_why(given_plan, problem):
+    judged = review(BRIEF, given_plan)
+    assert judged.plan is None and not judged.passed and problem in str(judged)
+    assert judge_peak(BRIEF, given_plan, 5).score == judge_hours(BRIEF, given_plan, 5).score == 0
+
+
+def test_a_seed_is_not_its_brief():
+    assert "brief must be a brief, as draw_brief(seed) gives it, got 24" in str(review(24, reference(BRIEF.job)))
+
+
+@pytest.mark.parametrize("typed", [None, "six", -1, 0, math.nan, math.inf, True, 10**400, [5]])
+def test_a_prediction_that_is_no_number_scores_nothing(typed):
+    assert judge_peak(BRIEF, reference(SMALL), typed).score == 0
+    assert "above 0 is asked for" in judge_hours(BRIEF, reference(SMALL), typed).reason
+
+
+# --- predictions ----------------------------------------------------------------------------------------------
+
+GIB = 2**30
+
+
+def peak_gib(**changed):
+    return peak_bytes(SMALL, plan_of(**changed)) / GIB
+
+
+def test_a_peak_is_judged_and_its_mistake_named():
+    plan, right = reference(SMALL), peak_gib()
+    assert judge_peak(BRIEF, plan, 1.03 * right).score == 1
+    naive = peak_bytes(SMALL, Plan("naive", SMALL.batch_size)) / GIB
+    for said, words in {
+        right * GIB / 1e9: "GB (10^9 bytes)",
+        naive: "the naive step's peak",
+        right * 1024: "in MiB",
+        right * GIB / 1e6: "in MB",
+        1e6: "as if not in GiB",
+        1e-6: "less than a fiftieth of that, as if not in GiB",
+        peak_gib(retain_chunks=0): "retained chunks are forgotten",
+    }.items():
+        judged = judge_peak(BRIEF, plan, said)
+        assert words in judged.reason and judged.score == pytest.approx(min(said / right, right / said))
+
+
+def test_forgotten_logits_are_named_where_they_are_the_wall():
+    job = JOBS["logits"][0]
+    brief, dense = Brief(0, "logits", job, 10**6, 1.0), replace(reference(job), tile_size=None, retain_chunks=0)
+    assert "the logits are forgotten" in judge_peak(brief, dense, 12.43 - 12.0).reason
+    tiled = reference(job)
+    with_dense = peak_bytes(job, replace(tiled, tile_size=None)) / GIB
+    assert "dense logits" in judge_peak(brief, tiled, with_dense).reason
+
+
+def test_hours_are_judged_and_the_mistake_named():
+    plan, right = reference(SMALL), hours(BRIEF, reference(SMALL))
+    naive = hours(BRIEF, Plan("naive", SMALL.batch_size))
+    assert judge_hours(BRIEF, plan, right).score == 1
+    for said, words in {
+        naive: "the naive step's time",
+        2 * naive: "4/3",
+        3600 * right: "seconds",
+        60 * right: "minutes",
+        right / 24: "days",
+        hours(BRIEF, replace(plan, sort_by_length=False, retain_chunks=0)): "without sorting",
+    }.items():
+        assert words in judge_hours(BRIEF, plan, said).reason
+
+
+# --- the defence and the small run ----------------------------------------------------------------------------
+
+
+def test_claims_are_judged_by_forecasts():
+    best = {kind: reference(JOBS[kind][0]) for kind in JOBS}
+    found = {kind: claims(Brief(0, kind, JOBS[kind][0], 10**6, 1.0), best[kind]) for kind in JOBS}
+    ways = ("would fit", "against 63 ", "less than 60 %", "more than a tenth", "at least a quarter")
+    truth = {kind: [c.holds == (way in c.text) for c, way in zip(found[kind], ways, strict=True)] for kind in JOBS}
+    assert all(len(said) == 5 for said in found.values())
+    assert truth["room"][0] and not truth["activations"][0]
+    assert found["room"][1].holds == ("against 63 " in found["room"][1].text)
+    assert truth["room"][2] and not truth["activations"][2]
+    assert truth["logits"][3] and not truth["activations"][3]
+    assert truth["activations"][4] and not truth["room"][4]
+    with pytest.raises(ValueError, match="step must be one of"):
+        claims(BRIEF, {"step": "no", "batch_size": 3})
+
+
+def test_answers_to_claims_are_counted():
+    found = claims(BRIEF, reference(SMALL))
+    right = {place: claim.holds for place, claim in enumerate(found, 1)}
+    assert judge_claims(found, right).endswith("5 of 5 right.")
+    assert judge_claims(found, {}).count("not answered") == 5 and "hold (" not in judge_claims(found, {})
+    assert judge_claims(found, [True, False]).startswith("Answers are a dict")  # type: ignore[arg-type]
+    judged = judge_claims(found, {1: not found[0].holds, 2: "yes", 7: True})
+    assert judged.count("wrong:") == 1 and "but with 'yes'" in judged and "There is no claim 7" in judged
+
+
+def test_to_say_the_same_of_every_claim_is_no_defence():
+    for kind in JOBS:
+        job, said = JOBS[kind][0], set()
+        for seed in range(12):
+            holds = [claim.holds for claim in claims(Brief(seed, kind, job, 10**6, 1.0), reference(job))]
+            assert sum(holds) in (2, 3)
+            said.add(tuple(holds))
+        assert len(said) > 4
+
+
+def pairs():
+    return [TextPair(f"what does number {n} do", f"def number_{n}(x): return x + {n}") for n in range(80)]
+
+
+@pytest.mark.parametrize(
+    "chosen",
+    [
+        Plan("naive", 1024),
+        Plan("accumulation", 1024, None, 512),
+        Plan("grad_cache", 1024, 256, 250, 3, False),
+    ],
+    ids=str,
+)
+def test_the_small_run_takes_the_bytes_of_its_forecast_and_trains(chosen):
+    texts = pairs()
+    run = run_scaled(BRIEF, chosen, texts, train_tokenizer(texts), updates=2)
+    assert run.forecast_bytes == run.recorded_bytes and len(run.records) == 2
+    assert (run.plan.step, run.plan.sort_by_length) == (chosen.step, chosen.sort_by_length)
+    assert run.records[0].loss < 2 * math.log(64) and "equal" in str(run)
+
+
+@every_job
+def test_every_reference_can_be_scaled(job):
+    small = scaled(Brief(0, "any", job, 10**6, 1.0), reference(job))
+    assert small.batch_size == 64 and (small.step, small.tile_size is None) == (
+        reference(job).step,
+        reference(job).tile_size is None,
+    )
+    assert best_with(job, step=reference(job).step) == reference(job)

@@ -1,0 +1,713 @@
+"""The memory lab: what its controls do, what a run leaves behind, and that nothing a slider does raises."""
+
+import gc
+import random
+import re
+import time
+import weakref
+from dataclasses import replace
+from html import unescape
+
+import ipywidgets
+import numpy as np
+import psutil
+import pytest
+import torch
+
+from gclib.course.memory_lab import answers as lab
+from gclib.course.memory_lab import run as live
+from gclib.course.memory_lab import widget as widgets
+from gclib.course.memory_lab.answers import LabSettings, advice, forecast_of, obstacle, seconds_here
+from gclib.course.memory_lab.run import LiveRun, make_batch, step_of, warm_optimizer
+from gclib.course.memory_lab.widget import MemoryLab
+from gclib.memory.devices import GPU_MEMORY_BYTES
+from gclib.memory.ledger import KINDS
+from gclib.memory.timeline import picture_of
+from gclib.support.words import format_bytes, format_table
+
+TINY = {"model": "tiny", "length": 16}
+
+
+@pytest.fixture(autouse=True)
+def _no_corpus(monkeypatch):
+    """Random tokens unless a test says otherwise: a run needs no corpus."""
+    monkeypatch.setattr(live, "_real_texts", lambda: None)
+
+
+@pytest.fixture
+def memory_lab():
+    """A lab on the smallest model; whatever it started has ended when the test has."""
+    made = MemoryLab(**TINY, batch_size=16, chunk_size=4)
+    made.wait()
+    yield made
+    made.stop.click()
+    made.wait()
+
+
+def text_of(widget):
+    return unescape(re.sub(r"<[^>]+>", "", widget.value))
+
+
+def alt_of(memory_lab):
+    return unescape(re.search(r'alt="([^"]*)"', memory_lab.picture.value)[1])
+
+
+def values_of(control):
+    return [option[1] if isinstance(option, tuple) else option for option in control.options]
+
+
+def wait_until(condition, seconds=60):
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.005)
+
+
+# --- the forecast ---------------------------------------------------------------------------------------------
+
+
+def test_the_picture_and_the_words_say_the_forecast(memory_lab):
+    peak = format_bytes(forecast_of(memory_lab.settings()).peak_bytes)
+    assert f"Peak {peak}: " in text_of(memory_lab.forecast)
+    assert f"Peak {peak}, of which" in alt_of(memory_lab)
+
+
+def test_every_control_that_matters_changes_the_forecast(memory_lab):
+    for control, value in [
+        (memory_lab.chunk_size, 8),
+        (memory_lab.batch_size, 128),
+        (memory_lab.length, 32),
+        (memory_lab.budget, lab.BUDGETS["64 MiB"]),
+        (memory_lab.query_length, 16),
+        (memory_lab.retain_chunks, 2),
+        (memory_lab.precision, "pure bf16"),
+        (memory_lab.optimizer, "sgd"),
+        (memory_lab.step, "naive"),
+        (memory_lab.model, "mini"),
+    ]:
+        words, picture = memory_lab.forecast.value, memory_lab.picture.value
+        control.value = value
+        memory_lab.wait()
+        assert (memory_lab.forecast.value, memory_lab.picture.value) != (words, picture)
+    assert memory_lab.settings() == LabSettings("naive", "mini", 128, 8, 32, None, 16, 2, "pure bf16", "sgd")
+
+
+def test_a_law_not_known_yet_is_announced_and_then_drawn(memory_lab, monkeypatch):
+    monkeypatch.setattr(lab, "_fitted", set())
+    lab.forecast_of.cache_clear()
+    memory_lab.batch_size.value = 32
+    assert "Reading off the memory law" in text_of(memory_lab.forecast)
+    memory_lab.wait()
+    assert text_of(memory_lab.forecast).startswith("Peak ")
+
+
+def move(memory_lab, draw):
+    """One random move; whatever it leads to is said in words."""
+    control = draw.choice(memory_lab.controls)
+    control.value = draw.choice(values_of(control))
+    words = text_of(memory_lab.forecast)
+    assert words.startswith(("Peak ", "Reading off the memory law")) or "tile_size must cut" in words
+
+
+@pytest.mark.slow
+def test_50_random_moves_of_all_controls_raise_nothing(memory_lab):
+    draw = random.Random(1)
+    for _ in range(50):
+        move(memory_lab, draw)  # quicker than laws are read off: only where the controls come to rest, one is
+    memory_lab.wait()
+    assert text_of(memory_lab.forecast).startswith("Peak ") or memory_lab.tile_size.value
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("moves", "lengths", "settled_after"),
+    [(300, [16], 180), pytest.param(1000, [16, 32], 700, marks=pytest.mark.deep)],
+)
+def test_random_moves_that_are_each_drawn_raise_nothing_and_leak_nothing(moves, lengths, settled_after, memory_lab):
+    draw, process = random.Random(2), psutil.Process()
+    memory_lab.model.options = [("tiny", "tiny")]
+    memory_lab.length.options = [(f"{length}", length) for length in lengths]
+    memory_lab.query_length.options = [("same", 0), ("16", 16)]
+    memory_lab.tile_size.options = [("dense", 0), ("1,024", 1024)]
+    memory_lab.precision.options = [("float32", "float32"), ("bf16 autocast", "bf16 autocast")]
+    for number in range(moves):
+        move(memory_lab, draw)
+        memory_lab.wait()
+        assert text_of(memory_lab.forecast).startswith("Peak ") or memory_lab.tile_size.value
+        if draw.random() < 0.05:
+            draw.choice(
+                [memory_lab.largest.click, lambda: setattr(memory_lab.pin, "value", not memory_lab.pin.value)]
+            )()
+        if number == settled_after:  # laws read off, caches filled
+            gc.collect()
+            settled = process.memory_info().rss
+    gc.collect()
+    assert process.memory_info().rss <= 1.05 * settled
+
+
+@pytest.mark.parametrize("step", list(lab.STEP_WORDS))
+def test_the_largest_of_everything_is_forecast_refused_in_words_and_allocates_nothing(step, memory_lab, monkeypatch):
+    monkeypatch.setattr(live, "make_batch", lambda settings: pytest.fail("a batch was made"))
+    memory_lab.step.value = step
+    memory_lab.batch_size.value = max(values_of(memory_lab.batch_size))
+    memory_lab.chunk_size.value = max(values_of(memory_lab.chunk_size))
+    memory_lab.wait()
+    assert text_of(memory_lab.forecast).startswith("Peak ")
+    monkeypatch.setattr(widgets, "ram_bytes", lambda: (2**30, 2**27))
+    memory_lab.run.click()
+    assert "Not run: the forecast is" in text_of(memory_lab.status)
+    assert "Nothing was allocated" in text_of(memory_lab.status)
+    assert memory_lab.live is None and not memory_lab.run.disabled
+
+
+def test_the_largest_batch_of_all_answers_in_tib(memory_lab):
+    memory_lab.batch_size.value = 2**20
+    assert re.search(r"Peak [\d.]+ TiB", text_of(memory_lab.forecast))
+
+
+def test_a_card_is_forecast_with_its_own_operations_and_a_run_with_those_of_its_device(memory_lab):
+    card = "T4 (16 GB)"
+    on_processor = memory_lab.settings()
+    memory_lab.budget.value = lab.BUDGETS[card]
+    memory_lab.wait()
+    assert memory_lab.settings() == replace(on_processor, device="cuda")
+    told = forecast_of(memory_lab.settings()).peak_bytes
+    assert told < forecast_of(on_processor).peak_bytes
+    assert f"Peak {format_bytes(told)}: " in text_of(memory_lab.forecast) and card in text_of(memory_lab.forecast)
+    memory_lab.run.click()
+    memory_lab.wait()
+    assert memory_lab.live.result.peak_bytes == forecast_of(on_processor).peak_bytes
+    assert "exactly as forecast" in text_of(memory_lab.status)
+    assert "The picture is of the processor that ran the step" in text_of(memory_lab.forecast)
+    assert f"Peak {format_bytes(told)}: " in text_of(memory_lab.forecast)
+    memory_lab.budget.value = lab.BUDGETS["64 MiB"]
+    assert "The picture is of" not in text_of(memory_lab.forecast)
+
+
+def test_find_the_largest_batch(memory_lab):
+    memory_lab.budget.value = lab.BUDGETS["64 MiB"]
+    memory_lab.largest.click()
+    said = re.search(r"The largest batch within 64 MiB is ([\d,]+)", text_of(memory_lab.status))
+    most, settings = int(said[1].replace(",", "")), memory_lab.settings()
+    at, beyond = (forecast_of(replace(settings, batch_size=size)).peak_bytes for size in (most, most + 1))
+    assert at <= lab.BUDGETS["64 MiB"] < beyond
+    assert settings.batch_size <= most < 2 * settings.batch_size
+
+
+def test_the_largest_batch_keeps_the_retained_chunks(memory_lab):
+    memory_lab.budget.value = lab.BUDGETS["64 MiB"]
+    memory_lab.retain_chunks.value = 64
+    memory_lab.largest.click()
+    most = int(re.search(r"is ([\d,]+)", text_of(memory_lab.status))[1].replace(",", ""))
+    assert forecast_of(memory_lab.settings()).peak_bytes <= memory_lab.budget.value
+    assert forecast_of(replace(memory_lab.settings(), batch_size=most + 1)).peak_bytes > memory_lab.budget.value
+
+
+def test_where_no_batch_fits_that_is_said(memory_lab, monkeypatch):
+    monkeypatch.setattr(lab, "largest_that_fits", lambda settings, budget: 0)
+    memory_lab.largest.click()
+    assert "Not even one pair fits within 256 MiB" in text_of(memory_lab.status)
+    assert memory_lab.batch_size.value == 16
+
+
+def test_compare_two_settings(memory_lab):
+    before = memory_lab.settings()
+    memory_lab.pin.value = True
+    assert "the same to the byte" in text_of(memory_lab.compared)
+    memory_lab.chunk_size.value = 16
+    now, words = memory_lab.settings(), text_of(memory_lab.compared)
+    assert before.described() in words and "times as much" in words and "more activations" in words
+    assert words in memory_lab.table() and format_bytes(forecast_of(now).peak_bytes) in words
+    memory_lab.chunk_size.value, memory_lab.optimizer.value = 4, "sgd"
+    assert re.search(r"Now: .*, [\d.]+ % of that. Most of it: .* less optimizer.$", text_of(memory_lab.compared))
+    memory_lab.pin.value = False
+    assert memory_lab.compared.value == ""
+
+
+def test_the_bars_have_room_for_a_legend_of_every_kind():
+    bars = widgets._Bars()
+    bars.render({name: dict.fromkeys(KINDS, 2**20) for name in ("pinned", "now")})
+    legend = bars.figure.axes[0].get_legend().get_window_extent(bars.canvas.get_renderer())
+    assert legend.y0 >= 0 and legend.y1 <= bars.figure.bbox.y1 and legend.x1 <= bars.figure.bbox.x1
+
+
+def test_where_there_is_no_forecast_nothing_is_compared(memory_lab):
+    memory_lab.pin.value = True
+    memory_lab.tile_size.value = 256
+    memory_lab.batch_size.value = 65536
+    assert memory_lab.compared.value == ""
+    memory_lab.pin.value = False
+    memory_lab.pin.value = True
+    assert not memory_lab.pin.value
+    assert text_of(memory_lab.status).startswith("Nothing to compare with: tile_size must cut")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{}, {"step": "naive"}, {"retain_chunks": 2, "query_length": 8}, {"precision": "pure bf16"}, {"tile_size": 8}],
+)
+def test_the_forecast_as_code_gives_the_same_forecast(change, capsys):
+    settings, names = replace(LabSettings(**TINY, batch_size=16, chunk_size=4), **change), {}
+    exec(settings.as_code(), names)
+    assert names["forecast"].peak_bytes == forecast_of(settings).peak_bytes
+    assert f"{names['forecast'].peak_bytes:,} bytes" in capsys.readouterr().out
+
+
+def test_the_code_follows_the_controls(memory_lab):
+    memory_lab.chunk_size.value = 16
+    assert memory_lab.code.value == memory_lab.settings().as_code()
+
+
+def test_words_about_other_settings_do_not_stay(memory_lab):
+    memory_lab.run.click()
+    memory_lab.wait()
+    assert text_of(memory_lab.status).startswith("Finished")
+    memory_lab.chunk_size.value = 16
+    assert text_of(memory_lab.status) == widgets.READY
+
+
+def test_every_published_model_has_a_forecast_estimate_of_time():
+    forecast = forecast_of(LabSettings(**TINY))
+    for model in lab.MODELS:
+        assert lab.seconds_here(LabSettings(model=model), forecast) > 0
+
+
+def test_too_many_tiles_are_refused_in_words(memory_lab):
+    memory_lab.batch_size.value = 65536
+    memory_lab.wait()
+    memory_lab.tile_size.value = 256
+    assert "tile_size must cut the 65,536 x 65,536 logits into at most 64 tiles" in text_of(memory_lab.forecast)
+    memory_lab.run.click()
+    assert text_of(memory_lab.status).startswith("Not run: tile_size must cut")
+
+
+def test_an_error_in_a_forecast_is_told_in_words(memory_lab, monkeypatch):
+    monkeypatch.setattr(lab, "_fitted", set())
+    monkeypatch.setattr(lab, "forecast_of", lambda settings: 1 / 0)
+    memory_lab.batch_size.value = 64
+    memory_lab.wait()
+    assert text_of(memory_lab.forecast) == "No forecast: ZeroDivisionError: division by zero"
+
+
+def test_the_chunk_has_no_part_in_the_naive_step(memory_lab):
+    memory_lab.step.value = "naive"
+    assert memory_lab.chunk_size.disabled
+    memory_lab.step.value = "accumulation"
+    assert not memory_lab.chunk_size.disabled
+    memory_lab.wait()
+
+
+def test_a_lab_that_cannot_start_there_is_refused():
+    for wrong in ({"model": "huge"}, {"step": "fast"}, {"batch_size": 3}, {"budget": "1 MB"}, {"chunk_size": 0}):
+        with pytest.raises(ValueError, match=next(iter(wrong)).split("_")[0]):
+            MemoryLab(**wrong)
+
+
+# --- access ---------------------------------------------------------------------------------------------------
+
+
+def test_every_control_is_labelled_and_can_be_reached_by_keyboard(memory_lab):
+    for control in (*memory_lab.controls, memory_lab.run, memory_lab.stop):
+        assert control.description.strip() and control.tooltip.strip()
+        assert control.tabbable is not False
+    for control in memory_lab.controls:
+        assert isinstance(control, ipywidgets.SelectionSlider | ipywidgets.Dropdown)
+
+
+def test_status_and_forecast_are_read_aloud_when_they_change(memory_lab):
+    assert 'role="status"' in memory_lab.status.value and 'aria-live="polite"' in memory_lab.forecast.value
+
+
+def test_the_table_says_what_the_picture_says(memory_lab):
+    forecast, table = forecast_of(memory_lab.settings()), memory_lab.table()
+    assert memory_lab.settings().described() in table
+    for count in (forecast.peak_bytes, *(count for count in forecast.at_peak().values() if count)):
+        assert format_bytes(count) in table
+    for span in picture_of(forecast.timeline).spans:
+        assert span.label.replace("\n", " ") in table
+    assert text_of(memory_lab.forecast) in table
+    assert "within 256 MiB" in table
+
+
+# --- the run --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("precision", list(lab.PRECISIONS))
+@pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
+@pytest.mark.parametrize("step", list(lab.STEP_WORDS))
+def test_a_run_in_every_precision_takes_what_was_forecast(step, precision, optimizer):
+    settings = LabSettings(step, "tiny", 7, 3, 16, None, 8, 1, precision, optimizer)
+    result = LiveRun(settings).run()
+    assert (result.ending, result.peak_bytes) == ("finished", forecast_of(settings).peak_bytes), result.error
+
+
+@pytest.mark.parametrize("tile_size", [None, 5])
+@pytest.mark.parametrize("step", list(lab.STEP_WORDS))
+def test_a_run_takes_what_was_forecast_to_the_byte(step, tile_size):
+    settings = LabSettings(step, "tiny", batch_size=13, chunk_size=4, length=12, tile_size=tile_size)
+    run = LiveRun(settings)
+    assert run.run().ending == "finished"
+    assert run.result.peak_bytes == forecast_of(settings).peak_bytes
+    assert run.done == run.pieces and np.isfinite(run.result.loss)
+
+
+def test_a_run_leaves_generators_and_gradients_as_promised():
+    run = LiveRun(LabSettings(**TINY, batch_size=12, chunk_size=4))
+    before = torch.get_rng_state()
+    run.run()
+    assert torch.equal(before, torch.get_rng_state())
+    assert all(parameter.grad is None for parameter in run.encoder.parameters())
+
+
+@pytest.mark.parametrize("step", ["accumulation", "grad_cache"])
+def test_stop_ends_between_chunks_and_leaves_nothing_behind(step, monkeypatch):
+    run = LiveRun(LabSettings(step, "tiny", batch_size=40, chunk_size=4, length=16))
+    report = run._on_phase
+
+    def stop_in_the_middle(phase, **place):
+        if run.begun == run.pieces // 2 + 1:
+            run.stop()
+        report(phase, **place)
+
+    monkeypatch.setattr(run, "_on_phase", stop_in_the_middle)
+    before = torch.get_rng_state()
+    run.run()
+    assert run.result.ending == "stopped" and run.done == run.pieces // 2
+    assert torch.equal(before, torch.get_rng_state())
+    assert all(parameter.grad is None for parameter in run.encoder.parameters())
+    assert run.ledger.events[-1].kind_bytes  # what was measured is still there
+
+
+def test_what_goes_wrong_in_a_run_is_told_in_words(memory_lab, monkeypatch):
+    def full(settings):
+        raise RuntimeError("no room")
+
+    monkeypatch.setattr(live, "make_batch", full)
+    memory_lab.run.click()
+    memory_lab.wait()
+    assert "The run failed" in text_of(memory_lab.status) and "RuntimeError: no room" in text_of(memory_lab.status)
+    assert not memory_lab.run.disabled and memory_lab.stop.disabled
+
+
+FULL = "CUDA out of memory. Tried to allocate 20.00 GiB. GPU 0 has a total capacity of 79.18 GiB."
+
+
+def steps_that_run_out_of_memory(times):
+    """A `step_of` whose first steps end as a card's allocator ends them, in a replay; what they held is seen weakly."""
+    held, honest = [], step_of
+
+    def step_of_a_full_card(settings):
+        step, options = honest(settings)
+
+        def full(encoders, inputs, loss_fn, *, on_phase, **rest):
+            def report(phase, **place):
+                on_phase(phase, **place)
+                if phase == "replay" and place.get("tower") == 1 and len(held) < times:
+                    big = torch.zeros(1000)
+                    held.append(weakref.ref(big))
+                    raise torch.OutOfMemoryError(FULL)
+
+            return step(encoders, inputs, loss_fn, on_phase=report, **rest)
+
+        return full, options
+
+    return step_of_a_full_card, held
+
+
+def test_out_of_memory_is_told_in_words_all_is_let_go_of_and_the_next_run_finishes(monkeypatch):
+    full, held = steps_that_run_out_of_memory(1)
+    monkeypatch.setattr(live, "step_of", full)
+    monkeypatch.setattr(live, "ram_bytes", lambda: (2**33, 2**32))
+    settings = LabSettings(**TINY, batch_size=12, chunk_size=4)
+    run, before = LiveRun(settings, "cpu"), torch.get_rng_state()
+    result = run.run()
+    assert result.ending == "failed" and result.peak_bytes > 0 and result.loss is None
+    for words in (
+        "Out of memory (in piece ",
+        "second forward and backward",
+        f"asked for 20.00 GiB, and had held {format_bytes(result.peak_bytes)} at most",
+        "This machine has 8.00 GiB. All that the run held was returned, and 4.00 GiB are free now",
+        lab.way_out(settings, forecast_of(settings).at_peak(), 2**33),
+    ):
+        assert words in result.error
+    assert run.encoder is None and held[0]() is None
+    assert torch.equal(before, torch.get_rng_state())
+    again = LiveRun(settings, "cpu").run()
+    assert (again.ending, again.peak_bytes) == ("finished", forecast_of(settings).peak_bytes)
+
+
+def test_out_of_memory_before_the_step_begins_is_told_too(monkeypatch):
+    def full(settings):
+        raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    monkeypatch.setattr(live, "make_batch", full)
+    run = LiveRun(LabSettings(**TINY), "cpu")
+    assert "Out of memory (reading texts): the step asked for more. This machine has" in run.run().error
+    assert run.encoder is None and run.result.allocated_peak_bytes is None
+
+
+def test_the_lab_goes_on_after_out_of_memory(memory_lab, monkeypatch):
+    monkeypatch.setattr(live, "step_of", steps_that_run_out_of_memory(1)[0])
+    memory_lab.run.click()
+    memory_lab.wait()
+    assert text_of(memory_lab.status).startswith("The run failed, and the lab goes on. Out of memory (in piece ")
+    memory_lab.run.click()
+    memory_lab.wait()
+    assert text_of(memory_lab.status).startswith("Finished in ")
+
+
+def test_a_run_is_on_the_processor_where_there_is_no_card(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert LiveRun(LabSettings(**TINY)).device == torch.device("cpu")
+    for wrong in ("cuda", "meta", "abacus", 7.5):
+        with pytest.raises(ValueError, match="device must be the processor, or a CUDA device"):
+            LiveRun(LabSettings(**TINY), wrong)
+
+
+def test_a_run_is_on_the_card_where_there_is_one(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    assert LiveRun(LabSettings(**TINY)).device == LiveRun(LabSettings(**TINY), "cuda").device == torch.device("cuda:0")
+    assert LiveRun(LabSettings(**TINY), "cpu").device == torch.device("cpu")
+    with pytest.raises(ValueError, match="got 'cuda:1'"):
+        LiveRun(LabSettings(**TINY), "cuda:1")
+
+
+@pytest.fixture
+def card_lab(monkeypatch):
+    """A lab that takes this processor for a card of 1 GiB, of which 768 MiB are free and 100 MiB kept for later."""
+    card = {"mem_get_info": (668 * 2**20, 2**30), "memory_reserved": 150 * 2**20, "memory_allocated": 50 * 2**20}
+    for name, value in card.items():
+        monkeypatch.setattr(torch.cuda, name, lambda device, value=value: value)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "Card of the test")
+    monkeypatch.setattr(lab, "seconds_here", lambda settings, forecast, device: 1.0)
+    made = MemoryLab(**TINY, batch_size=16, chunk_size=4)
+    made.wait()
+    made.device = torch.device("cuda", 0)
+    monkeypatch.setattr(widgets, "LiveRun", lambda settings, device: LiveRun(settings, "cpu"))
+    made.refresh()
+    made.wait()
+    yield made
+    made.wait()
+
+
+def test_before_a_run_on_a_card_its_own_free_memory_is_asked(card_lab, monkeypatch):
+    card_lab.model.value, card_lab.step.value, card_lab.batch_size.value = "small", "naive", 256
+    card_lab.wait()
+    assert 768 * 2**20 < 1.25 * forecast_of(card_lab.settings()).peak_bytes < 2**34
+    monkeypatch.setattr(widgets, "ram_bytes", lambda: (2**35, 2**34))
+    card_lab.run.click()
+    assert "the card has 768 MiB free" in text_of(card_lab.status) and card_lab.live is None
+
+
+def test_the_status_says_what_the_card_s_allocator_counted(card_lab):
+    card_lab.run.click()
+    card_lab.wait()
+    run = card_lab.live
+    assert run.result.allocated_peak_bytes is None and "allocator" not in text_of(card_lab.status)
+    counted = run.result.peak_bytes * 1025 // 1000
+    run.result = replace(run.result, allocated_peak_bytes=counted)
+    run.device = card_lab.device
+    told = f"The allocator of Card of the test counted {format_bytes(counted)} at its peak, +2.5 %."
+    assert told in card_lab.table()
+
+
+def test_the_live_line_lies_on_the_forecast():
+    for step, tolerance in (("naive", 0.02), ("accumulation", 0.02), ("grad_cache", 0.02)):
+        settings = LabSettings(step, "tiny", batch_size=40, chunk_size=4, length=16)
+        run = LiveRun(settings)
+        run.run()
+        picture = picture_of(forecast_of(settings).timeline)
+        x, line = run.trace(picture)
+        assert line.max() == run.result.peak_bytes == picture.peak_bytes
+        assert (np.diff(x) >= 0).all() or step == "accumulation"
+        columns = np.searchsorted(picture.edges, x, side="right") - 1
+        near = np.stack([picture.kind_bytes.sum(axis=1)[np.clip(columns + off, 0, None)] for off in (-2, -1, 0)])
+        apart = np.abs(near - line).min(axis=0) / picture.peak_bytes
+        assert np.median(apart) < tolerance
+
+
+def test_a_trace_can_be_read_while_the_run_goes_on():
+    settings = LabSettings(**TINY, batch_size=64, chunk_size=4)
+    run, picture = LiveRun(settings), picture_of(forecast_of(settings).timeline)
+    run.start()
+    seen = []
+    while run.result is None:
+        seen.append(len(run.trace(picture)[0]))
+        time.sleep(0.01)
+    run.join()
+    assert seen == sorted(seen) and len(run.trace(picture)[0]) >= seen[-1]
+
+
+def test_run_then_stop_by_the_buttons(memory_lab):
+    memory_lab.batch_size.value = 512
+    memory_lab.chunk_size.value = 1
+    memory_lab.wait()
+    memory_lab.run.click()
+    if "Press Run again" in text_of(memory_lab.status):
+        memory_lab.run.click()
+    wait_until(lambda: memory_lab.live.begun > 2)
+    assert memory_lab.run.disabled and not memory_lab.stop.disabled
+    memory_lab.budget.value = lab.BUDGETS["8 GiB"]  # the kernel stays usable
+    memory_lab.stop.click()
+    memory_lab.wait()
+    assert text_of(memory_lab.status).startswith("Stopped after ")
+    assert not memory_lab.run.disabled and memory_lab.stop.disabled
+    assert 0 < memory_lab.progress.value < memory_lab.progress.max
+
+
+def test_a_run_stopped_before_its_step_says_so(memory_lab, monkeypatch):
+    monkeypatch.setattr(LiveRun, "_step", lambda run: run._stop.wait(60) and run._check_stop())
+    memory_lab.run.click()
+    memory_lab.stop.click()
+    memory_lab.wait()
+    assert text_of(memory_lab.status).startswith("Stopped before the step began.")
+
+
+def test_a_finished_run_is_told_with_its_bytes(memory_lab):
+    memory_lab.run.click()
+    memory_lab.wait()
+    peak = forecast_of(memory_lab.settings()).peak_bytes
+    said = text_of(memory_lab.status)
+    assert said.startswith("Finished in ") and f"({peak:,} bytes), exactly as forecast" in said
+    assert said in alt_of(memory_lab) and said in memory_lab.table()
+    assert memory_lab.progress.value == memory_lab.progress.max
+
+
+def test_a_second_run_waits_for_the_first(memory_lab):
+    memory_lab.batch_size.value = 256
+    memory_lab.wait()
+    memory_lab.run.click()
+    first = memory_lab.live
+    memory_lab._on_run()
+    assert memory_lab.live is first and "A run is going on" in text_of(memory_lab.status)
+
+
+def test_a_run_that_takes_long_is_announced_first(memory_lab, monkeypatch):
+    monkeypatch.setattr(lab, "seconds_here", lambda *of: 3600.0)
+    memory_lab.run.click()
+    assert "about 60 minutes" in text_of(memory_lab.status) and memory_lab.live is None
+    memory_lab.run.click()
+    assert memory_lab.live is not None
+    memory_lab.wait()
+
+
+def test_moving_a_control_withdraws_the_announcement(memory_lab, monkeypatch):
+    monkeypatch.setattr(lab, "seconds_here", lambda *of: 3600.0)
+    memory_lab.run.click()
+    memory_lab.batch_size.value = 32
+    memory_lab.batch_size.value = 16
+    memory_lab.run.click()
+    assert memory_lab.live is None
+
+
+# --- the parts ------------------------------------------------------------------------------------------------
+
+
+def test_a_batch_of_real_texts_is_padded_in_every_row_and_full_width(monkeypatch):
+    from gclib.data.pairs import TextPair, train_tokenizer
+
+    pairs = [TextPair(f"find the number {n}", "def find(numbers): return numbers " * (n % 9 + 1)) for n in range(40)]
+    monkeypatch.setattr(live, "_real_texts", lambda: (pairs, train_tokenizer(pairs, vocab_size=200)))
+    inputs, words = make_batch(LabSettings(batch_size=64, length=24))
+    assert words.startswith("real pairs")
+    for tower in inputs:
+        assert tower["input_ids"].shape == tower["attention_mask"].shape == (64, 24)
+        assert (tower["attention_mask"][:, -1] == 0).all() and tower["attention_mask"].any(dim=1).all()
+    assert torch.equal(inputs[0]["input_ids"][:24], inputs[0]["input_ids"][40:])  # a larger batch repeats texts
+
+
+def test_without_a_corpus_a_batch_is_random_and_padded():
+    inputs, words = make_batch(LabSettings(batch_size=5, length=7))
+    assert words == "random tokens"
+    assert all((tower["attention_mask"].sum(dim=1) == 6).all() for tower in inputs)
+
+
+def test_the_plan_keeps_every_chunk_at_full_width():
+    _, options = step_of(LabSettings(batch_size=10, chunk_size=4, length=9))
+    assert [(chunk.rows[0], len(chunk), chunk.width) for chunk in options["plan"][0]] == [
+        (0, 4, 9),
+        (4, 4, 9),
+        (8, 2, 9),
+    ]
+
+
+def test_warming_the_optimizer_leaves_the_weights_alone():
+    layer = torch.nn.Linear(3, 2)
+    before = [parameter.clone() for parameter in layer.parameters()]
+    optimizer = warm_optimizer(layer)
+    assert all(torch.equal(a, b) for a, b in zip(before, layer.parameters(), strict=True))
+    assert len(optimizer.state) == 2 and all(parameter.grad is None for parameter in layer.parameters())
+
+
+@pytest.mark.parametrize(
+    ("settings", "budget", "words"),
+    [
+        (LabSettings("naive", **TINY, batch_size=512), 2**24, "take the gradient cache"),
+        (LabSettings(**TINY, batch_size=64, chunk_size=64), 2**23, "make the chunk smaller"),
+        (LabSettings(**TINY, batch_size=16384, chunk_size=4), 2**28, "set a tile size"),
+        (LabSettings(**TINY), 2**20, "AdamW's states alone are too big: only a smaller model helps, or fewer bytes"),
+        (LabSettings(**TINY, optimizer="sgd"), 2**20, "The model and its gradients alone are too big"),
+        (LabSettings(**TINY, optimizer="sgd", precision="pure bf16"), 2**19, "only a smaller model helps."),
+        (LabSettings(**TINY, chunk_size=1, retain_chunks=64), 10**7, "64 retained chunks are live at once"),
+        (LabSettings(**TINY, chunk_size=1, retain_chunks=64), 10**7, "retain fewer"),
+        (LabSettings(**TINY, chunk_size=64, retain_chunks=2), 10**7, "retain none, and look again"),
+        (LabSettings("accumulation", **TINY, batch_size=2**20), 2**26, "Most of the rest is inputs"),
+        (LabSettings(**TINY, batch_size=512, chunk_size=1), 9 * 2**20, "make the chunks bigger"),
+        (LabSettings(**TINY, batch_size=64, chunk_size=1), 6 * 2**20, "A chunk is one row already"),
+        (LabSettings("accumulation", **TINY), 2**30, "accumulation loses negatives"),
+        (LabSettings("naive", **TINY), 2**30, "needs no chunks"),
+        (LabSettings(model="tiny", length=512, batch_size=2, chunk_size=1), 6 * 2**20, "One row alone does not fit"),
+    ],
+)
+def test_the_advice_names_what_to_change(settings, budget, words):
+    assert words in advice(settings, forecast_of(settings), budget)
+
+
+def test_a_step_that_just_does_not_fit_is_told_by_how_many_bytes():
+    settings, peak = LabSettings(**TINY), forecast_of(LabSettings(**TINY)).peak_bytes
+    assert "4.00 KiB too much" in advice(settings, forecast_of(settings), peak - 4096)
+    assert "2.0 times too big" in advice(settings, forecast_of(settings), peak // 2)
+
+
+def test_a_run_is_refused_when_forecast_and_ledger_would_not_fit():
+    forecast = forecast_of(LabSettings(**TINY))
+    assert obstacle(forecast, 2**34) is None
+    assert "this machine has" in obstacle(forecast, forecast.peak_bytes)
+
+
+def test_a_run_on_a_card_is_refused_by_what_the_card_has_and_by_what_the_ledger_notes_here():
+    forecast = forecast_of(LabSettings(**TINY))
+    notes = lab.EVENT_BYTES * lab.operations(forecast)
+    assert obstacle(forecast, notes, card_free_bytes=2**34) is None
+    assert "the card has" in obstacle(forecast, 2**34, card_free_bytes=forecast.peak_bytes)
+    assert "the ledger's own notes of this step" in obstacle(forecast, notes - 1, card_free_bytes=2**34)
+
+
+def test_more_work_is_estimated_to_take_longer():
+    settings = [LabSettings(**TINY, batch_size=size) for size in (16, 64, 256)]
+    seconds = [seconds_here(one, forecast_of(one)) for one in settings]
+    assert 0 < seconds[0] < seconds[1] < seconds[2]
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [{"step": "quick"}, {"model": "giant"}, {"batch_size": 0}, {"chunk_size": 2.5}, {"length": -1}, {"tile_size": 0}],
+)
+def test_settings_that_cannot_be_are_refused(wrong):
+    with pytest.raises(ValueError, match=next(iter(wrong))):
+        LabSettings(**wrong)
+
+
+def test_budgets_hold_every_card_and_rise():
+    assert set(GPU_MEMORY_BYTES.items()) <= set(lab.BUDGETS.items())
+    assert list(lab.BUDGETS.values()) == sorted(lab.BUDGETS.values())
+
+
+def test_rows_of_a_table_line_up():
+    table = format_table(["step", "batch"], [["naive", 46], ["grad_cache", 29_402], ["none", None]])
+    assert table.splitlines() == [
+        *("step         batch", "----------  ------", "naive           46"),
+        *("grad_cache  29,402", "none             –"),
+    ]

@@ -1,0 +1,153 @@
+"""The parts of README.md that the project itself knows: chapters, files, measured ratios, the sample. `make readme`.
+
+A part stands between `<!-- name -->` and `<!-- /name -->`; test_project.py holds that it is up to date.
+"""
+
+import ast
+import csv
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+from gclib.course.chapters import CHAPTERS, written_chapters
+from gclib.memory.recording import load_recordings
+from gclib.support import ROOT
+
+README = ROOT / "README.md"
+RESULTS = ROOT / "tests" / "benchmarks" / "results"
+STRIPS = "sentence-t., strips of a tile"
+PLACES = {
+    "notebooks/": "the course, one chapter a notebook; `solutions/` has the worked answers",
+    "data/": "the data card, and steps that were recorded on graphics cards",
+    "tests/": "mirrors gclib, folder for folder; `project/` holds README, pins and notebooks together",
+}
+
+
+def chapter_table() -> str:
+    """Every chapter, linked where it is written."""
+    written = written_chapters()
+    rows = ["| | chapter | afterwards you can |", "|---|---|---|"]
+    for chapter in CHAPTERS:
+        title = f"[{chapter.title}](notebooks/{chapter.file}.ipynb)"
+        title = title if chapter.number in written else f"{chapter.title} (planned)"
+        rows.append(f"| {chapter.number:02d} | {title} | {chapter.able_to} |")
+    return "\n".join(rows)
+
+
+def file_tree() -> str:
+    """The core's modules and every folder of the library, with the first sentence of their docstrings; other places."""
+    package = ROOT / "gclib"
+    core = sorted(path for path in package.glob("*.py") if path.name not in ("__init__.py", "__main__.py"))
+    rooms = sorted(path for path in package.iterdir() if (path / "__init__.py").is_file())
+    lines = [("gclib/", gloss(package / "__init__.py"))]
+    lines += [(f"    {path.name}", gloss(path)) for path in core]
+    lines += [(f"    {path.name}/", gloss(path / "__init__.py")) for path in rooms]
+    lines += list(PLACES.items())
+    width = max(len(name) for name, _ in lines)
+    return "\n".join(["```text", *(f"{name:<{width}}  {text}" for name, text in lines), "```"])
+
+
+def measured_table() -> str:
+    """What the benchmarks last wrote: gclib over others, at the smallest batch and chunk, or with the most ranks."""
+    steps, tiled, ring = (rows_of(name) for name in ("steps", "tiled", "ring"))
+    steps = [row for row in steps if (row["batch_size"], row["chunk_size"]) == ("256", "16")]
+    tiled = [row for row in tiled if row["batch_size"] == "8192"]
+    ring = [row for row in ring if row["ranks"] == max(row["ranks"] for row in ring)]
+    ours, peak, allocated = "gclib (defaults: sorted)", "peak_mib", "allocated_peak_bytes"
+    compared = [
+        ("`grad_cache_step`, B = 256, C = 16", "official GradCache", against(steps, ours, "official GradCache", peak)),
+        ("", "sentence-transformers, cached", against(steps, ours, "sentence-transformers cached", peak)),
+        ("`tiled_contrastive_loss`, B = 8,192", "the dense loss", against(tiled, "tiled", "dense", allocated)),
+        ("", "open_clip's dense loss", against(tiled, "tiled", "open_clip, dense", allocated)),
+        (f"`ring_contrastive_loss`, {ring[0]['ranks']} processes, B = 4,096", "the gathered dense loss",
+         against(ring, "ring", "gathered, dense", "peak_bytes")),
+    ]  # fmt: skip
+    rows = ["| | against | time | peak bytes |", "|---|---|---|---|"]
+    return "\n".join(rows + [f"| {what} | {other} | {found} |" for what, other, found in compared])
+
+
+def card_table() -> str:
+    """What was measured on graphics cards: tiles on a card, and forecasts made without one."""
+    rows = ["| | on | seen |", "|---|---|---|"]
+    cuda = rows_of("tiled_cuda")
+    for row in cuda:
+        if not row["seconds"] or row["version"] != "tiled" or int(row["batch_size"]) < 32_768:
+            continue
+        parts = [f"{float(row['seconds']):.2f} s, {int(row['allocated_peak_bytes']) / 2**20:,.0f} MiB"]
+        for name, words in (("dense", "the dense loss"), (STRIPS, "sentence-transformers' strips as wide")):
+            other = next(r for r in cuda if (r["version"], r["batch_size"]) == (name, row["batch_size"]))
+            if not other["seconds"]:
+                parts.append(f"{words} {other['note']}")
+                continue
+            times, shares = (float(row[key]) / float(other[key]) for key in ("seconds", "allocated_peak_bytes"))
+            parts.append(f"{times:.2f} of the time and 1/{1 / shares:.0f} of the bytes of {words}")
+        what = f"`tiled_contrastive_loss`, B = {int(row['batch_size']):,}"
+        rows.append(f"| {what} | {row['device']} | {'; '.join(parts)} |")
+    for found in load_recordings():
+        card = found.calibration
+        for words, autocast in (("float32", False), ("bf16 autocast", True)):
+            off = [abs(reading.ratio - 1) for reading in card.readings if reading.case.autocast == autocast]
+            if off:
+                seen = f"at most {max(off):.1%} from `max_memory_allocated`, {len(off)} steps, {words}"
+                rows.append(f"| a forecast of BERT-base, with the card's workspace | {card.device} | {seen} |")
+    return "\n".join(rows)
+
+
+def rows_of(name: str) -> list[dict[str, str]]:
+    """A benchmark's CSV."""
+    with (RESULTS / f"{name}.csv").open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def against(rows: list[dict[str, str]], ours: str, other: str, peak: str) -> str:
+    """The ratios of time and of peak bytes, as two cells."""
+    both = [next(row for row in rows if name in row.values()) for name in (ours, other)]
+    ratios = [float(both[0][key]) / float(both[1][key]) for key in ("seconds", peak)]
+    return " | ".join(f"{ratio:.2f}" if ratio >= 0.1 else f"1/{1 / ratio:.0f}" for ratio in ratios)
+
+
+def gloss(path: Path) -> str:
+    """The first sentence of a module's docstring, on one line."""
+    words = " ".join((ast.get_docstring(ast.parse(path.read_text("utf-8"))) or "").split())
+    return re.split(r"(?<=[.!?])\s", words)[0].rstrip(".")
+
+
+def sample(text: str) -> str:
+    """The code of the README's sample."""
+    return re.search(r"```python\n(.*?)```", text, re.DOTALL)[1]
+
+
+def sample_output(text: str) -> str:
+    """What the sample prints when it is run in a fresh process."""
+    command = [sys.executable, "-c", sample(text)]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=plain_environment(), check=True)
+    return f"```text\n{done.stdout}```"
+
+
+def plain_environment() -> dict[str, str]:
+    """The environment of a user: without what the tests switch on."""
+    return {name: value for name, value in os.environ.items() if name != "GCLIB_CHECK_SHAPES"}
+
+
+PARTS = {
+    "chapters": lambda text: chapter_table(),
+    "tree": lambda text: file_tree(),
+    "measured": lambda text: measured_table(),
+    "cards": lambda text: card_table(),
+    "output": sample_output,
+}
+
+
+def filled(text: str, *names: str) -> str:
+    """The README with the named parts (by default all) as they are today."""
+    for name in names or PARTS:
+        pattern = re.compile(rf"(<!-- {name} -->\n).*?(<!-- /{name} -->)", re.DOTALL)
+        part = PARTS[name](text)
+        text = pattern.sub(lambda found, part=part: f"{found[1]}\n{part}\n\n{found[2]}", text)
+    return text
+
+
+if __name__ == "__main__":
+    README.write_text(filled(README.read_text("utf-8")), "utf-8")
