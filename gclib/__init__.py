@@ -1,13 +1,14 @@
 """gclib: contrastive training with batches far bigger than memory allows.
 
-Gradient caching (Gao et al. 2021) in `gclib.steps`, the loss in `gclib.losses.dense`, and the bytes of both before and
+Gradient caching (Gao et al. 2021) in `gclib.steps`, the losses in `gclib.losses`, and the bytes of both before and
 while they run in `gclib.memory.forecast` and `gclib.memory.ledger`. The training core loads neither plots nor widgets.
 """
 
 from gclib.chunks import Chunk, plan_chunks
 from gclib.distance import distance_cache_step
 from gclib.distributed import average_gradients, gather_with_grad, process_group
-from gclib.losses.dense import ContrastiveLoss, contrastive_loss
+from gclib.losses.dense import contrastive_loss
+from gclib.losses.module import ContrastiveLoss
 from gclib.losses.ring import ring_contrastive_loss
 from gclib.losses.tiled import tiled_contrastive_loss
 from gclib.memory.devices import GPU_MEMORY_BYTES

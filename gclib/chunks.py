@@ -121,6 +121,16 @@ def choose_largest(plans: Sequence[Sequence[Chunk]], count: int) -> set[tuple[in
     return set(places[:count])
 
 
+def schedule(plans: Sequence[Sequence[Chunk]], retain: int) -> list[tuple[int, int, bool]]:
+    """(tower, chunk, retained) in the order of the first forward: those that are encoded twice, then the retained.
+
+    The retained come last so that no other chunk is encoded beside their graphs.
+    """
+    kept = choose_largest(plans, retain)
+    places = [(tower, chunk) for tower, plan in enumerate(plans) for chunk in range(len(plan))]
+    return sorted(((*place, place in kept) for place in places), key=lambda place: place[2])
+
+
 def _checked_lengths(lengths: Sequence[int]) -> list[int]:
     if isinstance(lengths, (Tensor, str)) or not isinstance(lengths, Sequence):
         raise refuse("lengths", "must be a sequence of plain ints", type(lengths).__name__)

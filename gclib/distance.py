@@ -24,10 +24,9 @@ from torch import Tensor, nn
 
 from gclib.chunks import plan_chunks
 from gclib.randomness import RandomState
-from gclib.steps import BATCH_NORMS, OnPhase, grad_cache_step, silent
-from gclib.support.arguments import describe
-from gclib.support.validation import positive_int, refuse
-from gclib.towers import as_tower_list
+from gclib.steps import OnPhase, grad_cache_step, silent
+from gclib.support.validation import describe, positive_int, refuse
+from gclib.towers import as_tower_list, refuse_batch_norm
 
 
 def distance_cache_step(
@@ -180,7 +179,4 @@ def _check_distance(encoders: Any, distance: Any, loss_fn: Any) -> None:
     for name, value in (("distance", distance), ("loss_fn", loss_fn)):
         if not callable(value):
             raise refuse(name, "must be callable", type(value).__name__)
-    modules = distance.modules() if isinstance(distance, nn.Module) else ()
-    if any(isinstance(module, BATCH_NORMS) and module.training for module in modules):
-        rule = "must not hold BatchNorm in training mode: its statistics would be those of a block, updated twice"
-        raise refuse("distance", rule, "BatchNorm in training mode")
+    refuse_batch_norm("distance", distance, "a block")

@@ -10,7 +10,8 @@ from contextlib import contextmanager
 
 import torch
 from torch import Tensor
-from torch._subclasses.fake_tensor import FakeTensor
+
+from gclib.support.validation import has_values
 
 
 class RandomState:
@@ -31,7 +32,7 @@ class RandomState:
         back, so that it disturbs no step that runs in another thread.
         """
         tensors = list(tensors)
-        pretended = any(isinstance(tensor, FakeTensor) for tensor in tensors)
+        pretended = not all(has_values(tensor) for tensor in tensors)
         devices = {torch.device("cpu")} | {tensor.device for tensor in tensors}
         ordered = sorted((device for device in devices if device.type in ("cpu", "cuda", "mps")), key=str)
         return cls({device: _read(device) for device in ordered}, pretended=pretended)

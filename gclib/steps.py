@@ -12,58 +12,19 @@ Letters: B queries, K hard negatives per query, N = B * (1 + K) passages, D dime
 R retained chunks.
 """
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from gclib.chunks import Chunk, check_plan, choose_largest, plan_chunks, price_of_a_call
+from gclib.chunks import Chunk, plan_chunks
 from gclib.distributed import own_sync_off, world_size
 from gclib.randomness import RandomState
-from gclib.support.arguments import check_mask, describe
-from gclib.support.validation import int_at_least, positive_int, refuse
-from gclib.towers import (
-    as_tower_list,
-    check_devices,
-    check_inputs,
-    encode,
-    named_tensors,
-    row_lengths,
-    take,
-    token_width,
-)
+from gclib.support.validation import describe, positive_int, refuse
+from gclib.towers import Job, Tower, check_towers, encode, generators_back_on_error, generators_of, plan_jobs, take
 
 OnPhase = Callable[..., None]
-BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
-
-
-@dataclass(frozen=True)
-class Tower:
-    """One encoder, the rows that it is given, and the plan to encode them by."""
-
-    number: int
-    encoder: Callable[..., Tensor]
-    inputs: Any
-    rows: int
-    width: int
-    plan: tuple[Chunk, ...] = ()
-
-
-@dataclass(frozen=True)
-class Job:
-    """One chunk of one tower, and whether its graph is kept after the first forward."""
-
-    tower: Tower
-    number: int
-    chunk: Chunk
-    retained: bool
-
-    def named(self) -> dict[str, int]:
-        """How on_phase names this piece of work."""
-        return {"tower": self.tower.number, "chunk": self.number, "chunks": len(self.tower.plan)}
 
 
 def naive_step(
@@ -87,9 +48,10 @@ def naive_step(
 
     Adds to .grad, returns the detached, unscaled loss. Raises ValueError before anything is computed or changed.
     """
-    towers = _check_towers(encoders, inputs, loss_fn, mask, on_phase, scaler, batch_norm_allowed=True)
+    options = {"mask": mask, "on_phase": on_phase, "scaler": scaler}
+    towers = check_towers(encoders, inputs, loss_fn, **options, batch_norm_allowed=True)
     report = on_phase or silent
-    with own_sync_off(encoders), _generators_back_on_error(towers) as entry:
+    with own_sync_off(encoders), generators_back_on_error(towers) as entry:
         torch.clear_autocast_cache()
         reps = []
         for tower in towers:
@@ -120,8 +82,8 @@ def accumulation_step(
     the naive step (Gao et al. 2021, section 3.2): it is the mean of the chunks' own gradients. Other arguments as in
     `naive_step`.
     """
-    towers = _check_towers(encoders, inputs, loss_fn, mask, on_phase, scaler)
-    if world_size() > 1 and (getattr(loss_fn, "gather", False) or getattr(loss_fn, "ring", False)):
+    towers = check_towers(encoders, inputs, loss_fn, mask=mask, on_phase=on_phase, scaler=scaler)
+    if world_size() > 1 and getattr(loss_fn, "needs_whole_batch", False):
         raise refuse("loss_fn", "must not gather: a chunk of accumulation has a loss of its own", loss_fn)
     size = positive_int("chunk_size", chunk_size)
     queries = towers[0].rows
@@ -131,7 +93,7 @@ def accumulation_step(
     report = on_phase or silent
     chunks = plan_chunks([1] * queries, chunk_size=size, sort=False)
     total = None
-    with own_sync_off(encoders), _generators_back_on_error(towers) as entry:
+    with own_sync_off(encoders), generators_back_on_error(towers) as entry:
         torch.clear_autocast_cache()
         report("first_forward", tensors=_batch(towers) + _states(entry))
         for number, chunk in enumerate(chunks):
@@ -170,13 +132,11 @@ def grad_cache_step(
     generator states. An error or a raise from on_phase leaves the generators as at entry; `.grad` then holds what
     had been added. BatchNorm in training mode is refused: its statistics would be a chunk's, and be updated twice.
     """
-    towers = _check_towers(encoders, inputs, loss_fn, mask, on_phase, scaler)
-    retain = int_at_least("retain_chunks", retain_chunks, 0)
-    towers = _planned(towers, chunk_size, chunk_tokens, plan, sort_by_length)
-    jobs = schedule([tower.plan for tower in towers], retain)
-    jobs = [Job(towers[tower], number, towers[tower].plan[number], kept) for tower, number, kept in jobs]
+    towers = check_towers(encoders, inputs, loss_fn, mask=mask, on_phase=on_phase, scaler=scaler)
+    cut = {"chunk_size": chunk_size, "chunk_tokens": chunk_tokens, "plan": plan, "sort_by_length": sort_by_length}
+    jobs = plan_jobs(towers, **cut, retain_chunks=retain_chunks)
     report = on_phase or silent
-    with own_sync_off(encoders), _generators_back_on_error(towers) as entry:
+    with own_sync_off(encoders), generators_back_on_error(towers) as entry:
         states: list[RandomState] = []
         graphs: list[Tensor] = []
         report("first_forward", tensors=_batch(towers) + _states(entry))
@@ -189,16 +149,6 @@ def grad_cache_step(
     return loss
 
 
-def schedule(plans: Sequence[Sequence[Chunk]], retain: int) -> list[tuple[int, int, bool]]:
-    """(tower, chunk, retained) in the order of the first forward: those that are encoded twice, then the retained.
-
-    The retained come last so that no other chunk is encoded beside their graphs.
-    """
-    kept = choose_largest(plans, retain)
-    places = [(tower, chunk) for tower, plan in enumerate(plans) for chunk in range(len(plan))]
-    return sorted(((*place, place in kept) for place in places), key=lambda place: place[2])
-
-
 def first_forward(
     towers: Sequence[Tower], jobs: Sequence[Job], states: list, graphs: list, report: OnPhase
 ) -> list[Tensor]:
@@ -208,7 +158,7 @@ def first_forward(
     """
     reps: list[Tensor | None] = [None] * len(towers)
     for job in jobs:
-        states.append(_generators([job.tower]))
+        states.append(generators_of([job.tower]))
         report("first_forward", **job.named(), tensors=_reps(reps) + _states(states[-1]))
         with torch.set_grad_enabled(job.retained):
             output = _encode_chunk(job)
@@ -254,10 +204,10 @@ def replay(
     The surrogate r . u has the gradient (dr/dtheta)^T u; backpropagating u from r is that product, without
     the multiplication.
     """
-    drawn = _generators([job.tower for job in jobs])
+    drawn = generators_of([job.tower for job in jobs])
     report("replay", tensors=_states(drawn))
     for job, state in zip(jobs, states, strict=True):
-        if not job.retained and _needs_gradient(job.tower, caches):
+        if not job.retained and caches[job.tower.number] is not None and job.tower.needs_gradient():
             report("replay", **job.named())
             state.restore()
             _backpropagate(_encode_chunk(job), caches[job.tower.number], job.chunk)
@@ -339,139 +289,8 @@ def _scaled(loss: Tensor, scaler: Any) -> Tensor:
     return loss if scaler is None else scaler.scale(loss)
 
 
-def _check_towers(
-    encoders: Any,
-    inputs: Any,
-    loss_fn: Any,
-    mask: Any,
-    on_phase: Any,
-    scaler: Any,
-    *,
-    batch_norm_allowed: bool = False,
-) -> list[Tower]:
-    """All that every step asks of its arguments, before anything is computed."""
-    for name, value in (("encoders", encoders), ("inputs", inputs)):
-        if not isinstance(value, (list, tuple)) or len(value) == 0:
-            raise refuse(name, "must be a list or tuple with one entry for each tower", type(value).__name__)
-    if len(encoders) != len(inputs):
-        raise refuse("inputs", f"must be one for each of the {len(encoders)} towers", f"{len(inputs)} inputs")
-    for name, value in (("loss_fn", loss_fn), ("on_phase", on_phase)):
-        if not callable(value) and not (name == "on_phase" and value is None):
-            raise refuse(name, "must be callable", type(value).__name__)
-    if scaler is not None and not callable(getattr(scaler, "scale", None)):
-        raise refuse("scaler", "must have a scale(loss) method, as torch.amp.GradScaler has", type(scaler).__name__)
-    towers = []
-    for number, (encoder, given) in enumerate(zip(encoders, inputs, strict=True)):
-        if not callable(encoder):
-            raise refuse(f"encoders[{number}]", "must be callable", type(encoder).__name__)
-        rows = check_inputs(given, number)
-        check_devices(encoder, given, number)
-        if not batch_norm_allowed:
-            _refuse_batch_norm(encoder, number)
-        towers.append(Tower(number, encoder, given, rows, token_width(given) or 0))
-    _check_step_mask(mask, towers)
-    return towers
-
-
-def _check_step_mask(mask: Tensor | None, towers: Sequence[Tower]) -> None:
-    if mask is None:
-        return
-    queries = towers[0].rows
-    passages = towers[1].rows if len(towers) > 1 else queries
-    device = next(iter(named_tensors(towers[0].inputs).values())).device
-    check_mask(mask, queries, passages, device)
-    if isinstance(mask, torch._subclasses.FakeTensor) or passages % queries:
-        return
-    excluded = mask[torch.arange(queries), torch.arange(queries) * (passages // queries)].any()
-    if bool(excluded):
-        raise refuse("mask", "must not leave out a positive (query i, passage i * (1 + K))", "a mask that does")
-
-
-def _refuse_batch_norm(encoder: Any, number: int) -> None:
-    modules = encoder.modules() if isinstance(encoder, nn.Module) else ()
-    if any(isinstance(module, BATCH_NORMS) and module.training for module in modules):
-        raise refuse(
-            f"encoders[{number}]",
-            "must not hold BatchNorm in training mode: its statistics would be those of a chunk, updated twice. "
-            "Put these layers into eval mode, or use LayerNorm or GroupNorm",
-            "BatchNorm in training mode",
-        )
-
-
-def _planned(
-    towers: Sequence[Tower], chunk_size: Any, chunk_tokens: Any, plan: Any, sort_by_length: bool
-) -> list[Tower]:
-    """Each tower with its chunks: settled here, in plain ints, so that the step itself reads no value."""
-    given = {"chunk_size": chunk_size, "chunk_tokens": chunk_tokens, "plan": plan}
-    chosen = [name for name, value in given.items() if value is not None]
-    if len(chosen) != 1:
-        raise refuse("chunk_size", "chunk_tokens or plan: exactly one must be given", ", ".join(chosen) or None)
-    if plan is not None:
-        return [_with_plan(tower, part) for tower, part in zip(towers, _split_plan(plan, towers), strict=True)]
-    values = as_tower_list(chosen[0], given[chosen[0]], len(towers))
-    values = [positive_int(chosen[0], value) for value in values]
-    planned = []
-    for tower, value in zip(towers, values, strict=True):
-        lengths = row_lengths(tower.inputs) if sort_by_length else None
-        cut = {chosen[0]: value, "sort": lengths is not None, "call_tokens": _call_tokens(tower)}
-        planned.append(_with_plan(tower, plan_chunks(lengths or [tower.width or 1] * tower.rows, **cut)))
-    return planned
-
-
-def _call_tokens(tower: Tower) -> int | None:
-    """The price of one chunk more. Among several processes every one must call its encoder equally often, for a
-    sharded encoder (FSDP) communicates at each call: their chunks are cut evenly.
-    """
-    return price_of_a_call(next(iter(named_tensors(tower.inputs).values())).device) if world_size() == 1 else None
-
-
-def _split_plan(plan: Any, towers: Sequence[Tower]) -> list[Sequence[Chunk]]:
-    if not isinstance(plan, (list, tuple)) or len(plan) == 0:
-        raise refuse("plan", "must be a list of Chunk for each tower", type(plan).__name__)
-    parts = [plan] if all(isinstance(entry, Chunk) for entry in plan) else list(plan)
-    if len(parts) != len(towers) or not all(isinstance(part, (list, tuple)) for part in parts):
-        raise refuse("plan", f"must be a list of Chunk for each of the {len(towers)} towers", f"{len(parts)} parts")
-    return parts
-
-
-def _with_plan(tower: Tower, plan: Sequence[Chunk]) -> Tower:
-    checked = check_plan(plan, tower.rows, tower.width or max((chunk.width for chunk in plan), default=1))
-    return Tower(tower.number, tower.encoder, tower.inputs, tower.rows, tower.width, tuple(checked))
-
-
-def _needs_gradient(tower: Tower, caches: Sequence[Tensor | None]) -> bool:
-    """False where a second forward would change nothing: no cached gradient, or a frozen tower."""
-    if caches[tower.number] is None:
-        return False
-    if not isinstance(tower.encoder, nn.Module):
-        return True
-    leaves = [*tower.encoder.parameters(), *named_tensors(tower.inputs).values()]
-    return any(leaf.requires_grad for leaf in leaves)
-
-
-def _placed(tower: Tower) -> list[Tensor]:
-    """Tensors whose devices' generators the tower's forward may draw from: its inputs and parameters."""
-    parameters = list(tower.encoder.parameters()) if isinstance(tower.encoder, nn.Module) else []
-    return [*named_tensors(tower.inputs).values(), *parameters]
-
-
-def _generators(towers: Sequence[Tower]) -> RandomState:
-    return RandomState.record([tensor for tower in towers for tensor in _placed(tower)])
-
-
-@contextmanager
-def _generators_back_on_error(towers: Sequence[Tower]) -> Iterator[RandomState]:
-    """After an error or an interrupt, the generators are as at entry. After success they have moved on."""
-    before = _generators(towers)
-    try:
-        yield before
-    except BaseException:
-        before.restore()
-        raise
-
-
 def _batch(towers: Sequence[Tower]) -> list[tuple[str, Tensor]]:
-    return [("inputs", tensor) for tower in towers for tensor in named_tensors(tower.inputs).values()]
+    return [("inputs", tensor) for tower in towers for tensor in tower.tensors]
 
 
 def _states(state: RandomState) -> list[tuple[str, Tensor]]:

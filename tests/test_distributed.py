@@ -12,17 +12,18 @@ from helpers.ranks import message_of, run_ranks
 from torch import nn
 
 from gclib.distributed import average_gradients, gather_with_grad, process_group, world_size
-from gclib.losses.dense import ContrastiveLoss, contrastive_loss
+from gclib.losses.dense import contrastive_loss
+from gclib.losses.module import ContrastiveLoss
 from gclib.losses.ring import ring_contrastive_loss
 from gclib.steps import accumulation_step, grad_cache_step, naive_step
 
 ROWS = {2: [3, 2], 3: [2, 4, 1]}  # each rank's queries: none alike, one rank with a single row
 LOSSES = {
-    "gather": {"gather": True},
-    "gather, tiles of 2": {"gather": True, "tile_size": 2},
-    "gather, tiles by rule": {"gather": True, "tile_size": "auto"},
-    "ring, tiles of 2": {"ring": True, "tile_size": 2},
-    "ring, tiles of 3": {"ring": True, "tile_size": 3},
+    "gather": {"across": "gather"},
+    "gather, tiles of 2": {"across": "gather", "tile_size": 2},
+    "gather, tiles by rule": {"across": "gather", "tile_size": "auto"},
+    "ring, tiles of 2": {"across": "ring", "tile_size": 2},
+    "ring, tiles of 3": {"across": "ring", "tile_size": 3},
 }
 STEPS = {
     "naive": naive_step,
@@ -141,7 +142,7 @@ def collectives_of_a_rank(here):
 
         return call
 
-    encoders, loss_fn = models(tied=True), ContrastiveLoss(0.4, learnable=True, gather=True).double()
+    encoders, loss_fn = models(tied=True), ContrastiveLoss(0.4, learnable=True, across="gather").double()
     inputs = [own_part(batch, ROWS[2], here.rank, 1) for batch in batches(ROWS[2], 0)]
     for name in kept:
         setattr(dist, name, counting(name))
@@ -171,7 +172,7 @@ def hooks_of_ddp(here):
     errors = []
     _, expected = truth(ROWS[2], False, 0, False)
     for name in ("hidden in a lambda", "seen"):
-        encoders, loss_fn = models(tied=False), ContrastiveLoss(0.4, learnable=True, gather=True).double()
+        encoders, loss_fn = models(tied=False), ContrastiveLoss(0.4, learnable=True, across="gather").double()
         with torch.no_grad():
             loss_fn.log_temperature.copy_(torch.tensor(0.4).double().log())
         wrapped = [nn.parallel.DistributedDataParallel(encoder) for encoder in encoders]
@@ -197,7 +198,7 @@ def test_ddp_hooks_average_one_chunk_alone_so_they_are_off_and_the_step_averages
 def without_the_factor(here):
     """The error of a gathered loss whose gradient is this rank's share, not W times it, after the average."""
     encoders = models(tied=True)
-    loss_fn = ContrastiveLoss(0.4, learnable=True, gather=True).double()
+    loss_fn = ContrastiveLoss(0.4, learnable=True, across="gather").double()
     with torch.no_grad():
         loss_fn.log_temperature.copy_(torch.tensor(0.4).double().log())
     inputs = [own_part(batch, ROWS[2], here.rank, 1) for batch in batches(ROWS[2], 0)]
@@ -246,7 +247,7 @@ def test_a_gradient_that_a_rank_lacks_counts_as_zero_and_one_that_nobody_has_sta
 def unlike_ranks(here):
     reps = torch.randn(2, 3 + here.rank)
     more = torch.randn(2 * (1 + here.rank), 3)
-    loss = ContrastiveLoss(gather=True)
+    loss = ContrastiveLoss(across="gather")
     return [
         message_of(lambda: gather_with_grad(reps)),
         message_of(lambda: loss(torch.randn(2, 3), more)),
@@ -265,7 +266,7 @@ def one_rank_fails(here):
     """Rank 1 is gone before the others' collective; what rank 0 is told, and how long that took."""
     if here.rank == 1:
         return message_of(lambda: (_ for _ in ()).throw(ValueError("this rank's data is bad")))
-    loss_fn, encoders = ContrastiveLoss(gather=True).double(), models(tied=True)
+    loss_fn, encoders = ContrastiveLoss(across="gather").double(), models(tied=True)
     inputs = [own_part(batch, ROWS[2], 0, 1) for batch in batches(ROWS[2], 0)]
     return message_of(lambda: grad_cache_step(encoders, inputs, loss_fn, chunk_size=1))
 
@@ -304,7 +305,7 @@ def test_a_process_outside_the_group_is_refused_and_its_gradient_left_alone(tmp_
 
 def accumulation_that_gathers(here):
     inputs = [own_part(batch, ROWS[2], here.rank, 1) for batch in batches(ROWS[2], 0)]
-    loss_fn = ContrastiveLoss(gather=True).double()
+    loss_fn = ContrastiveLoss(across="gather").double()
     return message_of(lambda: accumulation_step(models(tied=True), inputs, loss_fn, chunk_size=1))
 
 
@@ -334,17 +335,17 @@ def test_alone_everything_is_the_plain_loss():
 @pytest.mark.parametrize(
     ("refused", "words"),
     [
-        (lambda: ContrastiveLoss(ring=True), "tile_size must be an int"),
-        (lambda: ContrastiveLoss(ring=True, gather=True, tile_size=4), "ring must not be given with gather"),
+        (lambda: ContrastiveLoss(across="ring"), "tile_size must be an int"),
+        (lambda: ContrastiveLoss(across="both", tile_size=4), "across must be one of"),
         (lambda: ContrastiveLoss(tile_size="big"), "tile_size must be an int of at least 1"),
         (lambda: average_gradients(lambda x: x), r"modules\[0\] must be a torch module"),
         (lambda: process_group(backend="mpi").__enter__(), "backend must be one of"),
         (lambda: process_group(timeout_seconds=0).__enter__(), "timeout_seconds must be a finite number"),
         (
-            lambda: ContrastiveLoss(gather=True)(
+            lambda: ContrastiveLoss(across="gather")(
                 torch.ones(2, 2), torch.ones(2, 2), mask=torch.zeros(2, 2, dtype=torch.bool)
             ),
-            "mask must be None with gather or ring",
+            "mask must be None with across=.gather.",
         ),
     ],
 )

@@ -26,8 +26,7 @@ from gclib.distributed import (
 )
 from gclib.losses.tiled import like_inputs, refuse_second_derivative, tile_side, tiled_contrastive_loss
 from gclib.losses.tiles import Gradients, Logits, LogSumExp, Softmax, add_gradients, merge_logits
-from gclib.support.arguments import check_representations, check_temperature
-from gclib.support.validation import refuse
+from gclib.support.validation import check_representations, check_temperature, refuse
 
 
 def ring_contrastive_loss(
@@ -44,7 +43,7 @@ def ring_contrastive_loss(
     query_reps (b, D), passage_reps (b * (1 + K), D), the positive of query i in row i * (1 + K); ranks may have unlike
     b, with the same K, D and dtype. Every rank returns the loss of all B queries; the gradient is W times this rank's
     share, so that after `average_gradients` it is one process's gradient of the whole batch. Equal to
-    `ContrastiveLoss(gather=True)`, up to rounding. Alone: `tiled_contrastive_loss`.
+    `ContrastiveLoss(across="gather")`, up to rounding. Alone: `tiled_contrastive_loss`.
 
     Sends each block of passages W - 1 times forward and again backward, its gradient W times, and vectors of b
     numbers. While a block's tiles are computed the next block is on its way. Holds, beside tiles, at most six blocks of

@@ -21,7 +21,7 @@ from typing import Any
 import torch
 import transformers
 
-from gclib.losses.dense import ContrastiveLoss
+from gclib.losses.module import ContrastiveLoss
 from gclib.memory.devices import run_device
 from gclib.memory.forecast import forecast_step
 from gclib.models.encoder import Encoder

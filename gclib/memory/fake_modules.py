@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from gclib.losses.dense import ContrastiveLoss
+from gclib.losses.module import ContrastiveLoss
 from gclib.memory.cuda_operations import DEVICES
 from gclib.memory.law_files import LawFiles
 from gclib.memory.laws import FakeStep, fake_copy

@@ -19,9 +19,8 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 
-from gclib.chunks import Chunk, check_plan, plan_chunks, price_of_a_call
+from gclib.chunks import Chunk, check_plan, plan_chunks, price_of_a_call, schedule
 from gclib.memory.laws import fake_copy, padded_tokens
-from gclib.steps import schedule
 from gclib.support.validation import int_at_least, one_of, positive_int, positive_number, refuse
 from gclib.towers import as_tower_list
 

@@ -274,7 +274,7 @@ class _Assembly:
 def chunk_groups(
     rows: Sequence[int], widths: Sequence[int], sizes: Sequence[int], retain: int
 ) -> list[tuple[int, int, int, bool]]:
-    """(tower, rows, how many, retained?): `gclib.steps.schedule` for equal lengths, counted and not listed."""
+    """(tower, rows, how many, retained?): `gclib.chunks.schedule` for equal lengths, counted and not listed."""
     groups = []
     for tower, (count, size) in enumerate(zip(rows, sizes, strict=True)):
         full, short = divmod(count, size)

@@ -8,7 +8,7 @@ step, 1 + (1 - r) / 3 for gradient caching with the share r of its tokens in ret
 from dataclasses import dataclass, replace
 from typing import Any
 
-from gclib.losses.dense import ContrastiveLoss
+from gclib.losses.module import ContrastiveLoss
 from gclib.memory.flops import time_ratio
 from gclib.memory.forecast import MemoryForecast, choose_retained, forecast_step, largest_chunk
 from gclib.support.validation import positive_int, refuse

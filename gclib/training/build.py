@@ -12,7 +12,7 @@ from gclib.data.files import load_own_pairs
 from gclib.data.negatives import mine_hard_negatives
 from gclib.data.pairs import TextPair, load_pairs, train_tokenizer
 from gclib.distributed import Rank, average_gradients
-from gclib.losses.dense import ContrastiveLoss
+from gclib.losses.module import ContrastiveLoss
 from gclib.models.encoder import Encoder, config_for, pooling_for
 from gclib.steps import accumulation_step, grad_cache_step, naive_step
 from gclib.support.validation import refuse
@@ -59,8 +59,7 @@ def build(
         learnable=settings.learnable_temperature,
         symmetric=settings.symmetric,
         tile_size=settings.tile_size,
-        gather=not settings.ring,
-        ring=settings.ring,
+        across="ring" if settings.ring else "gather",
     )
     encoder.to(device)
     loss_fn.to(device)

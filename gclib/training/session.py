@@ -25,7 +25,7 @@ from tqdm import tqdm
 
 from gclib.data.pairs import TextPair, check_tokenizer, texts_of
 from gclib.distributed import Rank, waiting_for_ranks
-from gclib.losses.dense import ContrastiveLoss
+from gclib.losses.module import ContrastiveLoss
 from gclib.models.encoder import Encoder
 from gclib.models.folder import save_model_folder
 from gclib.support.files import write_atomically

@@ -24,7 +24,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 from helpers.allocator import allocator_peak  # noqa: E402
 from helpers.ranks import run_ranks  # noqa: E402
 
-from gclib.losses.dense import ContrastiveLoss  # noqa: E402
+from gclib.losses.module import ContrastiveLoss  # noqa: E402
 
 RESULTS = Path(__file__).parent / "results"
 FORMS = {

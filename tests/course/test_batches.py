@@ -9,7 +9,7 @@ import torch
 from gclib.course import batches
 from gclib.data.negatives import false_negative_mask
 from gclib.data.pairs import TextPair, train_tokenizer
-from gclib.losses.dense import ContrastiveLoss
+from gclib.losses.module import ContrastiveLoss
 from gclib.models.encoder import Encoder
 
 WORDS = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]

@@ -17,7 +17,8 @@ from helpers.oracles import gradients, worst_error
 from helpers.ranks import message_of, run_ranks
 
 from gclib.distributed import _average, _Gather, average_gradients, rows_of_ranks
-from gclib.losses.dense import ContrastiveLoss, contrastive_loss
+from gclib.losses.dense import contrastive_loss
+from gclib.losses.module import ContrastiveLoss
 from gclib.losses.ring import Ring, _RingLoss
 from gclib.steps import grad_cache_step
 from gclib.support import ROOT
@@ -71,7 +72,7 @@ def test_two_gloo_ranks_that_share_a_card_give_the_gradient_of_one_process(tmp_p
 
 def ring_on_the_card(here):
     reps = [torch.randn(3, 4, device="cuda", requires_grad=True) for _ in range(2)]
-    return message_of(lambda: ContrastiveLoss(ring=True, tile_size=2)(*reps))
+    return message_of(lambda: ContrastiveLoss(across="ring", tile_size=2)(*reps))
 
 
 def test_a_ring_of_gloo_says_that_it_sends_no_cuda_tensors(tmp_path):

@@ -10,7 +10,7 @@ from helpers.oracles import InfoNCE
 from helpers.ranks import die, message_of, run_ranks
 
 import gclib.losses.ring
-from gclib.losses.dense import gathered_contrastive_loss
+from gclib.losses.gathered import gathered_contrastive_loss
 from gclib.losses.ring import ring_contrastive_loss
 
 CASES = 30

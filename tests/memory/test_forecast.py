@@ -10,10 +10,10 @@ from hypothesis import strategies as st
 from torch import nn
 
 from gclib import ContrastiveLoss, Encoder, choose_retained, forecast_step, largest_batch, plan_chunks, record_memory
-from gclib.chunks import Chunk, price_of_a_call
+from gclib.chunks import Chunk, price_of_a_call, schedule
 from gclib.memory.forecast import chunk_groups
 from gclib.memory.ledger import KINDS
-from gclib.steps import STEPS, schedule
+from gclib.steps import STEPS
 from tests.memory.test_ledger import batch
 
 SHAPES = {"query_length": 8, "passage_length": 12}

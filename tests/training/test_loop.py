@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from gclib.data.pairs import TextPair, tokenize_pairs, train_tokenizer
-from gclib.losses.dense import ContrastiveLoss
+from gclib.losses.module import ContrastiveLoss
 from gclib.models.encoder import Encoder
 from gclib.steps import accumulation_step, grad_cache_step, naive_step
 from gclib.training.loop import TrainingRecord, TrainingState, draw_batches, learning_rate_factors, rows_of_rank, train

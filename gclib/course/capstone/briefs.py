@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from gclib.losses.dense import ContrastiveLoss
+from gclib.losses.module import ContrastiveLoss
 from gclib.memory.devices import GPU_MEMORY_BYTES
 from gclib.memory.flops import EncoderCost, encoder_cost, forecast_flops
 from gclib.memory.forecast import MemoryForecast, forecast_step, last_true

@@ -16,7 +16,7 @@ from gclib.course.capstone.briefs import Brief, Plan, chunks_of, read_plan
 from gclib.course.memory_lab.answers import LabSettings, forecast_of
 from gclib.course.memory_lab.run import LiveRun
 from gclib.data.pairs import TextPair
-from gclib.losses.dense import ContrastiveLoss
+from gclib.losses.module import ContrastiveLoss
 from gclib.models.encoder import Encoder
 from gclib.steps import accumulation_step, grad_cache_step, naive_step
 from gclib.support.validation import positive_int

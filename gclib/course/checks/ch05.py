@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from gclib.losses.dense import ContrastiveLoss
+from gclib.losses.module import ContrastiveLoss
 
 from .engine import Exercise, Misconception, Slip
 from .judging import Inputs

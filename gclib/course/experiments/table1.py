@@ -24,7 +24,7 @@ from tqdm import tqdm
 
 from gclib.data.corpus import fingerprint, installed_sources
 from gclib.data.pairs import TextPair, load_pairs, train_tokenizer
-from gclib.losses.dense import ContrastiveLoss
+from gclib.losses.module import ContrastiveLoss
 from gclib.models.encoder import Encoder, bert_config
 from gclib.steps import STEPS, naive_step
 from gclib.support.files import DamagedFile, cache_folder, code_digest, read_checked, write_checked

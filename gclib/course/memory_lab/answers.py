@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from gclib.losses.dense import ContrastiveLoss
+from gclib.losses.module import ContrastiveLoss
 from gclib.losses.tiled import tiled_contrastive_loss
 from gclib.memory.cuda_operations import DEVICES
 from gclib.memory.devices import GPU_MEMORY_BYTES

@@ -25,7 +25,7 @@ from torch.nn import functional as F
 from gclib.audit.gradients import gradients_of
 from gclib.course.ranks.ways import TEMPERATURE, WAYS, RankLoss
 from gclib.distributed import Rank, average_gradients, process_group
-from gclib.losses.dense import gathered_contrastive_loss
+from gclib.losses.gathered import gathered_contrastive_loss
 from gclib.losses.ring import ring_contrastive_loss
 from gclib.memory.ledger import record_memory
 from gclib.steps import grad_cache_step

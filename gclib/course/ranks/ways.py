@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from gclib.distributed import gather_with_grad, own_rows, rank_of, world_size
-from gclib.losses.dense import gathered_contrastive_loss
+from gclib.losses.gathered import gathered_contrastive_loss
 from gclib.losses.ring import ring_contrastive_loss
 from gclib.support.validation import one_of
 

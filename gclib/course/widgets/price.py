@@ -19,10 +19,10 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch, Rectangle
 from torch import Tensor
 
-from gclib.chunks import Chunk
+from gclib.chunks import Chunk, schedule
 from gclib.course import plots
 from gclib.course.widgets.keyboard import keyboard
-from gclib.losses.dense import ContrastiveLoss
+from gclib.losses.module import ContrastiveLoss
 from gclib.memory.flops import (
     TokenCount,
     count_flops,
@@ -34,7 +34,7 @@ from gclib.memory.flops import (
     seconds_by_round,
 )
 from gclib.models.encoder import Encoder
-from gclib.steps import grad_cache_step, naive_step, schedule
+from gclib.steps import grad_cache_step, naive_step
 from gclib.support.validation import int_at_least, one_of, positive_int, refuse
 from gclib.support.words import format_table
 

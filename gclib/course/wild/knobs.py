@@ -45,7 +45,7 @@ KNOBS: dict[str, tuple[str, ...]] = {
         "`temperature`",
     ),
     "passages of other ranks": (
-        "`gather=True` or `ring=True`",
+        '`across="gather"` or `across="ring"`',
         "`gather_across_devices`",
         "its distributed loss",
         "`--gather-with-grad`, with `--local-loss`",

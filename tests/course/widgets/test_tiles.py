@@ -29,7 +29,7 @@ from gclib.course.widgets.tiles import (
     random_reps,
     tiled_loss_bytes,
 )
-from gclib.losses.dense import ContrastiveLoss
+from gclib.losses.module import ContrastiveLoss
 from gclib.memory.forecast import forecast_step
 
 SHAPES = [(1024, 64, 64), (1500, 32, 128), (512, 64, 512), (300, 16, 1024), (1100, 48, 64), (1024, 256, 256)]

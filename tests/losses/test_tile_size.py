@@ -5,9 +5,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gclib.losses import cachesize
-from gclib.losses.cachesize import LARGEST_TILE, SMALLEST_TILE, auto_tile_size, last_level_cache_bytes
-from gclib.losses.dense import ContrastiveLoss
+from gclib.losses import tiled
+from gclib.losses.module import ContrastiveLoss
+from gclib.losses.tiled import LARGEST_TILE, SMALLEST_TILE, auto_tile_size, last_level_cache_bytes
 
 
 @given(st.integers(1, 8192), st.integers(2**16, 2**30), st.sampled_from([torch.float32, torch.float64, torch.bfloat16]))
@@ -28,11 +28,11 @@ def test_the_cache_is_read_from_the_system_and_guessed_where_it_says_nothing(tmp
     for name, text in (("index0", "32K"), ("index2", "1024K\n"), ("index3", "36M"), ("index4", "?")):
         (tmp_path / name).mkdir()
         (tmp_path / name / "size").write_text(text)
-    monkeypatch.setattr(cachesize, "CACHE_FOLDER", tmp_path)
+    monkeypatch.setattr(tiled, "CACHE_FOLDER", tmp_path)
     assert last_level_cache_bytes() == 36 * 2**20
     last_level_cache_bytes.cache_clear()
-    monkeypatch.setattr(cachesize, "CACHE_FOLDER", tmp_path / "none")
-    assert last_level_cache_bytes() == cachesize.UNKNOWN_CACHE_BYTES
+    monkeypatch.setattr(tiled, "CACHE_FOLDER", tmp_path / "none")
+    assert last_level_cache_bytes() == tiled.UNKNOWN_CACHE_BYTES
     last_level_cache_bytes.cache_clear()
 
 
