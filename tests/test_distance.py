@@ -95,7 +95,7 @@ def test_it_gives_the_gradient_of_plain_autograd(case):
     torch.testing.assert_close(cached[0], truth[0], rtol=1e-12, atol=1e-14)
     # Plain autograd over the same blocks is off by its own rounding, 1.2e-12 where the whole gradient is small.
     assert worst_error(cached[1], truth[1]) <= max(1e-12, 2 * worst_error(plain[1], truth[1]))
-    assert worst_error(cached[1], plain[1]) <= 1e-13
+    assert worst_error(cached[1], plain[1]) <= 1e-12
 
 
 @given(cases(), st.integers(0, 2**31))
