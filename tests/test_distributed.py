@@ -300,6 +300,7 @@ def late_rank(here):
     return message_of(lambda: average_gradients(module))
 
 
+@pytest.mark.slow
 def test_a_rank_that_waits_too_long_stops_with_a_clear_error(tmp_path):
     waited, _ = run_ranks(late_rank, 2, tmp_path, timeout=2.0)
     assert waited[0] == "RuntimeError" and "average_gradients" in waited[1] and waited[2] < 6

@@ -164,6 +164,7 @@ def test_a_folder_that_cannot_be_written_costs_the_cache_alone(source, tmp_path)
     assert len(built.rows) == 90
 
 
+@pytest.mark.slow
 def test_two_processes_that_build_at_once_do_no_harm(source, tmp_path):
     code = (
         "import sys, json; from pathlib import Path; from gclib.data.corpus import Source, load_corpus\n"
