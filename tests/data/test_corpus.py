@@ -250,6 +250,7 @@ def test_one_module_packages_and_the_standard_library_are_named_as_imported(tmp_
     assert modules == {"six", "json.decoder"}
 
 
+@pytest.mark.slow
 def test_this_environment_gives_enough_pairs_without_a_shared_file(whole):
     train, test = whole.split("train"), whole.split("test")
     assert len(train) >= 20_000
