@@ -1,4 +1,4 @@
-"""Record and replay the random generators that a forward draws from.
+"""Record and replay the random generators that a forward draws from: how dropout is replayed.
 
 Dropout in the second forward must draw the masks of the first. Gao et al. 2021, section 3.3, and their code
 do this by putting the generators back; the state of *every* device that the inputs are on belongs to it.

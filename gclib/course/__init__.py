@@ -1,1 +1,1 @@
-"""What only the course needs: chapters, checks, labs, pictures, the capstone, experiments."""
+"""Only for the course: misconceptions by name (checks), the lab (memory_lab), what draws it (plots)."""

@@ -1,1 +1,1 @@
-"""The losses of a batch: whole, in tiles, and around a ring of processes."""
+"""Losses of a batch: whole (dense), in tiles whose log-sum-exps merge (tiles), around a ring (ring)."""

@@ -1,1 +1,1 @@
-"""Every byte of a step, measured and forecast, and the plan that fits."""
+"""A step's bytes: measured (ledger), forecast (forecast), planned (plan); what a card can use (devices)."""

@@ -1,1 +1,1 @@
-"""Encoders, and how they are kept."""
+"""Encoders (encoder, presets), and how they are kept (folder)."""

@@ -1,4 +1,4 @@
-"""What every room uses, and where the project stands."""
+"""For every folder: refusals in words (validation), units (words), files that survive a crash (files)."""
 
 from pathlib import Path
 

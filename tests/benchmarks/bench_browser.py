@@ -13,10 +13,8 @@ import tempfile
 import time
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[2]
-sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
-
-from browser.lab import CHROMIUM_FLAGS, NotebookPage, find_chromium, jupyter  # noqa: E402
+import paths  # noqa: F401
+from browser.lab import CHROMIUM_FLAGS, NotebookPage, find_chromium, jupyter
 
 BAR_MS = 400
 CHANGED = "before => document.querySelector('.gclib-memory-lab .gclib-picture img').src !== before"

@@ -10,20 +10,15 @@ price of the largest chunk.
 
 import argparse
 import statistics
-import sys
 from functools import partial
-from pathlib import Path
 
+import paths  # noqa: F401
 import torch
+from bench_steps import seconds_of
 
-ROOT = Path(__file__).resolve().parents[2]
-sys.path[:0] = [str(ROOT), str(Path(__file__).parent)]
-
-from bench_steps import seconds_of  # noqa: E402
-
-from gclib import Encoder  # noqa: E402
-from gclib.chunks import price_of_a_call  # noqa: E402
-from gclib.models.encoder import SIZES  # noqa: E402
+from gclib import Encoder
+from gclib.chunks import price_of_a_call
+from gclib.models.encoder import SIZES
 
 SHAPES = ((1, 8), (16, 8), (16, 32), (16, 128))
 ROUNDS = 7

@@ -12,12 +12,10 @@ import os
 import subprocess
 import sys
 import tempfile
-from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(ROOT))
+import paths
 
-from gclib.models.presets import PRESETS  # noqa: E402
+from gclib.models.presets import PRESETS
 
 BAR_SECONDS, DECODER_SECONDS = 3.0, 8.0
 DECODERS = ("qwen3", "embeddinggemma")  # layers of a language model, with twice the operations of a BERT's
@@ -42,7 +40,7 @@ def main() -> int:
     over = 0
     for name in parser.parse_args().presets:
         with tempfile.TemporaryDirectory() as folder:
-            environment = os.environ | {"GCLIB_CACHE": folder, "PYTHONPATH": str(ROOT)}
+            environment = os.environ | {"GCLIB_CACHE": folder, "PYTHONPATH": str(paths.ROOT)}
             command = [sys.executable, "-c", ONE, name]
             done = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
         seconds, peak, before = (float(word) for word in done.stdout.split()[-3:])

@@ -4,6 +4,7 @@ import statistics
 import time
 from contextlib import nullcontext
 
+import paths  # noqa: F401
 import torch
 
 from gclib import ContrastiveLoss, Encoder, grad_cache_step, record_memory

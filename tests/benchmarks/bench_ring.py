@@ -11,26 +11,21 @@ that share this machine's cores, so they say nothing of machines with a network 
 import argparse
 import csv
 import statistics
-import sys
 import tempfile
 import time
 from pathlib import Path
 
+import paths
 import torch
+from helpers.allocator import allocator_peak
+from helpers.ranks import run_ranks
 
-ROOT = Path(__file__).resolve().parents[2]
-sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
+from gclib.losses.module import ContrastiveLoss
 
-from helpers.allocator import allocator_peak  # noqa: E402
-from helpers.ranks import run_ranks  # noqa: E402
-
-from gclib.losses.module import ContrastiveLoss  # noqa: E402
-
-RESULTS = Path(__file__).parent / "results"
 FORMS = {
-    "gathered, dense": {"gather": True},
-    "gathered, tiled": {"gather": True, "tile_size": True},
-    "ring": {"ring": True, "tile_size": True},
+    "gathered, dense": {"across": "gather"},
+    "gathered, tiled": {"across": "gather", "tile_size": True},
+    "ring": {"across": "ring", "tile_size": True},
 }
 COLUMNS = ("form", "ranks", "batch_size", "dimensions", "tile_size", "peak_bytes", "seconds")
 
@@ -62,7 +57,7 @@ def main() -> None:
     parser.add_argument("--dimensions", type=int, default=256)
     parser.add_argument("--tile", type=int, default=256)
     parser.add_argument("--ranks", type=int, nargs="+", default=[2, 4])
-    parser.add_argument("--csv", type=Path, default=RESULTS / "ring.csv")
+    parser.add_argument("--csv", type=Path, default=paths.RESULTS / "ring.csv")
     options = parser.parse_args()
     rows = []
     for ranks in options.ranks:

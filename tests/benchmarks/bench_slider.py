@@ -4,6 +4,8 @@ import random
 import sys
 import time
 
+import paths  # noqa: F401
+
 from gclib.course.memory_lab.widget import MemoryLab
 
 MOVES = 50

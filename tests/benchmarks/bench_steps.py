@@ -40,15 +40,11 @@ from concurrent.futures.process import BrokenProcessPool
 from functools import cache
 from pathlib import Path
 
+import paths
 import torch
 import transformers
-from torch import Tensor
-
-ROOT = Path(__file__).resolve().parents[2]
-sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
-
-from helpers.allocator import allocator_peak  # noqa: E402
-from helpers.rivals import (  # noqa: E402
+from helpers.allocator import allocator_peak
+from helpers.rivals import (
     Counted,
     flops_of,
     official_step,
@@ -57,16 +53,16 @@ from helpers.rivals import (  # noqa: E402
     sorted_loss,
     split_trimmed,
 )
+from torch import Tensor
 
-from gclib import ContrastiveLoss, Encoder, grad_cache_step, naive_step  # noqa: E402
-from gclib.chunks import Chunk, plan_chunks  # noqa: E402
-from gclib.data.corpus import load_corpus  # noqa: E402
-from gclib.data.pairs import TextPair, load_pairs, tokenize_pairs, train_tokenizer  # noqa: E402
-from gclib.models.encoder import SIZES  # noqa: E402
-from gclib.towers import row_lengths, take  # noqa: E402
+from gclib import ContrastiveLoss, Encoder, grad_cache_step, naive_step
+from gclib.chunks import Chunk, plan_chunks
+from gclib.data.corpus import load_corpus
+from gclib.data.pairs import TextPair, load_pairs, tokenize_pairs, train_tokenizer
+from gclib.models.encoder import SIZES
+from gclib.towers import row_lengths, take
 
 Batch = dict[str, Tensor]
-RESULTS = Path(__file__).parent / "results"
 NAIVE, BUCKETS = "naive, padded", "naive, in length buckets"
 OFFICIAL, OFFICIAL_SORTED = "official GradCache", "official, pre-sorted and trimmed"
 ST, ST_SORTED = "sentence-transformers cached", "sentence-transformers, pre-sorted"
@@ -381,7 +377,7 @@ def main() -> None:
     )
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--encoder", choices=tuple(SIZES), default="small", help="the size of BERT")
-    parser.add_argument("--out", type=Path, default=RESULTS)
+    parser.add_argument("--out", type=Path, default=paths.RESULTS)
     options = parser.parse_args()
     if options.device == "cuda" and not torch.cuda.is_available():
         raise SystemExit("--device cuda: PyTorch can use no CUDA device here")

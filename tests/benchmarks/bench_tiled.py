@@ -23,21 +23,17 @@ import threading
 import time
 from pathlib import Path
 
+import paths
 import psutil
 import torch
+from helpers.allocator import allocator_peak
+from helpers.rivals import open_clip_loss, sentence_transformers_strips
 from torch import Tensor
 from torch.nn import functional as F
 
-ROOT = Path(__file__).resolve().parents[2]
-sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
+from gclib.losses.dense import contrastive_loss
+from gclib.losses.tiled import tiled_contrastive_loss
 
-from helpers.allocator import allocator_peak  # noqa: E402
-from helpers.rivals import open_clip_loss, sentence_transformers_strips  # noqa: E402
-
-from gclib.losses.dense import contrastive_loss  # noqa: E402
-from gclib.losses.tiled import tiled_contrastive_loss  # noqa: E402
-
-RESULTS = Path(__file__).parent / "results"
 MIB = 2**20
 DENSE, TILED, OPEN_CLIP = "dense", "tiled", "open_clip, dense"
 STRIPS, WIDE_STRIPS = "sentence-t., strips of 32", "sentence-t., strips of a tile"
@@ -188,9 +184,11 @@ def main() -> None:
         import tiled_cuda
 
         batches = options.batches or tiled_cuda.BATCHES
-        tiled_cuda.main(batches, options.dimensions, options.tile or 4096, options.csv or RESULTS / "tiled_cuda.csv")
+        tiled_cuda.main(
+            batches, options.dimensions, options.tile or 4096, options.csv or paths.RESULTS / "tiled_cuda.csv"
+        )
         return
-    options.tile, options.csv = options.tile or 1024, options.csv or RESULTS / "tiled.csv"
+    options.tile, options.csv = options.tile or 1024, options.csv or paths.RESULTS / "tiled.csv"
     rows = time_versions(VERSIONS, options.batch, options.dimensions, options.tile, options.repeats)
     if options.large:
         rows += time_versions((TILED,), options.large, options.dimensions, options.tile, 1)

@@ -164,6 +164,7 @@ def test_a_folder_that_cannot_be_written_costs_the_cache_alone(source, tmp_path)
     assert len(built.rows) == 90
 
 
+@pytest.mark.slow
 def test_two_processes_that_build_at_once_do_no_harm(source, tmp_path):
     code = (
         "import sys, json; from pathlib import Path; from gclib.data.corpus import Source, load_corpus\n"
@@ -249,6 +250,7 @@ def test_one_module_packages_and_the_standard_library_are_named_as_imported(tmp_
     assert modules == {"six", "json.decoder"}
 
 
+@pytest.mark.slow
 def test_this_environment_gives_enough_pairs_without_a_shared_file(whole):
     train, test = whole.split("train"), whole.split("test")
     assert len(train) >= 20_000

@@ -171,6 +171,7 @@ def test_bad_input_to_the_mask_is_refused_in_words(pairs, message):
         false_negative_mask(pairs)
 
 
+@pytest.mark.slow
 def test_mining_starts_no_other_library_that_takes_a_card(tmp_path):
     """bm25s starts JAX where it finds it, and JAX takes most of a GPU's memory: in a new process, a JAX that tells."""
     (tmp_path / "jax").mkdir()

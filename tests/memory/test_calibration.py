@@ -16,6 +16,7 @@ def _own_cache(tmp_path, monkeypatch):
     monkeypatch.setenv("GCLIB_CACHE", str(tmp_path))
 
 
+@pytest.mark.slow
 def test_a_processor_takes_what_the_forecast_says():
     seen = []
     found = calibrate("cpu", model="tiny", cases=SMALL, on_reading=seen.append)

@@ -17,6 +17,7 @@ STEPS = [(recording, step) for recording in load_recordings() for step in record
 NAMES = [f"{card.calibration.device} {step.case.step}{' bf16' * step.case.autocast}" for card, step in STEPS]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("recording", "recorded"), STEPS, ids=NAMES)
 def test_every_piece_of_a_recorded_step_peaks_where_it_was_forecast(recording, recorded):
     """The oracle is the ledger of a step that a card really ran; nothing of it is known here but the case."""
@@ -162,6 +163,7 @@ def test_a_forecast_for_a_card_is_its_own_law(step):
     assert forecast_step(step, device="cuda", **same).at_peak()["random states"] == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("device", ["cpu", "cuda"])
 def test_an_attention_that_keeps_its_weights_is_another_law(device):
     """Equal configs but for the attention, which transformers leaves out of a config's JSON."""

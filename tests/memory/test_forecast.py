@@ -72,7 +72,7 @@ def test_equal_to_the_byte(step, tied, size):
         assert (forecast.peak_bytes, forecast.at_peak()) == (ledger.peak_bytes, ledger.at_peak()), same
 
 
-@pytest.mark.parametrize("tile_size", [None, 2, 4, 64])
+@pytest.mark.parametrize("tile_size", [None, 4, *(pytest.param(side, marks=pytest.mark.slow) for side in (2, 64))])
 @pytest.mark.parametrize("step", STEPS)
 def test_every_phase_has_the_ledgers_peak(step, tile_size):
     """Also with tiles, of which the loss takes more and more as the batch grows."""
@@ -100,6 +100,7 @@ def test_chunks_of_their_own_size_for_each_tower():
     assert told.peak_bytes == ledger.peak_bytes
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("step", STEPS)
 def test_a_loss_of_ones_own_with_a_temperature_to_learn(step):
     encoders, loss = built("tiny", tied=True), ContrastiveLoss(0.1, learnable=True, symmetric=True)
@@ -123,6 +124,7 @@ def test_optimizer_states_are_those_of_the_second_step():
     assert plain.at_peak()["optimizer"] == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("step", STEPS)
 def test_under_autocast(step):
     encoders, loss = built("tiny", tied=True), ContrastiveLoss()
@@ -150,6 +152,7 @@ def test_real_lengths_are_sorted_and_trimmed():
     assert told.peak_bytes == pytest.approx(ledger.peak_bytes, rel=1e-3)
 
 
+@pytest.mark.slow
 def test_real_lengths_are_cut_as_they_are_on_the_device():
     """A call costs a card more tokens, so that its chunks are fewer and larger, and so are graphs that are retained."""
     lengths = [[32] * 4 + [4] * 20, [128] * 4 + [16] * 20]
@@ -327,6 +330,7 @@ def test_where_no_law_holds_it_says_so_and_is_exact(step, kind, rows):
     assert (told.peak_bytes, told.at_peak()) == (ledger.peak_bytes, ledger.at_peak())
 
 
+@pytest.mark.slow
 def test_where_no_law_holds_a_million_chunks_are_refused_in_words():
     for step in ("grad_cache", "accumulation"):
         with pytest.raises(ValueError, match="at most 4,096 chunks where no law holds"):

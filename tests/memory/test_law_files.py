@@ -37,6 +37,7 @@ def test_a_later_session_runs_nothing(step, options):
     assert runs() == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "damage", [lambda b: b[:-9], lambda b: b"", lambda b: b.replace(b"PK", b"KP"), lambda b: b"{}\n"]
 )
@@ -52,6 +53,7 @@ def test_a_damaged_file_is_built_again(folder, damage):
     assert not list(folder.glob("*.part"))
 
 
+@pytest.mark.slow
 def test_other_options_have_other_files(folder):
     told(*CASES[1])
     count = len(list(folder.glob("*.law")))

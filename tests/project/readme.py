@@ -69,30 +69,43 @@ def measured_table() -> str:
 
 
 def card_table() -> str:
-    """What was measured on graphics cards: tiles on a card, and forecasts made without one."""
-    rows = ["| | on | seen |", "|---|---|---|"]
-    cuda = rows_of("tiled_cuda")
-    for row in cuda:
-        if not row["seconds"] or row["version"] != "tiled" or int(row["batch_size"]) < 32_768:
-            continue
-        parts = [f"{float(row['seconds']):.2f} s, {int(row['allocated_peak_bytes']) / 2**20:,.0f} MiB"]
-        for name, words in (("dense", "the dense loss"), (STRIPS, "sentence-transformers' strips as wide")):
-            other = next(r for r in cuda if (r["version"], r["batch_size"]) == (name, row["batch_size"]))
-            if not other["seconds"]:
-                parts.append(f"{words} {other['note']}")
-                continue
-            times, shares = (float(row[key]) / float(other[key]) for key in ("seconds", "allocated_peak_bytes"))
-            parts.append(f"{times:.2f} of the time and 1/{1 / shares:.0f} of the bytes of {words}")
-        what = f"`tiled_contrastive_loss`, B = {int(row['batch_size']):,}"
-        rows.append(f"| {what} | {row['device']} | {'; '.join(parts)} |")
-    for found in load_recordings():
-        card = found.calibration
+    """What was measured on graphics cards: tiles beside others, and forecasts that were made without a card."""
+    rows = ["| B | `tiled_contrastive_loss` | dense loss: time, bytes | sentence-transformers' strips: time, bytes |"]
+    rows += ["|---|---|---|---|"]
+    table = rows_of("tiled_cuda")
+    tiled = [row for row in table if row["version"] == "tiled" and row["seconds"] and int(row["batch_size"]) >= 32_768]
+    for row in tiled:
+        others = [find_row(table, name, row["batch_size"]) for name in ("dense", STRIPS)]
+        own = f"{float(row['seconds']):.2f} s, {int(row['allocated_peak_bytes']) / 2**20:,.0f} MiB"
+        rows.append(f"| {int(row['batch_size']):,} | {own} | {' | '.join(beside(row, other) for other in others)} |")
+    lines = [
+        f"On an {tiled[0]['device']}, with ratios to others:",
+        "",
+        *rows,
+        "",
+        "Forecasts of BERT-base, with the card's workspace, against `max_memory_allocated`:",
+        "",
+    ]
+    for recording in load_recordings():
+        card = recording.calibration
         for words, autocast in (("float32", False), ("bf16 autocast", True)):
             off = [abs(reading.ratio - 1) for reading in card.readings if reading.case.autocast == autocast]
             if off:
-                seen = f"at most {max(off):.1%} from `max_memory_allocated`, {len(off)} steps, {words}"
-                rows.append(f"| a forecast of BERT-base, with the card's workspace | {card.device} | {seen} |")
-    return "\n".join(rows)
+                lines.append(f"- {card.device}, {words}, {len(off)} steps: at most {max(off):.1%} off")
+    return "\n".join(lines)
+
+
+def find_row(rows: list[dict[str, str]], version: str, batch_size: str) -> dict[str, str]:
+    """The row of one version at one batch size."""
+    return next(row for row in rows if (row["version"], row["batch_size"]) == (version, batch_size))
+
+
+def beside(row: dict[str, str], other: dict[str, str]) -> str:
+    """The ratios of time and of peak bytes to another row's, or why it has none."""
+    if not other["seconds"]:
+        return other["note"]
+    time, share = (float(row[key]) / float(other[key]) for key in ("seconds", "allocated_peak_bytes"))
+    return f"{time:.2f}, 1/{1 / share:.0f}"
 
 
 def rows_of(name: str) -> list[dict[str, str]]:

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import nbformat
 import pytest
+import yaml
 from packaging.requirements import Requirement
 from project import readme
 
@@ -170,10 +171,48 @@ def test_pictures_and_widgets_are_loaded_below_course_alone(name):
 
 
 def test_the_package_shows_the_method_and_nothing_else():
-    assert len(list(PACKAGE.glob("*.py"))) <= 10  # eight, __init__ and __main__
+    assert len(list(PACKAGE.glob("*.py"))) <= 9
     assert {path.name for path in PACKAGE.iterdir() if path.is_dir()} - {"__pycache__"} <= {
         folder for layer in LAYERS for folder in layer
     }
+
+
+# The method, in the order in which it reads
+METHOD = ("steps", "towers", "chunks", "randomness", "losses/dense", "support/validation")
+
+
+def test_the_method_is_read_in_about_a_thousand_lines():
+    lines = {name: len((PACKAGE / f"{name}.py").read_text("utf-8").splitlines()) for name in METHOD}
+    assert sum(lines.values()) <= 1_050 and lines["steps"] <= 400, lines
+
+
+def functions(name: str) -> list[ast.FunctionDef | ast.AsyncFunctionDef]:
+    """Every function and method of a module, those inside others too."""
+    nodes = ast.walk(ast.parse(MODULES[name].read_text("utf-8")))
+    return [node for node in nodes if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)]
+
+
+def body_lines(function: ast.FunctionDef | ast.AsyncFunctionDef) -> int:
+    """The lines of a function's body, its docstring apart."""
+    body = function.body[bool(ast.get_docstring(function, clean=False)) :]
+    return body[-1].end_lineno - body[0].lineno + 1 if body else 0
+
+
+@pytest.mark.parametrize("name", sorted(MODULES))
+def test_no_function_is_longer_than_40_lines(name):
+    assert {f.name: body_lines(f) for f in functions(name) if body_lines(f) > 40} == {}
+
+
+@pytest.mark.parametrize("name", sorted(MODULES))
+def test_no_private_function_takes_more_than_8_arguments(name):
+    counts = {
+        f.name: len(
+            [a for a in (*f.args.posonlyargs, *f.args.args, *f.args.kwonlyargs) if a.arg not in ("self", "cls")]
+        )
+        for f in functions(name)
+        if f.name.startswith("_") and not f.name.endswith("__")
+    }
+    assert {function: count for function, count in counts.items() if count > 8} == {}
 
 
 def test_nothing_in_the_library_imports_notebooks_or_tests():
@@ -248,8 +287,37 @@ def test_every_local_link_and_picture_of_the_readme_exists():
     assert [target for target in local if not (ROOT / target).exists()] == []
 
 
-def test_the_readme_gives_a_reason_for_every_package():
-    assert [r.name for r in requirements() if f"| `{r.name}` | " not in README] == []
+def test_every_requirement_has_its_reason_beside_it():
+    text = (ROOT / "pyproject.toml").read_text("utf-8")
+    assert [r.name for r in requirements() if not re.search(rf'^ *"{r.name}[^"]*",  # \w.+$', text, re.MULTILINE)] == []
+
+
+def test_the_readme_is_read_in_minutes():
+    words = [word for word in README.split() if re.search(r"\w", word)]
+    assert len(words) <= 1_500
+
+
+def test_every_module_that_the_tree_names_exists():
+    """A folder's first sentence leads to its modules: words in brackets are their names."""
+    for folder in PACKAGE.iterdir():
+        if (folder / "__init__.py").is_file():
+            for names in re.findall(r"\(([^)]*)\)", readme.gloss(folder / "__init__.py")):
+                for name in names.split(", "):
+                    assert any((folder / place).exists() for place in (f"{name}.py", name)), f"{folder.name}: {name}"
+
+
+# --- license and citation -------------------------------------------------------------------------------------
+
+
+def test_license_and_citation_say_what_the_package_says():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text("utf-8"))
+    assert (citation["cff-version"], citation["version"], citation["license"]) == ("1.2.0", project["version"], "MIT")
+    assert project["license"] == "MIT" and (ROOT / "LICENSE").read_text().startswith("MIT License")
+    assert citation["authors"] == project["authors"] == [{"name": "the gclib authors"}]
+    assert {reference["url"] for reference in citation["references"]} == set(
+        re.findall(r"https://arxiv.org[^)]+", README)
+    )
 
 
 # --- notebooks ------------------------------------------------------------------------------------------------

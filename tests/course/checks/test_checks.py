@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from hypothesis import settings
 from torch.nn import functional as F
 
 import gclib.course.checks
@@ -67,16 +68,21 @@ def run_definition(path: Path, name: str):
     return namespace[name]
 
 
+def draws(most: int) -> range:
+    """`most` sets of inputs, or the share of them that `make check` takes of all random cases; at least one."""
+    return range(max(1, most * min(settings().max_examples, 100) // 100))
+
+
 @every_exercise
 def test_the_oracle_passes_its_own_check(exercise):
-    for seed in range(5):
+    for seed in draws(5):
         assert exercise.judge(exercise.oracle, seed=seed).status == "correct"
 
 
 @every_exercise
 def test_the_solution_passes(exercise):
     solution = run_definition(notebook(NOTEBOOKS / "solutions", exercise), exercise.name)
-    for _ in range(10):
+    for _ in draws(10):
         verdict = exercise.judge(solution)
         assert verdict.status == "correct", verdict.explanation
 
@@ -110,7 +116,7 @@ def test_stub_solution_and_check_agree_on_the_signature(exercise):
 
 @pytest.mark.parametrize(("exercise", "misconception"), WRONG)
 def test_every_listed_wrong_answer_gets_its_own_message(exercise, misconception):
-    for seed in (None, *range(6)):
+    for seed in (None, *draws(6)):
         verdict = exercise.judge(misconception.wrong, seed=seed)
         assert (verdict.status, verdict.misconception) == ("wrong", misconception.name)
         assert verdict.explanation.startswith(misconception.message)

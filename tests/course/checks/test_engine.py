@@ -128,6 +128,7 @@ def test_an_endless_loop_is_stopped():
     assert threading.active_count() == before
 
 
+@pytest.mark.slow
 def test_an_answer_that_cannot_be_stopped_is_told():
     told = explain(lambda values, names: time.sleep(2.5), dataclasses.replace(double, seconds=0.1))
     assert "restart the kernel" in told

@@ -192,6 +192,7 @@ def test_one_seed_has_no_spread():
     assert math.isnan(only.spread["top-1"]) and math.isnan(beyond_spread(only, only))
 
 
+@pytest.mark.slow
 def test_a_race_trains_what_is_missing_and_says_how_far_it_is(monkeypatch, capsys):
     only = RECIPES[2:]
     table1(TINY, recipes=only[:1], seed=1, progress=False)
@@ -237,6 +238,7 @@ def test_the_table_as_text():
     ]
 
 
+@pytest.mark.slow
 def test_the_command_prints_the_table(capsys):
     assert command.main(["table1", "--quick"]) == 0
     printed = capsys.readouterr().out

@@ -72,6 +72,7 @@ def test_the_picture_and_the_words_say_the_forecast(memory_lab):
     assert f"Peak {peak}, of which" in alt_of(memory_lab)
 
 
+@pytest.mark.slow
 def test_every_control_that_matters_changes_the_forecast(memory_lab):
     for control, value in [
         (memory_lab.chunk_size, 8),
@@ -332,6 +333,7 @@ def test_the_table_says_what_the_picture_says(memory_lab):
 # --- the run --------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("precision", list(lab.PRECISIONS))
 @pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
 @pytest.mark.parametrize("step", list(lab.STEP_WORDS))
@@ -414,6 +416,7 @@ def steps_that_run_out_of_memory(times):
     return step_of_a_full_card, held
 
 
+@pytest.mark.slow
 def test_out_of_memory_is_told_in_words_all_is_let_go_of_and_the_next_run_finishes(monkeypatch):
     full, held = steps_that_run_out_of_memory(1)
     monkeypatch.setattr(live, "step_of", full)
@@ -446,6 +449,7 @@ def test_out_of_memory_before_the_step_begins_is_told_too(monkeypatch):
     assert run.encoder is None and run.result.allocated_peak_bytes is None
 
 
+@pytest.mark.slow
 def test_the_lab_goes_on_after_out_of_memory(memory_lab, monkeypatch):
     monkeypatch.setattr(live, "step_of", steps_that_run_out_of_memory(1)[0])
     memory_lab.run.click()
@@ -492,6 +496,7 @@ def card_lab(monkeypatch):
     made.wait()
 
 
+@pytest.mark.slow
 def test_before_a_run_on_a_card_its_own_free_memory_is_asked(card_lab, monkeypatch):
     card_lab.model.value, card_lab.step.value, card_lab.batch_size.value = "small", "naive", 256
     card_lab.wait()

@@ -70,6 +70,7 @@ def test_the_sentence_holds_the_counts():
     assert "1 chunk of" in describe_blocks(4, 4) and "a query keeps 3 of 3 negatives; " in describe_blocks(4, 4)
 
 
+@pytest.mark.slow
 def test_every_position_of_the_sliders_redraws_sentence_picture_and_alt_text():
     matrix = BlockMatrix(batch_size=6, chunk_size=2)
     assert matrix.chunk_size.options == tuple(range(1, 7))

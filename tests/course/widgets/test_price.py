@@ -125,6 +125,7 @@ def test_unlike_lengths_make_more_chunks_and_sorting_off_makes_them_even(lab):
     assert (lab.retain.max, lab.retain.value) == (2, 2) and lab.predict().tokens.retained_share == 1.0
 
 
+@pytest.mark.slow
 def test_random_moves_never_raise_and_keep_words_and_picture_together(lab):
     draw = random.Random(0)
     for _ in range(15):
@@ -140,6 +141,7 @@ def test_random_moves_never_raise_and_keep_words_and_picture_together(lab):
         assert alt_of(lab) == lab.describe()
 
 
+@pytest.mark.slow
 def test_measuring_counts_the_forecast_flops_and_is_remembered(lab, monkeypatch):
     monkeypatch.setattr("gclib.course.widgets.price.ROUNDS", 1)
     lab.spread.value, lab.chunk_size.value, lab.retain.value = 1.0, 32, 1

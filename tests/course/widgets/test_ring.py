@@ -109,6 +109,7 @@ def test_another_number_of_ranks_starts_anew():
     assert walk.table().count("\n") == 14
 
 
+@pytest.mark.slow
 def test_random_moves_never_raise_and_keep_words_and_picture_together():
     walk, draw = RingWalk(), random.Random(0)
     for _ in range(12):

@@ -127,6 +127,7 @@ def test_the_lab_tells_what_it_draws(lab):
     assert "1,048,576" in lab.table() and alt_of(lab) == lab.describe()
 
 
+@pytest.mark.slow
 def test_random_moves_never_raise_and_keep_words_and_picture_together(lab):
     draw = random.Random(0)
     controls = ((lab.batch, BATCHES), (lab.tile, TILES), (lab.dimensions, DIMENSIONS), (lab.symmetric, (True, False)))
@@ -136,6 +137,7 @@ def test_random_moves_never_raise_and_keep_words_and_picture_together(lab):
         assert alt_of(lab) == lab.describe()
 
 
+@pytest.mark.slow
 def test_measuring_counts_bytes_and_flops_and_is_remembered(lab, monkeypatch):
     monkeypatch.setattr("gclib.course.widgets.tiles.ROUNDS", 1)
     lab.dimensions.value, lab.tile.value, lab.batch.value = 64, 256, 1024

@@ -162,6 +162,7 @@ def test_moments_side_by_side_are_numbered_as_on_the_slider(walks):
     assert [axes.get_title(loc="left")[:2] for axes in panels] == ["1.", "3.", "5."]
 
 
+@pytest.mark.slow
 def test_next_and_previous_walk_to_the_ends_and_no_further(walks):
     widget = GraphWalk(walks)
     seen = [alt_of(widget)]
@@ -187,6 +188,7 @@ def test_another_step_starts_from_its_first_moment(walks):
     assert alt_of(widget) == describe_moment(walks["accumulation"], 0)
 
 
+@pytest.mark.slow
 def test_random_moves_never_raise_and_keep_words_and_picture_together(walks):
     widget, draw = GraphWalk(walks), random.Random(0)
     for _ in range(30):

@@ -13,6 +13,7 @@ def test_every_row_has_a_place_for_every_library():
     assert len(lines) == 2 + len(KNOBS) and {line.count("|") for line in lines} == {len(LIBRARIES) + 2}
 
 
+@pytest.mark.slow
 def test_the_installed_libraries_know_the_names():
     sentence_transformers = pytest.importorskip("sentence_transformers")
     pytest.importorskip("gradcache")

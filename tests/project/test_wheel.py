@@ -1,0 +1,81 @@
+"""What `pip wheel .` gives is the whole library and nothing else, and it works where there is no checkout."""
+
+import os
+import shutil
+import subprocess
+import sys
+import sysconfig
+import venv
+import zipfile
+from importlib.metadata import PathDistribution
+from pathlib import Path
+
+import pytest
+from project import readme
+
+from gclib.support import PACKAGE, ROOT
+
+pytestmark = pytest.mark.slow
+
+
+def run(command, folder):
+    """What a command prints, run in `folder` with nothing of the checkout on its path; it must end with 0."""
+    environment = {name: value for name, value in readme.plain_environment().items() if name != "PYTHONPATH"}
+    environment["GCLIB_CACHE"] = str(folder / "cache")
+    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory):
+    """The wheel, built offline from a copy of what is packed, so that nothing is left in the checkout."""
+    folder = tmp_path_factory.mktemp("wheel")
+    source = folder / "source"
+    shutil.copytree(PACKAGE, source / "gclib", ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, source)
+    offline = ["--no-deps", "--no-index", "--no-build-isolation", "--quiet"]
+    run([sys.executable, "-m", "pip", "wheel", str(source), "-w", str(folder), *offline], folder)
+    (path,) = folder.glob("*.whl")
+    return path
+
+
+@pytest.fixture(scope="module")
+def installed(wheel, tmp_path_factory):
+    """(a new environment's Python, its packages' folder): gclib from the wheel, all other packages from this one."""
+    folder = tmp_path_factory.mktemp("environment")
+    venv.create(folder, with_pip=False, symlinks=os.name != "nt")
+    places = {"base": str(folder), "platbase": str(folder), "installed_base": sys.base_prefix}
+    packages, scripts = (Path(sysconfig.get_path(name, "venv", places)) for name in ("purelib", "scripts"))
+    offline = ["--no-deps", "--no-index", "--quiet"]
+    run([sys.executable, "-m", "pip", "install", str(wheel), "--target", str(packages), *offline], folder)
+    # A path file inside a folder that a path file names isn't read: the editable gclib of this environment stays out.
+    (packages / "others.pth").write_text(sysconfig.get_path("purelib"))
+    return scripts / Path(sys.executable).name, packages
+
+
+def test_the_wheel_holds_every_module_and_nothing_else(wheel):
+    files = set(zipfile.ZipFile(wheel).namelist())
+    modules = {path.relative_to(ROOT).as_posix() for path in PACKAGE.rglob("*.py")}
+    assert {name for name in files if ".dist-info/" not in name} == modules
+
+
+def test_the_wheel_says_what_it_is_and_carries_its_license(installed):
+    (folder,) = installed[1].glob("gclib-*.dist-info")
+    metadata = PathDistribution(folder).metadata
+    assert metadata["License-Expression"] == "MIT" and metadata["Author"] == "the gclib authors"
+    assert (folder / "licenses" / "LICENSE").read_bytes() == (ROOT / "LICENSE").read_bytes()
+
+
+def test_the_readme_sample_runs_on_the_installed_wheel(installed, tmp_path):
+    python, packages = installed
+    page = readme.README.read_text("utf-8")
+    printed = run([python, "-c", f"{readme.sample(page)}\nimport gclib\nprint(gclib.__file__)"], tmp_path)
+    assert printed.splitlines()[-1] == str(packages / "gclib" / "__init__.py")
+    assert "\n".join(printed.splitlines()[:-1]) in page
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["train", "--help"]], ids=" ".join)
+def test_the_commands_start_from_the_installed_wheel(installed, tmp_path, arguments):
+    assert "usage: " in run([installed[0], "-m", "gclib", *arguments], tmp_path)
