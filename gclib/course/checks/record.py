@@ -73,12 +73,15 @@ def _calls(cell: dict) -> list[tuple[str, tuple[int, str], str]]:
         return []
     found = []
     for node in ast.walk(tree):
-        if not isinstance(node, ast.Call) or getattr(node.func, "id", "") not in ("predict", "show_back"):
+        if not isinstance(node, ast.Call):
+            continue
+        name = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
+        if name not in ("predict", "show_back"):
             continue
         given = [part.value for part in node.args[:3] if isinstance(part, ast.Constant)]
         if len(given) >= 2 and type(given[0]) is int and isinstance(given[1], str):
             text = given[2] if len(given) > 2 else given[1]
-            found.append((node.lineno, node.func.id, (given[0], given[1]), str(text)))
+            found.append((node.lineno, name, (given[0], given[1]), str(text)))
     return [call[1:] for call in sorted(found, key=lambda call: call[0])]
 
 

@@ -1,0 +1,143 @@
+"""What the chapters share, behind one import: `from gclib.course import notebook`.
+
+In a chapter's cells `gclib.` is the library, which you can take into a trainer of your own; `notebook.` is what only
+the course needs: a prediction, a picture that follows a slider, one number for how far two gradients are apart.
+Formulas and oracles are not here. They stay in the cells, where you can read them.
+"""
+
+import csv
+import platform
+from collections.abc import Callable
+from html import escape
+from typing import Any
+
+import ipywidgets as widgets
+import matplotlib
+import torch
+from IPython.display import Markdown, display
+from matplotlib.figure import Figure
+from torch import Tensor, nn
+
+from gclib.audit.gradients import gradients_of, worst_error
+from gclib.course import plots
+from gclib.course.checks.predictions import predict, recall, show_back
+from gclib.course.gradient_error import compare_gradients, gradients_by_part
+from gclib.course.memory_lab.answers import LabSettings
+from gclib.course.memory_lab.run import LiveRun
+from gclib.data.pairs import TextPair, load_pairs, train_tokenizer
+from gclib.memory.ledger import record_memory
+from gclib.support import ROOT
+from gclib.support.validation import refuse
+
+__all__ = [
+    "compare_gradients",
+    "gradients_by_part",
+    "gradients_of",
+    "live_picture",
+    "load_texts",
+    "loss_and_gradient",
+    "peak_of",
+    "predict",
+    "recall",
+    "relative_error",
+    "run_here",
+    "saved_benchmark",
+    "show_back",
+    "show_markdown",
+    "start",
+    "worst_error",
+]
+
+
+def start(seed: int = 0) -> None:
+    """Begin a chapter: set the seed and the look of every picture, and say which versions run here."""
+    torch.manual_seed(seed)
+    matplotlib.rcParams.update(plots.SETTINGS)
+    print(f"Python {platform.python_version()}, PyTorch {torch.__version__}, on the CPU, seed {seed}")
+
+
+def load_texts() -> tuple[list[TextPair], list[TextPair], Any]:
+    """(pairs to train on, 1,024 pairs of other files, a tokenizer trained on the first 3,000 of the former)."""
+    train_pairs, test_pairs = load_pairs("train"), load_pairs("test", limit=1024)
+    return train_pairs, test_pairs, train_tokenizer(train_pairs[:3000])
+
+
+def loss_and_gradient(
+    step: Callable, encoder: nn.Module, inputs: Any, loss_fn: Callable, **options: Any
+) -> tuple[float, Tensor]:
+    """One step with `encoder` for both towers: its loss, and all gradients of the encoder as one vector.
+
+    step: called as `step([encoder, encoder], inputs, loss_fn, **options)`, returns the loss and adds to `.grad`, which
+    is cleared before and kept afterwards. Parameters without a gradient are left out of the vector.
+    """
+    encoder.zero_grad()
+    loss = step([encoder, encoder], inputs, loss_fn, **options)
+    return loss.item(), torch.cat([p.grad.flatten() for p in encoder.parameters() if p.grad is not None])
+
+
+def relative_error(found: Tensor, expected: Tensor) -> float:
+    """||found - expected|| / ||expected||: the length of the difference over the length of what is right.
+
+    Raises ValueError where the shapes differ, and where `expected` is zero.
+    """
+    if found.shape != expected.shape:
+        raise refuse("found", f"must have the shape of expected, {tuple(expected.shape)}", tuple(found.shape))
+    if not expected.norm() > 0:
+        raise refuse("expected", "must not be zero", "a tensor of size 0")
+    return ((found - expected).norm() / expected.norm()).item()
+
+
+def peak_of(step: Callable, *modules: nn.Module) -> int:
+    """The most bytes alive while `step(on_phase=...)` runs, as the ledger counts them.
+
+    modules: what the step trains. Their gradients are let go of before it, and kept after it.
+    """
+    for module in modules:
+        module.zero_grad(set_to_none=True)
+    with record_memory(*modules) as ledger:
+        step(on_phase=ledger.on_phase)
+    return ledger.peak_bytes
+
+
+def run_here(settings: LabSettings) -> LiveRun:
+    """One real step of these settings on this machine; the run that is returned has its ledger.
+
+    Raises RuntimeError, in the run's own words, where the step did not finish.
+    """
+    run = LiveRun(settings)
+    if run.run().ending != "finished":
+        raise RuntimeError(run.result.error)
+    return run
+
+
+def live_picture(draw: Callable[..., tuple[Figure, str]], **controls: widgets.Widget) -> widgets.VBox:
+    """Controls above a picture that is drawn again whenever one of them changes.
+
+    draw: called with every control's value, by the control's name; returns a figure and what it shows, in words. The
+    words are the picture's alt text, and stand above it.
+    """
+    words, picture = widgets.HTML(), widgets.HTML()
+
+    def redraw(_: object = None) -> None:
+        with plots.style():
+            figure, alt = draw(**{name: control.value for name, control in controls.items()})
+        picture.value, words.value = plots.to_html(figure, alt=alt), escape(alt)
+
+    for control in controls.values():
+        control.observe(redraw, names="value")
+    redraw()
+    return widgets.VBox([*controls.values(), words, picture])
+
+
+def show_markdown(text: str) -> None:
+    """Display `text` as Markdown: a table, a passage of code."""
+    display(Markdown(text))
+
+
+def saved_benchmark(name: str) -> list[dict[str, str]]:
+    """The rows of tests/benchmarks/results/NAME.csv, by heading; none where the benchmark was never run here."""
+    path = ROOT / "tests" / "benchmarks" / "results" / f"{name}.csv"
+    if not path.is_file():
+        return []
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
