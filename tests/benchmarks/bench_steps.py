@@ -61,7 +61,8 @@ from helpers.rivals import (  # noqa: E402
 from gclib import ContrastiveLoss, Encoder, grad_cache_step, naive_step  # noqa: E402
 from gclib.chunks import Chunk, plan_chunks  # noqa: E402
 from gclib.data.corpus import load_corpus  # noqa: E402
-from gclib.data.pairs import TextPair, load_pairs, tokenize_pairs, train_tokenizer  # noqa: E402
+from gclib.data.pairs import TextPair, load_pairs  # noqa: E402
+from gclib.data.tokens import tokenize_pairs, train_tokenizer  # noqa: E402
 from gclib.models.encoder import SIZES  # noqa: E402
 from gclib.towers import row_lengths, take  # noqa: E402
 

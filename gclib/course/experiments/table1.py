@@ -23,7 +23,8 @@ import transformers
 from tqdm import tqdm
 
 from gclib.data.corpus import fingerprint, installed_sources
-from gclib.data.pairs import TextPair, load_pairs, train_tokenizer
+from gclib.data.pairs import TextPair, load_pairs
+from gclib.data.tokens import train_tokenizer
 from gclib.losses.module import ContrastiveLoss
 from gclib.models.encoder import Encoder, bert_config
 from gclib.steps import STEPS, naive_step
