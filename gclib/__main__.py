@@ -5,12 +5,14 @@ import sys
 
 import torch
 
-from gclib.course.experiments import table1 as experiments
-from gclib.data import card as datacard
+from gclib.course.experiments.recipes import QUICK, WHOLE, Setting
+from gclib.course.experiments.results import table1
+from gclib.course.experiments.summaries import format_results
+from gclib.data import card
 from gclib.data.corpus import load_corpus
 from gclib.memory import calibration, recording
 from gclib.support.files import cache_folder
-from gclib.training import command as trainer
+from gclib.training.command import add_arguments, command
 
 TABLE1 = """Train the same small encoder four times on the text pairs of the corpus: sequentially in batches of 8, with
 gradient accumulation (16 chunks of 8), and with the gradient cache in batches of 128 and of 512. Prints a row each: the
@@ -33,44 +35,51 @@ def main(arguments: list[str] | None = None) -> int:
     parser = _parser()
     chosen = parser.parse_args(arguments)
     if chosen.command == "train":
-        return trainer.command(chosen)
+        return command(chosen)
     if chosen.command == "calibrate":
-        if chosen.seconds <= 0:
-            parser.error(f"--seconds must be above 0, got {chosen.seconds}")
-        if chosen.record and not torch.cuda.is_available():
-            parser.error("--record needs a CUDA card that PyTorch can use, and there is none here")
-        found = calibration.calibrate(
-            seconds=chosen.seconds, on_reading=lambda reading: print(reading.case, flush=True)
-        )
-        print(calibration.format_calibration(found))
-        if chosen.record:
-            print(f"recorded in {recording.record_card(found, chosen.record)}")
+        _calibrate(chosen, parser)
     elif chosen.command == "data-card":
-        text = datacard.figures(load_corpus())
-        if chosen.write:
-            datacard.write_figures(text)
-        print(text)
+        _data_card(write=chosen.write)
     else:
-        setting = experiments.QUICK if chosen.quick else experiments.WHOLE
-        results = experiments.table1(setting, seed=chosen.seed, fresh=chosen.fresh)
-        print(experiments.format_table(results))
-        first = results[0]
-        print(
-            f"\nPercent of {first.pool:,} test queries, each among as many passages; {first.examples:,} examples a row,"
-        )
-        print(f"seed {first.seed}, seconds of training with {first.threads} threads.")
+        _table1(QUICK if chosen.quick else WHOLE, seed=chosen.seed, fresh=chosen.fresh)
     return 0
+
+
+def _calibrate(chosen: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
+    if chosen.seconds <= 0:
+        parser.error(f"--seconds must be above 0, got {chosen.seconds}")
+    if chosen.record and not torch.cuda.is_available():
+        parser.error("--record needs a CUDA card that PyTorch can use, and there is none here")
+    measured = calibration.calibrate(seconds=chosen.seconds, on_reading=lambda reading: print(reading.case, flush=True))
+    print(calibration.format_calibration(measured))
+    if chosen.record:
+        print(f"recorded in {recording.record_card(measured, chosen.record)}")
+
+
+def _data_card(*, write: bool) -> None:
+    figures = card.figures(load_corpus())
+    if write:
+        card.write_figures(figures)
+    print(figures)
+
+
+def _table1(setting: Setting, *, seed: int, fresh: bool) -> None:
+    results = table1(setting, seed=seed, fresh=fresh)
+    print(format_results(results))
+    first = results[0]
+    print(f"\nPercent of {first.pool:,} test queries, each among as many passages; {first.examples:,} examples a row,")
+    print(f"seed {first.seed}, seconds of training with {first.threads} threads.")
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m gclib", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
-    card = commands.add_parser(
+    figures = commands.add_parser(
         "data-card",
         help="print the figures of the data card (data/README.md)",
         description="Print the figures of the data card (data/README.md); mines the pairs if they are not kept.",
     )
-    card.add_argument("--write", action="store_true", help="write them into the card too")
+    figures.add_argument("--write", action="store_true", help="write them into the card too")
     table = commands.add_parser(
         "table1",
         help="train sequential, accumulated and cached, and compare them",
@@ -96,7 +105,7 @@ def _parser() -> argparse.ArgumentParser:
         usage="python -m gclib train --output FOLDER [--resume] [options]",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    trainer.add_arguments(training)
+    add_arguments(training)
     return parser
 
 

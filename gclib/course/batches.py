@@ -3,7 +3,7 @@
 Letters: B queries of a batch, n pairs of the corpus, m pairs that are twins of a pair.
 """
 
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from math import exp, lgamma, log
@@ -13,20 +13,21 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gclib.data.negatives import normal_form
-from gclib.data.pairs import TextPair, check_pairs, tokenize_pairs
+from gclib.data.negatives import normal_form, right_passages
+from gclib.data.pairs import TextPair, check_pairs
+from gclib.data.tokens import tokenize_pairs
 from gclib.support.validation import int_at_least, positive_int, refuse
 from gclib.training.modules import training_mode
 
 
 def same_passage(pairs: Sequence[TextPair]) -> list[int]:
     """For each pair, the other pairs with a twin of its passage (`gclib.data.negatives` says what a twin is)."""
-    return _others([normal_form(pair.passage) for pair in _checked(pairs)])
+    return _others([normal_form(pair.passage) for pair in check_pairs(pairs)])
 
 
 def same_query(pairs: Sequence[TextPair]) -> list[int]:
     """For each pair, the other pairs whose query is its query's twin."""
-    return _others([normal_form(pair.query) for pair in _checked(pairs)])
+    return _others([normal_form(pair.query) for pair in check_pairs(pairs)])
 
 
 def false_negatives(pairs: Sequence[TextPair]) -> list[int]:
@@ -34,18 +35,14 @@ def false_negatives(pairs: Sequence[TextPair]) -> list[int]:
 
     right: the positive of a pair whose query is a twin of this one's, or such a positive's twin.
     """
-    queries = [normal_form(pair.query) for pair in _checked(pairs)]
-    passages = [normal_form(pair.passage) for pair in pairs]
-    right = defaultdict(set)
-    for query, passage in zip(queries, passages, strict=True):
-        right[query].add(passage)
-    stand = Counter(passages)
-    return [sum(stand[passage] for passage in right[query]) - 1 for query in queries]
+    right = right_passages(check_pairs(pairs))
+    counts = Counter(normal_form(pair.passage) for pair in pairs)
+    return [sum(counts[passage] for passage in right[normal_form(pair.query)]) - 1 for pair in pairs]
 
 
 def same_words(pairs: Sequence[TextPair]) -> list[int]:
     """For each pair, the other pairs whose query has the same words, in any order and number, signs left out."""
-    words = ["".join(sign if sign.isalnum() else " " for sign in pair.query.lower()) for pair in _checked(pairs)]
+    words = ["".join(sign if sign.isalnum() else " " for sign in pair.query.lower()) for pair in check_pairs(pairs)]
     return _others([" ".join(sorted(set(text.split()))) for text in words])
 
 
@@ -55,7 +52,7 @@ def same_beginning(pairs: Sequence[TextPair], tokenizer: Any, length: int) -> li
     No encoder can tell such passages apart, and the loss asks it to. Read are 10 characters a token, which is enough
     for code but for a few passages that are mostly white space.
     """
-    texts = [pair.passage[: 10 * positive_int("length", length)] for pair in _checked(pairs)]
+    texts = [pair.passage[: 10 * positive_int("length", length)] for pair in check_pairs(pairs)]
     rows = tokenizer(texts, truncation=True, max_length=length)["input_ids"]
     return _others([tuple(row) for row in rows])
 
@@ -101,14 +98,14 @@ def measure_rows(
     check_pairs(pairs)
     if max(rows) * positive_int("draws", draws) > len(pairs):
         raise refuse("rows", f"times draws must be at most the {len(pairs)} pairs", f"{max(rows)} times {draws}")
-    found = []
+    measured = []
     with training_mode((encoder, encoder), False):
         for size in rows:
             batches = [pairs[start : start + size] for start in range(0, size * draws, size)]
-            seen = [_loss_and_norm(encoder, batch, tokenizer, loss_fn, lengths) for batch in batches]
-            losses, norms = zip(*seen, strict=True)
-            found.append(RowsMeasured(size, fmean(losses), log(size), fmean(norms)))
-    return found
+            measures = [_loss_and_norm(encoder, batch, tokenizer, loss_fn, lengths) for batch in batches]
+            losses, norms = zip(*measures, strict=True)
+            measured.append(RowsMeasured(size, fmean(losses), log(size), fmean(norms)))
+    return measured
 
 
 def _loss_and_norm(
@@ -116,19 +113,14 @@ def _loss_and_norm(
 ) -> tuple[float, float]:
     reps = [encoder(**tower) for tower in tokenize_pairs(batch, tokenizer, **lengths)]
     loss = loss_fn(*reps)
-    found = torch.autograd.grad(loss, [p for p in encoder.parameters() if p.requires_grad], allow_unused=True)
-    return loss.item(), float(torch.stack([g.norm() for g in found if g is not None]).norm())
-
-
-def _checked(pairs: Sequence[TextPair]) -> Sequence[TextPair]:
-    check_pairs(pairs)
-    return pairs
+    gradients = torch.autograd.grad(loss, [p for p in encoder.parameters() if p.requires_grad], allow_unused=True)
+    return loss.item(), float(torch.stack([g.norm() for g in gradients if g is not None]).norm())
 
 
 def _others(keys: Sequence[Any]) -> list[int]:
     """For each key, how often it stands elsewhere."""
-    stand = Counter(keys)
-    return [stand[key] - 1 for key in keys]
+    counts = Counter(keys)
+    return [counts[key] - 1 for key in keys]
 
 
 def _probability_of_none(others: int, twins: int, drawn: int) -> float:

@@ -1,6 +1,7 @@
 """The figures of the data card: counts, lengths, licences, and how alike train and test are."""
 
 import importlib.metadata
+import itertools
 import math
 import re
 import statistics
@@ -59,22 +60,22 @@ def near_twins(passages: Sequence[str], others: Sequence[str], *, share: float =
     (prefix filtering: Chaudhuri et al. 2006; Bayardo et al. 2007).
     """
     sets = [shingles(text) for text in (*passages, *others)]
-    counts = Counter(shingle for each in sets for shingle in each)
+    counts = Counter(itertools.chain.from_iterable(sets))
     prefixes = []
-    for each in sets:
-        rarest = sorted(each, key=lambda shingle: (counts[shingle], shingle))
-        prefixes.append(rarest[: len(each) - math.ceil(share * len(each)) + 1])
+    for own in sets:
+        rarest_first = sorted(own, key=lambda shingle: (counts[shingle], shingle))
+        prefixes.append(rarest_first[: len(own) - math.ceil(share * len(own)) + 1])
     holders = defaultdict(list)
     for number in range(len(passages), len(sets)):
         for shingle in prefixes[number]:
             holders[shingle].append(number)
-    found = []
+    twins = []
     for number in range(len(passages)):
         candidates = dict.fromkeys(other for shingle in prefixes[number] for other in holders.get(shingle, ()))
         twin = next((other for other in candidates if _alike(sets[number], sets[other]) >= share), None)
         if twin is not None:
-            found.append((number, twin - len(passages)))
-    return found
+            twins.append((number, twin - len(passages)))
+    return twins
 
 
 def shingles(text: str) -> frozenset[tuple[str, ...]]:

@@ -91,11 +91,11 @@ class Source:
         """(module path, file) for each Python file; the standard library's modules carry no prefix."""
         if self.path.is_file():
             return [(self.name, self.path)]
-        found = []
+        files = []
         for folder, subfolders, names in os.walk(self.path):
             subfolders[:] = [name for name in subfolders if name not in SKIPPED_FOLDERS]
-            found.extend(Path(folder, name) for name in names if name.endswith(".py"))
-        return [(self._module(file), file) for file in found]
+            files.extend(Path(folder, name) for name in names if name.endswith(".py"))
+        return [(self._module(file), file) for file in files]
 
     def _module(self, file: Path) -> str:
         parts = file.relative_to(self.path).with_suffix("").parts
@@ -121,11 +121,11 @@ def installed_sources() -> list[Source]:
     sources = [Source("python", platform.python_version(), Path(sysconfig.get_path("stdlib")))]
     for name, distribution in PACKAGES:
         try:
-            found = importlib.metadata.distribution(distribution)
+            installed = importlib.metadata.distribution(distribution)
         except importlib.metadata.PackageNotFoundError:
             continue
-        places = (Path(found.locate_file(name)), Path(found.locate_file(f"{name}.py")))
-        sources.extend(Source(name, found.version, place) for place in places if place.exists())
+        paths = (Path(installed.locate_file(name)), Path(installed.locate_file(f"{name}.py")))
+        sources.extend(Source(name, installed.version, path) for path in paths if path.exists())
     return sources
 
 
@@ -170,13 +170,13 @@ def build_corpus(sources: Sequence[Source], *, workers: int | None = None, progr
 
 
 def distinct(rows: Sequence[Row]) -> list[Row]:
-    """The rows whose query and whose passage both stand in no earlier kept row.
+    """The rows without duplicates: neither query nor passage stands in an earlier row of the result.
 
     Compared are queries without case and closing stop, and passages without the width of their white space.
     """
     queries: set[str] = set()
     passages: set[str] = set()
-    kept = []
+    distinct_rows = []
     for row in rows:
         query = row.query.casefold().rstrip(". ")
         passage = " ".join(row.passage.split())
@@ -184,8 +184,8 @@ def distinct(rows: Sequence[Row]) -> list[Row]:
             continue
         queries.add(query)
         passages.add(passage)
-        kept.append(row)
-    return kept
+        distinct_rows.append(row)
+    return distinct_rows
 
 
 def split_of(module: str) -> str:
@@ -197,8 +197,8 @@ def fingerprint(sources: Sequence[Source]) -> str:
     """16 hexadecimal digits of the package versions, the Python and the rules (this code and the miner's)."""
     rules = code_digest("data")
     versions = [[source.name, source.version] for source in sources]
-    described = json.dumps([versions, sys.implementation.name, platform.system(), rules])
-    return hashlib.sha256(described.encode()).hexdigest()[:16]
+    depends_on = json.dumps([versions, sys.implementation.name, platform.system(), rules])
+    return hashlib.sha256(depends_on.encode()).hexdigest()[:16]
 
 
 def _hash(text: str) -> int:

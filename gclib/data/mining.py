@@ -59,10 +59,10 @@ def mine_source(module: str, source: bytes) -> list[Row]:
     except (SyntaxError, ValueError, LookupError, RecursionError, MemoryError):
         return []
     lines = text.split("\n")
-    found = ((name, node, _query(node)) for name, node in _functions(tree, ""))
+    functions = ((name, node, _query(node)) for name, node in _functions(tree, ""))
     return [
         Row(module, node.lineno, name, query, _passage(node, lines))
-        for name, node, query in found
+        for name, node, query in functions
         if query is not None and _does_something(node)
     ]
 
@@ -83,8 +83,8 @@ def mine_files(
         processes = [_start_worker(shard, answers, stack) for shard in shards]
         for _ in processes:
             while (answer := answers.get()) is not None:
-                size, found = json.loads(answer)
-                rows.extend(Row(*fields) for fields in found)
+                size, fields_of_rows = json.loads(answer)
+                rows.extend(Row(*fields) for fields in fields_of_rows)
                 on_bytes(size)
         codes = [process.wait() for process in processes]
     if any(codes):
@@ -191,12 +191,10 @@ def _passage(node: Function, lines: list[str]) -> str:
     before = lines[docstring.lineno - 1].encode()[: docstring.col_offset].decode()
     after = lines[docstring.end_lineno - 1].encode()[docstring.end_col_offset :].decode()
     joined = before + after.lstrip(" ;\t")
-    kept = lines[first : docstring.lineno - 1]
-    if joined.strip():
-        kept = [*kept, joined.rstrip()]
-    kept = [*kept, *lines[docstring.end_lineno : node.end_lineno]]
-    indent = re.match(r"\s*", kept[0]).group()
-    return _cut("\n".join(line.removeprefix(indent).rstrip() for line in kept))
+    docstring_line = [joined.rstrip()] if joined.strip() else []
+    body = [*lines[first : docstring.lineno - 1], *docstring_line, *lines[docstring.end_lineno : node.end_lineno]]
+    indent = re.match(r"\s*", body[0]).group()
+    return _cut("\n".join(line.removeprefix(indent).rstrip() for line in body))
 
 
 def _cut(passage: str) -> str:

@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from gclib.data.pairs import TextPair
+from gclib.data.pairs import TextPair, check_pairs
 from gclib.support.validation import int_at_least, positive_int, refuse
 
 DEPTH = 4  # candidates that each hard negative is drawn from: the best DEPTH * per_query
@@ -43,22 +43,23 @@ def mine_hard_negatives(pairs: Sequence[TextPair], *, per_query: int, seed: int)
     Gao et al. 2021, like Karpukhin et al. 2020 (DPR), train with one BM25 negative for each question. Raises ValueError
     for no pairs, a per_query below 1, or a pool without that many wrong passages for some query.
     """
-    check_pairs(pairs)
+    check_pairs(pairs, same_negatives=False)
     positive_int("per_query", per_query)
     seed = int_at_least("seed", seed, 0)
     right = right_passages(pairs)
     pool = {normal_form(pair.passage): pair.passage for pair in reversed(pairs)}
-    pool = dict(sorted(pool.items()))
-    _check_pool(pairs, pool, right, per_query)
-    deepest = max(len(forms) for forms in right.values())
-    ranked = _ranked(pairs, list(pool.values()), DEPTH * per_query + deepest)
-    forms, passages = list(pool), list(pool.values())
+    forms, passages = zip(*sorted(pool.items()), strict=True)
+    most_right = max(map(len, right.values()))
+    if per_query > len(pool) - most_right:
+        rule = f"must be at most {len(pool) - most_right}, the wrong passages that the query with the fewest has"
+        raise refuse("per_query", rule, per_query)
     mined = []
-    for pair, ranking in zip(pairs, ranked, strict=True):
-        wrong = [number for number in ranking if forms[number] not in right[normal_form(pair.query)]]
-        draw = random.Random(f"{seed}\n{pair.query}\n{pair.passage}")
-        chosen = _drawn(draw, wrong[: DEPTH * per_query], per_query, forms, right[normal_form(pair.query)])
-        mined.append(replace(pair, negatives=tuple(passages[number] for number in chosen)))
+    for pair, ranking in zip(pairs, _rankings(pairs, passages, DEPTH * per_query + most_right), strict=True):
+        right_forms = right[normal_form(pair.query)]
+        wrong = [number for number in ranking if forms[number] not in right_forms]
+        generator = random.Random(f"{seed}\n{pair.query}\n{pair.passage}")
+        drawn = _draw(generator, wrong[: DEPTH * per_query], per_query, forms, right_forms)
+        mined.append(replace(pair, negatives=tuple(passages[number] for number in drawn)))
     return mined
 
 
@@ -70,12 +71,7 @@ def false_negative_mask(pairs: Sequence[TextPair]) -> Tensor:
 
     Raises ValueError for no pairs, or pairs with unlike numbers of negatives.
     """
-    check_pairs(pairs)
-    group = 1 + len(pairs[0].negatives)
-    for pair in pairs:
-        if len(pair.negatives) != group - 1:
-            rule = f"must all have as many negatives as the first, {group - 1}"
-            raise refuse("pairs", rule, f"a pair with {len(pair.negatives)}")
+    group = 1 + len(check_pairs(pairs)[0].negatives)
     right = right_passages(pairs)
     columns = defaultdict(list)
     for number, text in enumerate(text for pair in pairs for text in (pair.passage, *pair.negatives)):
@@ -104,41 +100,24 @@ def right_passages(pairs: Sequence[TextPair]) -> dict[str, set[str]]:
     return dict(right)
 
 
-def check_pairs(pairs: Sequence[TextPair]) -> None:
-    """At least one TextPair and nothing else; ValueError otherwise."""
-    if not isinstance(pairs, Sequence) or isinstance(pairs, str) or len(pairs) == 0:
-        got = "none" if isinstance(pairs, Sequence) else type(pairs).__name__
-        raise refuse("pairs", "must be a sequence of at least one TextPair", got)
-    for pair in pairs:
-        if not isinstance(pair, TextPair):
-            raise refuse("pairs", "must hold nothing but TextPair", type(pair).__name__)
-
-
-def _check_pool(pairs: Sequence[TextPair], pool: dict[str, str], right: dict[str, set[str]], per_query: int) -> None:
-    fewest = len(pool) - max(len(forms) for forms in right.values())
-    if per_query > fewest:
-        rule = f"must be at most {fewest}, the wrong passages that the query with the fewest has"
-        raise refuse("per_query", rule, per_query)
-
-
-def _ranked(pairs: Sequence[TextPair], passages: list[str], depth: int) -> list[list[int]]:
+def _rankings(pairs: Sequence[TextPair], passages: Sequence[str], depth: int) -> list[list[int]]:
     """For each pair the passages that share a word with its query, best first, at most `depth`; ties by number."""
     with _absent("jax"):
         import bm25s
 
     def tokens(texts: Sequence[str]) -> Any:
-        parted = [_HUMP.sub(" ", text) for text in texts]
-        return bm25s.tokenize(parted, token_pattern=_WORD.pattern, stopwords="english", show_progress=False)
+        without_humps = [_HUMP.sub(" ", text) for text in texts]
+        return bm25s.tokenize(without_humps, token_pattern=_WORD.pattern, stopwords="english", show_progress=False)
 
     index = bm25s.BM25()
     index.index(tokens(passages), show_progress=False)
     queries, k = tokens([pair.query for pair in pairs]), min(depth, len(passages))
-    found = index.retrieve(queries, k=k, show_progress=False, backend_selection="numpy")
-    ranked = []
-    for numbers, scores in zip(found.documents, found.scores, strict=True):
+    best = index.retrieve(queries, k=k, show_progress=False, backend_selection="numpy")
+    rankings = []
+    for numbers, scores in zip(best.documents, best.scores, strict=True):
         order = np.lexsort((numbers, -scores))
-        ranked.append([int(numbers[place]) for place in order if scores[place] > 0])
-    return ranked
+        rankings.append([int(numbers[place]) for place in order if scores[place] > 0])
+    return rankings
 
 
 @contextmanager
@@ -158,13 +137,12 @@ def _absent(module: str) -> Iterator[None]:
         del sys.modules[module]
 
 
-def _drawn(draw: random.Random, candidates: list[int], count: int, forms: list[str], right: set[str]) -> list[int]:
+def _draw(
+    generator: random.Random, candidates: list[int], count: int, forms: Sequence[str], right: set[str]
+) -> list[int]:
     """`count` of the candidates, in their order; then, where they do not suffice, others that are not right."""
     if len(candidates) >= count:
-        return [candidates[place] for place in sorted(draw.sample(range(len(candidates)), count))]
-    chosen = list(candidates)
-    taken = set(chosen)
-    for number in draw.sample(range(len(forms)), min(len(forms), count + len(right))):
-        if len(chosen) < count and number not in taken and forms[number] not in right:
-            chosen.append(number)
-    return chosen
+        return [candidates[place] for place in sorted(generator.sample(range(len(candidates)), count))]
+    sample = generator.sample(range(len(forms)), min(len(forms), count + len(right)))
+    others = [number for number in sample if number not in candidates and forms[number] not in right]
+    return [*candidates, *others[: count - len(candidates)]]

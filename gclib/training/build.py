@@ -1,4 +1,4 @@
-"""What a training run is built of, from its settings: pairs, encoder, tokenizer, loss, optimizer, step."""
+"""From a run's settings to its pairs and its `Training`: encoder, tokenizer, loss, optimizer and step."""
 
 import functools
 from collections.abc import Callable, Sequence
@@ -10,12 +10,14 @@ from torch import Tensor, nn
 
 from gclib.data.files import load_own_pairs
 from gclib.data.negatives import mine_hard_negatives
-from gclib.data.pairs import TextPair, load_pairs, train_tokenizer
+from gclib.data.pairs import TextPair, load_pairs
+from gclib.data.tokens import train_tokenizer
 from gclib.distributed import Rank, average_gradients
 from gclib.losses.module import ContrastiveLoss
 from gclib.models.encoder import Encoder, config_for, pooling_for
 from gclib.steps import accumulation_step, grad_cache_step, naive_step
 from gclib.support.validation import refuse
+from gclib.training.loop import Training
 from gclib.training.settings import Settings
 
 
@@ -43,13 +45,11 @@ def load_held_out(load: Callable[..., list[TextPair]], limit: int) -> list[TextP
         raise refuse("--test-pairs", f"must be 0 for data without pairs to test on ({error})", limit) from error
 
 
-def build(
-    settings: Settings, pairs: Sequence[TextPair], device: torch.device
-) -> tuple[Encoder, Any, ContrastiveLoss, torch.optim.Optimizer]:
-    """Encoder (one for both towers), tokenizer, loss and optimizer, on the device; the same in every process."""
+def build(settings: Settings, pairs: Sequence[TextPair], rank: Rank) -> Training:
+    """What the settings name, on the process's device: one encoder for both towers, the same in every process."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(settings.seed)
-        encoder, tokenizer = fresh_model(settings, pairs) if settings.is_fresh else given_model(settings)
+        encoder, tokenizer = fresh_model(settings, pairs) if settings.is_fresh else saved_model(settings)
     longest = max(settings.query_length, settings.passage_length)
     room = min(getattr(encoder.model.config, "max_position_embeddings", longest), tokenizer.model_max_length)
     if longest > room:
@@ -61,14 +61,34 @@ def build(
         tile_size=settings.tile_size,
         across="ring" if settings.ring else "gather",
     )
-    encoder.to(device)
-    loss_fn.to(device)
-    parameters = [*encoder.parameters(), *loss_fn.parameters()]
+    encoder.to(rank.device)
+    loss_fn.to(rank.device)
+    return Training(
+        (encoder, encoder),
+        tokenizer,
+        loss_fn,
+        step=step_function(settings, rank, (encoder, loss_fn)),
+        optimizer=optimizer_for(settings, [*encoder.parameters(), *loss_fn.parameters()]),
+        batch_size=settings.batch_size,
+        steps=settings.steps or max(1, settings.epochs * (len(pairs) // settings.batch_size)),
+        seed=settings.seed,
+        schedule=settings.schedule,
+        warmup_steps=settings.warmup_steps,
+        clip_norm=settings.clip_norm or None,
+        query_length=settings.query_length,
+        passage_length=settings.passage_length,
+        rank=rank.rank,
+        world_size=rank.world_size,
+    )
+
+
+def optimizer_for(settings: Settings, parameters: Sequence[nn.Parameter]) -> torch.optim.Optimizer:
+    """AdamW, with weight decay for matrices alone."""
     groups = [
         {"params": [p for p in parameters if p.ndim > 1], "weight_decay": settings.weight_decay},
         {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
     ]
-    return encoder, tokenizer, loss_fn, torch.optim.AdamW(groups, lr=settings.learning_rate)
+    return torch.optim.AdamW(groups, lr=settings.learning_rate)
 
 
 def fresh_model(settings: Settings, pairs: Sequence[TextPair]) -> tuple[Encoder, Any]:
@@ -82,7 +102,7 @@ def fresh_model(settings: Settings, pairs: Sequence[TextPair]) -> tuple[Encoder,
     return encoder, tokenizer
 
 
-def given_model(settings: Settings) -> tuple[Encoder, Any]:
+def saved_model(settings: Settings) -> tuple[Encoder, Any]:
     """The encoder and the tokenizer of a folder, or of a name on the hub."""
     encoder = Encoder.from_pretrained(settings.model, pooling=settings.pooling or "mean")
     try:
@@ -93,19 +113,19 @@ def given_model(settings: Settings) -> tuple[Encoder, Any]:
 
 
 def step_function(settings: Settings, rank: Rank, modules: Sequence[nn.Module]) -> Callable[..., Tensor]:
-    """The step as `train` takes it: under autocast if asked for, and the gradients averaged over the processes."""
+    """The step as a `Training` takes it: under autocast if asked for, and the gradients averaged over the processes."""
     if settings.step == "naive":
-        taken = naive_step
+        plain_step = naive_step
     elif settings.step == "accumulation":
-        taken = functools.partial(accumulation_step, chunk_size=settings.chunk_size)
+        plain_step = functools.partial(accumulation_step, chunk_size=settings.chunk_size)
     else:
         chunks = {"chunk_size": settings.chunk_size, "chunk_tokens": settings.chunk_tokens}
-        taken = functools.partial(grad_cache_step, **chunks, retain_chunks=settings.retain_chunks)
+        plain_step = functools.partial(grad_cache_step, **chunks, retain_chunks=settings.retain_chunks)
     kind, enabled = rank.device.type, settings.autocast == "bf16"
 
     def step(encoders: Sequence[Any], inputs: Sequence[Any], loss_fn: Any) -> Tensor:
         with torch.autocast(kind, dtype=torch.bfloat16, enabled=enabled):
-            loss = taken(encoders, inputs, loss_fn)
+            loss = plain_step(encoders, inputs, loss_fn)
         average_gradients(*modules)
         return loss
 

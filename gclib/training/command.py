@@ -21,7 +21,7 @@ from gclib.distributed import Rank, process_group, waiting_for_ranks
 from gclib.support.validation import refuse
 from gclib.training.build import build, load_data
 from gclib.training.loop import TrainingRecord
-from gclib.training.session import CONFIG, Session, Stopped, read_config
+from gclib.training.session import CONFIG, Session, StoppedBySignal, read_config
 from gclib.training.settings import Settings, add_options, resumed, typed_settings
 
 
@@ -42,19 +42,19 @@ def command(arguments: argparse.Namespace) -> int:
 
     0; 1 where a loss was no number; 2 for what was refused; 128 + the signal's number after a signal.
     """
-    again = f"To go on: python -m gclib train --output {arguments.output} --resume"
+    how_to_resume = f"To go on: python -m gclib train --output {arguments.output} --resume"
     try:
         settings = settings_for(arguments.output, typed_settings(arguments), resume=arguments.resume)
         run(settings, arguments.output, resume=arguments.resume, quiet=arguments.quiet)
         return 0
-    except Stopped as stop:
-        return _ended(128 + stop.signal_number, "" if arguments.quiet else f"Stopped after step {stop.step}. {again}")
+    except StoppedBySignal as stop:
+        return _exit(128 + stop.signal_number, "" if arguments.quiet else f"{stop}. {how_to_resume}")
     except KeyboardInterrupt:
-        return _ended(128 + signal.SIGINT, f"Stopped at once. {again}")
+        return _exit(128 + signal.SIGINT, f"Stopped at once. {how_to_resume}")
     except ValueError as error:
-        return _ended(2, f"python -m gclib train: error: {error}")
+        return _exit(2, f"python -m gclib train: error: {error}")
     except FloatingPointError as error:
-        return _ended(1, f"python -m gclib train: error: {error}")
+        return _exit(1, f"python -m gclib train: error: {error}")
 
 
 def settings_for(output: Path, typed: dict[str, Any], *, resume: bool) -> Settings:
@@ -69,10 +69,10 @@ def settings_for(output: Path, typed: dict[str, Any], *, resume: bool) -> Settin
         settings = Settings(**typed)
         settings.check(processes)
         return settings.completed()
-    kept = read_config(output)
-    settings = resumed(Settings(**kept["settings"]), typed)
-    if kept["processes"] != processes and settings.dropout > 0:
-        rule = f"must be {kept['processes']}, as in the run that is resumed (dropout would be another one)"
+    config = read_config(output)
+    settings = resumed(Settings(**config["settings"]), typed)
+    if config["processes"] != processes and settings.dropout > 0:
+        rule = f"must be {config['processes']}, as in the run that is resumed (dropout would be another one)"
         raise refuse("the number of processes", rule, processes)
     settings.check(processes)
     return settings
@@ -81,18 +81,16 @@ def settings_for(output: Path, typed: dict[str, Any], *, resume: bool) -> Settin
 def run(settings: Settings, output: Path, *, resume: bool = False, quiet: bool = False) -> list[TrainingRecord]:
     """Train, evaluate and export as `settings` say; the records of the steps that were taken now.
 
-    Raises ValueError for data, model and folder that don't fit, `Stopped` after a signal, and what `train` raises.
+    Raises ValueError for data, model and folder that don't fit, `StoppedBySignal`, and what `train` raises.
     """
     with _fewer_words(quiet), process_group(timeout_seconds=settings.timeout_seconds) as rank:
         loud = rank.is_first and not quiet
         with first_process_first(rank):
             pairs, held_out = load_data(settings, progress=loud)
-        steps = settings.steps or max(1, settings.epochs * (len(pairs) // settings.batch_size))
         say = print if loud else (lambda *words: None)
-        session = Session(settings, output, rank, steps, held_out, say, *build(settings, pairs, rank.device))
-        session.check()
+        session = Session(settings, output, rank, build(settings, pairs, rank), held_out, say)
         state = session.restore(pairs) if resume else session.begin(pairs)
-        say(f"{session.described()}: {len(pairs):,} pairs, {steps:,} steps of {settings.batch_size} queries")
+        say(session.described(pairs))
         records = session.train(pairs, state, progress=loud)
         session.export()
     return records
@@ -134,9 +132,9 @@ def _fewer_words(quiet: bool) -> Iterator[None]:
             transformers_logging.enable_progress_bar()
 
 
-def _ended(status: int, told: str) -> int:
+def _exit(status: int, message: str) -> int:
     """The exit status, after a last line; from another process than the first it says from which."""
     number = int(os.environ.get("RANK", 0))
-    if told and (number == 0 or status not in (0, 128 + signal.SIGINT, 128 + signal.SIGTERM)):
-        print(told if number == 0 else f"process {number}: {told}", file=sys.stderr)
+    if message and (number == 0 or status not in (0, 128 + signal.SIGINT, 128 + signal.SIGTERM)):
+        print(message if number == 0 else f"process {number}: {message}", file=sys.stderr)
     return status

@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from tqdm import tqdm
 
-from gclib.data.pairs import TextPair, check_pairs, check_tokenizer, tokenize_pairs
+from gclib.data.pairs import TextPair, check_pairs
+from gclib.data.tokens import check_tokenizer, tokenize_pairs
 from gclib.randomness import RandomState
 from gclib.support.validation import int_at_least, one_of, positive_int, positive_number, refuse
 from gclib.training.modules import check_encoders, device_of, to_device, training_mode
@@ -56,36 +57,122 @@ class TrainingState:
     generators: tuple[Tensor, ...] = ()
 
 
+@dataclass(frozen=True)
+class Training:
+    """All that a training's steps share: what is trained, in what batches, how often, at which rates.
+
+    encoders: the queries' and the passages' (twice the same: tied). step(encoders, inputs, loss_fn) -> loss adds to
+    .grad: `naive_step`, or `functools.partial(grad_cache_step, chunk_size=16)`. optimizer: any torch optimizer over the
+    parameters to train (the loss's too, if it has any). Its learning rates are the schedule's top: a linear warm-up
+    over `warmup_steps`, then "linear" towards 0 at the end, or "constant"; they are put back at the end. clip_norm:
+    longest allowed gradient, None for no clipping. world_size: so many processes draw the same batches, and `rank`
+    takes its own rows (`rows_of_rank`) with dropout by seed + rank; `step` must then give each of them the loss and the
+    gradient of the whole batch. Raises ValueError for what can't be.
+    """
+
+    encoders: Sequence[Callable[..., Tensor]]
+    tokenizer: Any
+    loss_fn: Callable[..., Tensor]
+    step: Callable[..., Tensor]
+    optimizer: Optimizer
+    batch_size: int
+    steps: int
+    seed: int
+    schedule: str = "linear"
+    warmup_steps: int = 0
+    clip_norm: float | None = 1.0
+    query_length: int = 64
+    passage_length: int = 256
+    rank: int = 0
+    world_size: int = 1
+
+    def __post_init__(self) -> None:
+        check_encoders(self.encoders)
+        _check_callables({"step": self.step, "loss_fn": self.loss_fn})
+        _check_optimizer(self.optimizer, self.encoders)
+        learning_rate_factors(self.steps, warmup_steps=self.warmup_steps, schedule=self.schedule)
+        if self.clip_norm is not None:
+            positive_number("clip_norm", self.clip_norm)
+        for name, length in self.lengths.items():
+            check_tokenizer(self.tokenizer, length, name)
+        int_at_least("seed", self.seed, 0)
+        rows_of_rank(self.batch_size, self.rank, self.world_size)
+
+    @property
+    def lengths(self) -> dict[str, int]:
+        """Tokens that texts are cut to, as `tokenize_pairs` and `retrieval_metrics` take them."""
+        return {"query_length": self.query_length, "passage_length": self.passage_length}
+
+    def run(
+        self,
+        pairs: Sequence[TextPair],
+        *,
+        start: TrainingState | None = None,
+        on_record: Callable[[TrainingRecord], object] | None = None,
+        on_state: Callable[[TrainingState], object] | None = None,
+        progress: bool = True,
+    ) -> list[TrainingRecord]:
+        """Take the steps that follow `start`; their records. `train` has the whole contract."""
+        hooks = {"on_record": on_record, "on_state": on_state}
+        _check_callables({name: hook for name, hook in hooks.items() if hook is not None})
+        state, records = TrainingState() if start is None else start, []
+        if not isinstance(state, TrainingState):
+            raise refuse("start", "must be a TrainingState", type(state).__name__)
+        if not 0 <= state.step <= self.steps:
+            raise refuse("start", f"must be of a step from 0 to {self.steps}", state.step)
+        factors = learning_rate_factors(self.steps, warmup_steps=self.warmup_steps, schedule=self.schedule)
+        rows = rows_of_rank(self.batch_size, self.rank, self.world_size)
+        batches = draw_batches(pairs, self.batch_size, seed=self.seed, epoch=state.epoch, batch=state.batch)
+        done = {"total": self.steps, "initial": state.step}
+        bar = tqdm(desc="training", unit="step", disable=not progress, mininterval=0.5, **done)
+        with bar, _set_up(self.encoders, self.optimizer, self.seed + self.rank, state.generators) as top_rates:
+            clock = time.perf_counter() - state.seconds
+            for factor, (epoch, batch) in zip(factors[state.step :], batches, strict=False):
+                _set_rates(self.optimizer, [factor * rate for rate in top_rates])
+                loss, norm = self.update(batch[rows])
+                number, elapsed = state.step + 1, time.perf_counter() - clock
+                rate = float(self.optimizer.param_groups[0]["lr"])
+                records.append(TrainingRecord(number, epoch, loss, norm, rate, number * len(batch), elapsed))
+                bar.set_postfix(loss=f"{loss:.3f}", refresh=False)
+                bar.update()
+                if on_record is not None:
+                    on_record(records[-1])
+                state = TrainingState(number, epoch, state.batch + 1 if epoch == state.epoch else 1, elapsed)
+                if on_state is not None:
+                    on_state(replace(state, generators=_recorded(self.encoders)))
+                clock = time.perf_counter() - elapsed
+        return records
+
+    def update(self, pairs: Sequence[TextPair]) -> tuple[float, float]:
+        """One optimizer step; the loss and the gradient's norm before clipping."""
+        inputs = tokenize_pairs(pairs, self.tokenizer, **self.lengths)
+        placed = [to_device(batch, device_of(encoder)) for encoder, batch in zip(self.encoders, inputs, strict=True)]
+        self.optimizer.zero_grad(set_to_none=True)
+        loss = float(self.step(self.encoders, placed, self.loss_fn))
+        longest = math.inf if self.clip_norm is None else self.clip_norm
+        norm = float(torch.nn.utils.clip_grad_norm_(_parameters(self.optimizer), longest))
+        if not (math.isfinite(loss) and math.isfinite(norm)):
+            raise FloatingPointError(f"training stopped: the loss is {loss} and the gradient's norm {norm}")
+        self.optimizer.step()
+        return loss, norm
+
+
 def train(
     encoders: Sequence[Callable[..., Tensor]],
     pairs: Sequence[TextPair],
     tokenizer: Any,
     loss_fn: Callable[..., Tensor],
     *,
-    step: Callable[..., Tensor],
-    batch_size: int,
-    steps: int,
-    optimizer: Optimizer,
-    seed: int,
-    on_record: Callable[[TrainingRecord], object] | None = None,
-    schedule: str = "linear",
-    warmup_steps: int = 0,
-    clip_norm: float | None = 1.0,
-    query_length: int = 64,
-    passage_length: int = 256,
-    progress: bool = True,
     start: TrainingState | None = None,
+    on_record: Callable[[TrainingRecord], object] | None = None,
     on_state: Callable[[TrainingState], object] | None = None,
-    rank: int = 0,
-    world_size: int = 1,
+    progress: bool = True,
+    **options: Any,
 ) -> list[TrainingRecord]:
     """Take `steps` optimizer steps and return their records.
 
-    step(encoders, inputs, loss_fn) -> loss adds to .grad: `naive_step`, or
-    `functools.partial(grad_cache_step, chunk_size=16)`. optimizer: any torch optimizer over the parameters to
-    train (the loss's too, if it has any). Its learning rates are the schedule's top: a linear warm-up over
-    `warmup_steps`, then "linear" towards 0 at the end, or "constant"; they are put back at the end. clip_norm: longest
-    allowed gradient, None for no clipping.
+    options: `Training`'s other fields, which it explains: step, optimizer, batch_size, steps and seed, and those that
+    have a default: schedule, warmup_steps, clip_norm, query_length, passage_length, rank, world_size.
 
     Batches: each epoch is a new shuffle by `seed` and epoch. No text stands twice in a batch (it would be a false
     negative): a twin waits for a later batch, and what can't fill a batch at an epoch's end is left out of that epoch.
@@ -95,78 +182,13 @@ def train(
 
     start: go on from this state, with weights and optimizer as they then were (but for the learning rates: again the
     schedule's top), to the same records, bit for bit on the same machine; the records of the steps still to take are
-    returned. on_state sees the state after each step, after on_record. world_size: so many processes draw the same
-    batches, and `rank` takes its own rows (`rows_of_rank`) with dropout by seed + rank; `step` must then give each of
-    them the loss and the gradient of the whole batch.
+    returned. on_state sees the state after each step, after on_record.
 
     Raises ValueError for arguments that can't be, before anything is computed, and FloatingPointError as soon as a loss
     or a gradient is not finite, before it reaches the weights.
     """
-    _check(encoders, pairs, step, optimizer, loss_fn, {"on_record": on_record, "on_state": on_state})
-    steps, batch_size = positive_int("steps", steps), positive_int("batch_size", batch_size)
-    factors = learning_rate_factors(steps, warmup_steps=warmup_steps, schedule=schedule)
-    longest = math.inf if clip_norm is None else positive_number("clip_norm", clip_norm)
-    lengths = {"query_length": query_length, "passage_length": passage_length}
-    for name, length in lengths.items():
-        check_tokenizer(tokenizer, length, name)
-    state = _check_start(TrainingState() if start is None else start, steps)
-    rows = rows_of_rank(batch_size, rank, world_size)
-    batches = draw_batches(pairs, batch_size, seed=seed, epoch=state.epoch, batch=state.batch)
-    run = _Run(encoders, tokenizer, loss_fn, step, optimizer, longest, lengths, rows)
-    bar = tqdm(total=steps, initial=state.step, desc="training", unit="step", disable=not progress, mininterval=0.5)
-    with bar, _set_up(encoders, optimizer, seed + rank, state.generators) as top_rates:
-        rates = [[factor * rate for rate in top_rates] for factor in factors]
-        return run.take_steps(state, batches, rates, bar, (on_record, on_state))
-
-
-@dataclass(frozen=True)
-class _Run:
-    """What all steps of a training share. rows: those of each batch that this process takes."""
-
-    encoders: Sequence[Any]
-    tokenizer: Any
-    loss_fn: Callable[..., Tensor]
-    step: Callable[..., Tensor]
-    optimizer: Optimizer
-    longest: float
-    lengths: dict[str, int]
-    rows: slice
-
-    def take_steps(
-        self, state: TrainingState, batches: Iterator, rates: list[list], bar: Any, hooks: tuple[Any, Any]
-    ) -> list[TrainingRecord]:
-        """The steps that follow `state`. rates: for each step of the training, the learning rates of the groups."""
-        on_record, on_state = hooks
-        records: list[TrainingRecord] = []
-        clock = time.perf_counter() - state.seconds
-        for done, (epoch, batch) in zip(range(state.step + 1, len(rates) + 1), batches, strict=False):
-            _set_rates(self.optimizer, rates[done - 1])
-            loss, norm = self.update(batch[self.rows])
-            elapsed = time.perf_counter() - clock
-            rate = float(self.optimizer.param_groups[0]["lr"])
-            records.append(TrainingRecord(done, epoch, loss, norm, rate, done * len(batch), elapsed))
-            bar.set_postfix(loss=f"{loss:.3f}", refresh=False)
-            bar.update()
-            if on_record is not None:
-                on_record(records[-1])
-            used = state.batch + 1 if epoch == state.epoch else 1
-            state = TrainingState(done, epoch, used, elapsed)
-            if on_state is not None:
-                on_state(replace(state, generators=_recorded(self.encoders)))
-            clock = time.perf_counter() - elapsed
-        return records
-
-    def update(self, pairs: Sequence[TextPair]) -> tuple[float, float]:
-        """One optimizer step; the loss and the gradient's norm before clipping."""
-        inputs = tokenize_pairs(pairs, self.tokenizer, **self.lengths)
-        placed = [to_device(batch, device_of(encoder)) for encoder, batch in zip(self.encoders, inputs, strict=True)]
-        self.optimizer.zero_grad(set_to_none=True)
-        loss = float(self.step(self.encoders, placed, self.loss_fn))
-        norm = float(torch.nn.utils.clip_grad_norm_(_parameters(self.optimizer), self.longest))
-        if not (math.isfinite(loss) and math.isfinite(norm)):
-            raise FloatingPointError(f"training stopped: the loss is {loss} and the gradient's norm {norm}")
-        self.optimizer.step()
-        return loss, norm
+    training = Training(encoders, tokenizer, loss_fn, **options)
+    return training.run(pairs, start=start, on_record=on_record, on_state=on_state, progress=progress)
 
 
 def rows_of_rank(batch_size: int, rank: int, world_size: int) -> slice:
@@ -176,7 +198,7 @@ def rows_of_rank(batch_size: int, rank: int, world_size: int) -> slice:
     """
     if int_at_least("rank", rank, 0) >= positive_int("world_size", world_size):
         raise refuse("rank", f"must be below world_size, {world_size}", rank)
-    if batch_size < world_size:
+    if positive_int("batch_size", batch_size) < world_size:
         raise refuse("batch_size", f"must give each of the {world_size} processes a row", batch_size)
     size, longer = divmod(batch_size, world_size)
     first = rank * size + min(rank, longer)
@@ -203,6 +225,7 @@ def learning_rate_factors(steps: int, *, warmup_steps: int = 0, schedule: str = 
 
     t counts from 0; the top is 1 and no factor is 0, so that every step trains.
     """
+    steps = positive_int("steps", steps)
     one_of("schedule", schedule, SCHEDULES)
     warmup = int_at_least("warmup_steps", warmup_steps, 0)
     if warmup > steps:
@@ -285,21 +308,14 @@ def _parameters(optimizer: Optimizer) -> list[Tensor]:
     return [parameter for group in optimizer.param_groups for parameter in group["params"]]
 
 
-def _check_start(state: Any, steps: int) -> TrainingState:
-    if not isinstance(state, TrainingState):
-        raise refuse("start", "must be a TrainingState", type(state).__name__)
-    if not 0 <= state.step <= steps:
-        raise refuse("start", f"must be of a step from 0 to {steps}", state.step)
-    return state
-
-
-def _check(encoders: Any, pairs: Any, step: Any, optimizer: Any, loss_fn: Any, hooks: dict[str, Any]) -> None:
-    check_encoders(encoders)
-    check_pairs(pairs)
-    given = {name: hook for name, hook in hooks.items() if hook is not None}
-    for name, value in {"step": step, "loss_fn": loss_fn, **given}.items():
+def _check_callables(named: dict[str, Any]) -> None:
+    for name, value in named.items():
         if not callable(value):
             raise refuse(name, "must be callable", type(value).__name__)
+
+
+def _check_optimizer(optimizer: Any, encoders: Sequence[Any]) -> None:
+    """A torch optimizer that holds parameters of the encoders; ValueError otherwise."""
     if not isinstance(optimizer, Optimizer):
         raise refuse("optimizer", "must be a torch optimizer", type(optimizer).__name__)
     modules = [encoder for encoder in encoders if isinstance(encoder, nn.Module)]

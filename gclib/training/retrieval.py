@@ -7,7 +7,8 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
-from gclib.data.pairs import TextPair, check_pairs, check_tokenizer, tokenize_texts
+from gclib.data.pairs import TextPair, check_pairs
+from gclib.data.tokens import check_tokenizer, tokenize_texts
 from gclib.support.shapes import shape_checked
 from gclib.support.validation import positive_int, refuse
 from gclib.towers import encode
@@ -53,8 +54,8 @@ def retrieval_metrics(
     with training_mode(encoders, False), torch.no_grad():
         queries = encode_texts(encoders[0], [pair.query for pair in pairs], tokenizer, query_length, chunk_size)
         passages = encode_texts(encoders[1], list(place), tokenizer, passage_length, chunk_size)
-        found = [_ranks(queries[rows], passages, positives[rows]) for rows in _spans(len(pairs), chunk_size)]
-    ranks = torch.cat(found).double()
+        chunks = [_ranks(queries[rows], passages, positives[rows]) for rows in _spans(len(pairs), chunk_size)]
+    ranks = torch.cat(chunks).double()
     metrics = {f"top-{k}": (ranks <= k).double().mean().item() for k in ks}
     return {**metrics, "mrr": (1 / ranks).mean().item()}
 
@@ -68,9 +69,7 @@ def encode_texts(
     for span in _spans(len(order), chunk_size):
         batch = tokenize_texts([texts[row] for row in order[span]], tokenizer, length)
         reps.append(encode(encoder, to_device(batch, device_of(encoder))))
-    back = torch.empty(len(order), dtype=torch.int64)
-    back[torch.tensor(order)] = torch.arange(len(order))
-    return torch.cat(reps)[back.to(reps[0].device)]
+    return torch.cat(reps)[torch.tensor(order).argsort().to(reps[0].device)]
 
 
 @shape_checked

@@ -18,19 +18,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed as dist
 import transformers
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from gclib.data.pairs import TextPair, check_tokenizer, texts_of
-from gclib.distributed import Rank, waiting_for_ranks
-from gclib.losses.module import ContrastiveLoss
+from gclib.data.pairs import TextPair, texts_of
+from gclib.distributed import Rank, all_gather, waiting_for_ranks
 from gclib.models.encoder import Encoder
 from gclib.models.folder import save_model_folder
 from gclib.support.files import write_atomically
 from gclib.support.validation import refuse
-from gclib.training.build import step_function
 from gclib.training.checkpoints import (
     Checkpoint,
     latest_checkpoint,
@@ -38,7 +35,7 @@ from gclib.training.checkpoints import (
     optimizer_tensors,
     write_checkpoint,
 )
-from gclib.training.loop import TrainingRecord, TrainingState, learning_rate_factors, train
+from gclib.training.loop import Training, TrainingRecord, TrainingState
 from gclib.training.retrieval import retrieval_metrics
 from gclib.training.settings import Settings
 
@@ -47,12 +44,12 @@ CONFIG = "config.json"
 LINES = ("records.jsonl", "evaluations.jsonl")
 
 
-class Stopped(Exception):
+class StoppedBySignal(Exception):
     """A signal ended the training after a step, and a checkpoint of it is written."""
 
     def __init__(self, step: int, signal_number: int):
-        super().__init__(f"stopped after step {step}")
-        self.step, self.signal_number = step, signal_number
+        super().__init__(f"Stopped after step {step}")
+        self.signal_number = signal_number
 
 
 @dataclass
@@ -62,36 +59,27 @@ class Session:
     settings: Settings
     output: Path
     rank: Rank
-    steps: int
+    training: Training
     held_out: Sequence[TextPair]
     say: Callable[..., object]
-    encoder: Encoder
-    tokenizer: Any
-    loss_fn: ContrastiveLoss
-    optimizer: torch.optim.Optimizer
     signals: list[int] = field(default_factory=list)
+
+    @property
+    def encoder(self) -> Encoder:
+        """The one encoder of both towers."""
+        return self.training.encoders[0]
 
     @property
     def modules(self) -> nn.ModuleDict:
         """All that has parameters, under the names that a checkpoint gives them."""
-        return nn.ModuleDict({"encoder": self.encoder, "loss": self.loss_fn})
+        return nn.ModuleDict({"encoder": self.encoder, "loss": self.training.loss_fn})
 
-    @property
-    def lengths(self) -> dict[str, int]:
-        """What texts are cut to."""
-        return {"query_length": self.settings.query_length, "passage_length": self.settings.passage_length}
-
-    def described(self) -> str:
-        """The model in words."""
+    def described(self, pairs: Sequence[TextPair]) -> str:
+        """Model, data and steps in words."""
         count = sum(parameter.numel() for parameter in self.encoder.parameters())
         processes = f", {self.rank.world_size} processes" if self.rank.world_size > 1 else ""
-        return f"{self.settings.model}, {count:,} parameters on {self.rank.device.type}{processes}"
-
-    def check(self) -> None:
-        """ValueError for what `train` would refuse, before a folder is made that a better command could not use."""
-        learning_rate_factors(self.steps, warmup_steps=self.settings.warmup_steps, schedule=self.settings.schedule)
-        for name, length in self.lengths.items():
-            check_tokenizer(self.tokenizer, length, name)
+        model = f"{self.settings.model}, {count:,} parameters on {self.rank.device.type}{processes}"
+        return f"{model}: {len(pairs):,} pairs, {self.training.steps:,} steps of {self.training.batch_size} queries"
 
     def begin(self, pairs: Sequence[TextPair]) -> TrainingState:
         """Make the folder of a new run."""
@@ -106,14 +94,14 @@ class Session:
 
         ValueError where the run's data are others than they were.
         """
-        kept, config = read_config(self.output), self._config(pairs)
-        if kept["pairs_sha256"] != config["pairs_sha256"]:
-            rule = f"must find the {kept['pairs']:,} pairs that the run began with"
+        saved, config = read_config(self.output), self._config(pairs)
+        if saved["pairs_sha256"] != config["pairs_sha256"]:
+            rule = f"must find the {saved['pairs']:,} pairs that the run began with"
             raise refuse("--resume", rule, f"{config['pairs']:,} pairs, or other texts")
-        if kept["tokenizer_sha256"] != config["tokenizer_sha256"]:
+        if saved["tokenizer_sha256"] != config["tokenizer_sha256"]:
             raise refuse("--resume", "must get the tokenizer that the run began with", "another vocabulary")
-        if kept["versions"] != config["versions"]:
-            self.say(f"The run began with {kept['versions']}, and goes on with {config['versions']}.")
+        if saved["versions"] != config["versions"]:
+            self.say(f"The run began with {saved['versions']}, and goes on with {config['versions']}.")
         checkpoint, damages = latest_checkpoint(self.output)
         for damage in damages:
             self.say(f"Passed over a damaged checkpoint: {damage}.")
@@ -127,29 +115,9 @@ class Session:
 
     def train(self, pairs: Sequence[TextPair], state: TrainingState, *, progress: bool) -> list[TrainingRecord]:
         """The steps still to take, with records, evaluations and checkpoints as they are due."""
-        settings = self.settings
+        hooks = {"on_record": self.write_record, "on_state": self.after_step}
         with signals_noted(self.signals, alone=self.rank.world_size == 1):
-            return train(
-                (self.encoder, self.encoder),
-                pairs,
-                self.tokenizer,
-                self.loss_fn,
-                step=step_function(settings, self.rank, list(self.modules.values())),
-                batch_size=settings.batch_size,
-                steps=self.steps,
-                optimizer=self.optimizer,
-                seed=settings.seed,
-                schedule=settings.schedule,
-                warmup_steps=settings.warmup_steps,
-                clip_norm=settings.clip_norm or None,
-                progress=progress,
-                start=state,
-                on_record=self.write_record,
-                on_state=self.after_step,
-                rank=self.rank.rank,
-                world_size=self.rank.world_size,
-                **self.lengths,
-            )
+            return self.training.run(pairs, start=state, progress=progress, **hooks)
 
     def write_record(self, record: TrainingRecord) -> None:
         """One line more in records.jsonl."""
@@ -158,24 +126,24 @@ class Session:
 
     def after_step(self, state: TrainingState) -> None:
         """Evaluate and write a checkpoint where they are due; end the training where a signal asks for it."""
-        last = state.step == self.steps
+        last = state.step == self.training.steps
         stop = 0 if last else self._agreed_signal()
         if last or is_due(state.step, self.settings.evaluate_every):
             self.evaluate(state.step)
         if last or stop or is_due(state.step, self.settings.checkpoint_every):
             self.write_checkpoint(state)
         if stop:
-            raise Stopped(state.step, stop)
+            raise StoppedBySignal(state.step, stop)
 
     def evaluate(self, step: int) -> None:
         """Does the encoder find the test pairs' passages? One line more in evaluations.jsonl."""
         if self.held_out and self.rank.is_first:
-            encoders = (self.encoder, self.encoder)
-            metrics = retrieval_metrics(encoders, self.held_out, self.tokenizer, **self.lengths)
+            training = self.training
+            metrics = retrieval_metrics(training.encoders, self.held_out, training.tokenizer, **training.lengths)
             append_line(self.output / "evaluations.jsonl", {"step": step, "pairs": len(self.held_out), **metrics})
             with tqdm.external_write_mode():
-                told = ", ".join(f"{name} {value:.3f}" for name, value in metrics.items())
-                self.say(f"Step {step}, {len(self.held_out):,} test pairs: {told}")
+                values = ", ".join(f"{name} {value:.3f}" for name, value in metrics.items())
+                self.say(f"Step {step}, {len(self.held_out):,} test pairs: {values}")
 
     def write_checkpoint(self, state: TrainingState) -> None:
         """Every process gives its generators; the first one writes."""
@@ -186,7 +154,7 @@ class Session:
             checkpoint = Checkpoint(
                 step=state.step,
                 model=self.modules.state_dict(),
-                optimizer=optimizer_tensors(self.optimizer),
+                optimizer=optimizer_tensors(self.training.optimizer),
                 generators=generators,
                 about={"epoch": state.epoch, "batch": state.batch, "seconds": state.seconds, "versions": versions()},
             )
@@ -195,39 +163,35 @@ class Session:
     def export(self) -> None:
         """The trained encoder as a folder that others load."""
         if self.rank.is_first:
-            longest = max(self.lengths.values())
-            save_model_folder(self.encoder, self.tokenizer, self.output / "model", max_length=longest)
+            longest = max(self.training.lengths.values())
+            save_model_folder(self.encoder, self.training.tokenizer, self.output / "model", max_length=longest)
             self.say(f"Trained: {self.output / 'model'}")
 
     def _config(self, pairs: Sequence[TextPair]) -> dict[str, Any]:
         """What config.json holds: settings, how many processes and steps, the data's checksum, the versions."""
+        vocabulary = self.training.tokenizer.backend_tokenizer.to_str()
         return {
             "settings": dataclasses.asdict(self.settings),
             "processes": self.rank.world_size,
-            "steps": self.steps,
+            "steps": self.training.steps,
             "pairs": len(pairs),
             "pairs_sha256": hashlib.sha256("\0".join(texts_of(pairs)).encode()).hexdigest(),
-            "tokenizer_sha256": hashlib.sha256(self.tokenizer.backend_tokenizer.to_str().encode()).hexdigest(),
+            "tokenizer_sha256": hashlib.sha256(vocabulary.encode()).hexdigest(),
             "versions": versions(),
         }
 
     def _agree(self, config: Mapping[str, Any], step: int) -> None:
         """ValueError, in every process, unless all begin with the same data, tokenizer, settings and step."""
-        if self.rank.world_size == 1:
-            return
         digest = hashlib.sha256(json.dumps([config, step], sort_keys=True).encode()).digest()
-        own = torch.tensor(list(digest), dtype=torch.uint8, device=self.rank.device)
-        received = [torch.empty_like(own) for _ in range(self.rank.world_size)]
-        with waiting_for_ranks("what is trained on"):
-            dist.all_gather(received, own)
-        others = [number for number, part in enumerate(received) if not torch.equal(part, received[0])]
+        digests = self._from_all(torch.tensor(list(digest), dtype=torch.uint8), "what is trained on")
+        others = [number for number, other in enumerate(digests) if not torch.equal(other, digests[0])]
         if others:
             rule = "must all have the same pairs, tokenizer, versions, settings and checkpoint"
             raise refuse("the processes", rule, f"others than process 0's in {others}")
 
     def _restored(self, checkpoint: Checkpoint) -> TrainingState:
         self.modules.load_state_dict(dict(checkpoint.model))
-        load_optimizer_tensors(self.optimizer, checkpoint.optimizer)
+        load_optimizer_tensors(self.training.optimizer, checkpoint.optimizer)
         own = sorted(name for name in checkpoint.generators if name.startswith(f"rank{self.rank.rank}."))
         generators = tuple(checkpoint.generators[name] for name in own)
         about = checkpoint.about
@@ -237,32 +201,27 @@ class Session:
         """Leave out what was written after `step`: those steps are taken again."""
         if self.rank.is_first:
             for name in LINES:
-                lines = read_lines(self.output / name)
-                kept = [json.dumps(line) + "\n" for line in lines if line["step"] <= step]
-                write_atomically(self.output / name, "".join(kept).encode())
+                lines = [line for line in read_lines(self.output / name) if line["step"] <= step]
+                write_atomically(self.output / name, "".join(json.dumps(line) + "\n" for line in lines).encode())
 
     def _agreed_signal(self) -> int:
         """The signal that any process got, told to all, so that they stop after the same step; 0 for none."""
-        got = max(self.signals, default=0)
-        if self.rank.world_size == 1:
-            return got
-        shared = torch.tensor(got, device=self.rank.device)
-        with waiting_for_ranks("whether to stop"):
-            dist.all_reduce(shared, op=dist.ReduceOp.MAX)
-        return int(shared)
+        return int(max(self._from_all(torch.tensor(max(self.signals, default=0)), "whether to stop")))
 
     def _gathered(self, generators: Sequence[Tensor]) -> dict[str, Tensor]:
         """The generators' states of all processes, named by rank and place."""
-        named = {}
-        for place, own in enumerate(generators):
-            received = [own]
-            if self.rank.world_size > 1:
-                own = own.to(self.rank.device)
-                received = [torch.empty_like(own) for _ in range(self.rank.world_size)]
-                with waiting_for_ranks("a checkpoint's generators"):
-                    dist.all_gather(received, own)
-            named |= {f"rank{number}.{place}": state for number, state in enumerate(received)}
-        return named
+        states = [self._from_all(own, "a checkpoint's generators") for own in generators]
+        return {f"rank{n}.{place}": state for place, of_ranks in enumerate(states) for n, state in enumerate(of_ranks)}
+
+    def _from_all(self, own: Tensor, subject: str) -> list[Tensor]:
+        """Every process's tensor, in the order of their ranks."""
+        if self.rank.world_size == 1:
+            return [own]
+        own = own.to(self.rank.device)
+        received = [torch.empty_like(own) for _ in range(self.rank.world_size)]
+        with waiting_for_ranks(subject):
+            all_gather(received, own)
+        return received
 
 
 @contextmanager
@@ -291,11 +250,11 @@ def read_config(output: Path) -> dict[str, Any]:
     if not path.is_file():
         raise refuse("--resume", "must be given with the --output of a run", f"{output}, which holds no {CONFIG}")
     try:
-        kept = json.loads(path.read_text("utf-8"))
-        Settings(**kept["settings"])
+        config = json.loads(path.read_text("utf-8"))
+        Settings(**config["settings"])
     except (ValueError, KeyError, TypeError) as error:
         raise refuse("--resume", f"must find a {CONFIG} that this version can read ({error})", str(path)) from error
-    return kept
+    return config
 
 
 def versions() -> dict[str, str]:

@@ -25,9 +25,9 @@ def int_or_auto(text: str) -> int | str:
     return text if text == "auto" else int(text)
 
 
-def option(default: Any, group: str, told: str, kind: Callable | None = None, choices: tuple | None = None) -> Any:
+def option(default: Any, group: str, text: str, kind: Callable | None = None, choices: tuple | None = None) -> Any:
     """A field that is an option of the command line too."""
-    return field(default=default, metadata={"group": group, "help": told, "type": kind, "choices": choices})
+    return field(default=default, metadata={"group": group, "help": text, "type": kind, "choices": choices})
 
 
 @dataclass(frozen=True)
@@ -115,15 +115,16 @@ class Settings:
         return self.model in SIZES or self.model in PRESETS or self.model.endswith(".json")
 
     def _check_step(self, processes: int) -> None:
-        given = [flag(name) for name in ("chunk_size", "chunk_tokens") if getattr(self, name) is not None]
-        chunked = given + ["--retain-chunks"] * (self.retain_chunks > 0)
-        if self.step == "naive" and chunked:
-            raise refuse(chunked[0], "must not be given with --step naive, which has no chunks", "it")
-        if self.step == "accumulation" and chunked != ["--chunk-size"]:
-            raise refuse("--step accumulation", "must be given --chunk-size alone of the chunks' options", chunked)
+        sizes = [flag(name) for name in ("chunk_size", "chunk_tokens") if getattr(self, name) is not None]
+        chunk_options = sizes + ["--retain-chunks"] * (self.retain_chunks > 0)
+        if self.step == "naive" and chunk_options:
+            raise refuse(chunk_options[0], "must not be given with --step naive, which has no chunks", "it")
+        if self.step == "accumulation" and chunk_options != ["--chunk-size"]:
+            rule = "must be given --chunk-size alone of the chunks' options"
+            raise refuse("--step accumulation", rule, chunk_options)
         if self.step == "accumulation" and processes > 1:
             raise refuse("--step", "must be naive or grad_cache in several processes", "accumulation")
-        if len(given) > 1:
+        if len(sizes) > 1:
             raise refuse("--chunk-tokens", "must not be given with --chunk-size: it takes its place", "both")
         if self.batch_size < processes:
             raise refuse("--batch-size", f"must give each of {processes} processes a row", self.batch_size)
@@ -167,18 +168,18 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     """Every setting as an option, in groups; those that are not typed leave nothing behind."""
     groups: dict[str, Any] = {}
     for item in dataclasses.fields(Settings):
-        told = item.metadata
-        if told["group"] not in groups:
-            groups[told["group"]] = parser.add_argument_group(told["group"])
-        options: dict[str, Any] = {"dest": item.name, "default": argparse.SUPPRESS, "help": told["help"]}
+        about = item.metadata
+        if about["group"] not in groups:
+            groups[about["group"]] = parser.add_argument_group(about["group"])
+        options: dict[str, Any] = {"dest": item.name, "default": argparse.SUPPRESS, "help": about["help"]}
         if isinstance(item.default, bool):
             options["action"] = "store_true"
         else:
-            metavar = None if told["choices"] else "X"
-            options |= {"type": told["type"], "choices": told["choices"], "metavar": metavar}
+            metavar = None if about["choices"] else "X"
+            options |= {"type": about["type"], "choices": about["choices"], "metavar": metavar}
             if item.default is not None:
                 options["help"] += f" (default: {item.default})"
-        groups[told["group"]].add_argument(flag(item.name), **options)
+        groups[about["group"]].add_argument(flag(item.name), **options)
 
 
 def typed_settings(arguments: argparse.Namespace) -> dict[str, Any]:

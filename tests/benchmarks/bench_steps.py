@@ -58,7 +58,8 @@ from torch import Tensor
 from gclib import ContrastiveLoss, Encoder, grad_cache_step, naive_step
 from gclib.chunks import Chunk, plan_chunks
 from gclib.data.corpus import load_corpus
-from gclib.data.pairs import TextPair, load_pairs, tokenize_pairs, train_tokenizer
+from gclib.data.pairs import TextPair, load_pairs
+from gclib.data.tokens import tokenize_pairs, train_tokenizer
 from gclib.models.encoder import SIZES
 from gclib.towers import row_lengths, take
 

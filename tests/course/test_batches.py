@@ -8,7 +8,8 @@ import torch
 
 from gclib.course import batches
 from gclib.data.negatives import false_negative_mask
-from gclib.data.pairs import TextPair, train_tokenizer
+from gclib.data.pairs import TextPair
+from gclib.data.tokens import train_tokenizer
 from gclib.losses.module import ContrastiveLoss
 from gclib.models.encoder import Encoder
 

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gclib.data import card as datacard
+from gclib.data import card
 from gclib.data.card import CARD, MARKERS, figures, licence, near_twins, shingles, write_figures
 from gclib.data.corpus import Corpus, Row, fingerprint, installed_sources, load_corpus, split_of
 
@@ -96,7 +96,7 @@ def test_the_card_holds_figures():
 def test_the_cards_figures_are_this_environments(monkeypatch):
     if f"`{fingerprint(installed_sources())}`" not in written()[0]:
         pytest.skip("the card was written with other versions of Python or of the packages")
-    monkeypatch.setattr(datacard, "near_twins", lambda *passages: [])  # a quarter of a minute: `data-card --write`
+    monkeypatch.setattr(card, "near_twins", lambda *passages: [])  # a quarter of a minute: `data-card --write`
     fresh = figures(load_corpus(progress=False)).splitlines()
     same = [line for line in written() if not line.startswith("Near-twins")]
     assert same == [line for line in fresh if not line.startswith("Near-twins")]

@@ -1,13 +1,16 @@
 """Pairs from JSON lines, and from what `datasets` reads: `gclib.data.files`."""
 
+import importlib.util
 import json
+import sys
 
 import pytest
 
-from gclib.data import files as pairfiles
-from gclib.data.files import load_own_pairs, read_pair_file
+from gclib.data import files
+from gclib.data.files import load_own_pairs, pairs_from_dataset, read_pair_file
 from gclib.data.pairs import TextPair
 
+HAVE_DATASETS = importlib.util.find_spec("datasets") is not None
 ROWS = [{"query": f"q{number}", "passage": f"p{number}", "id": number} for number in range(4)]
 
 
@@ -64,6 +67,57 @@ def test_a_folder_gives_the_split_that_is_asked_for(tmp_path):
 
 def test_anything_else_is_left_to_datasets(tmp_path, monkeypatch):
     asked = []
-    monkeypatch.setattr(pairfiles, "pairs_from_dataset", lambda name, **options: asked.append((name, options)))
+    monkeypatch.setattr(files, "pairs_from_dataset", lambda name, **options: asked.append((name, options)))
     load_own_pairs("some/set", "test", passage="answer", limit=7)
     assert asked == [("some/set", {"query": "query", "passage": "answer", "split": "test", "limit": 7})]
+
+
+def test_without_the_datasets_library_a_reader_is_told_so(monkeypatch):
+    monkeypatch.setitem(sys.modules, "datasets", None)
+    with pytest.raises(ValueError, match="needs the datasets library"):
+        pairs_from_dataset("some/set")
+
+
+needs_datasets = pytest.mark.skipif(
+    not HAVE_DATASETS,
+    reason="the datasets library is not part of the course's environment; its reader runs only with it",
+)
+LINES = [{"query": f"q {n}", "answer": f"a {n}", "number": n} for n in range(5)] + [
+    {"query": " ", "answer": "without a query", "number": 5},
+    {"query": "without an answer", "answer": None, "number": 6},
+]
+
+
+@pytest.fixture(params=["json lines", "csv", "saved to disk", "saved splits"])
+def dataset_folder(request, tmp_path):
+    datasets = pytest.importorskip("datasets")
+    source, saved = tmp_path / "files", tmp_path / "saved"
+    source.mkdir()
+    (source / "train.jsonl").write_text("".join(json.dumps(line) + "\n" for line in LINES))
+    if request.param == "csv":
+        (source / "train.jsonl").unlink()
+        lines = [f"{line['query']},{line['answer'] or ''},{line['number']}\n" for line in LINES]
+        (source / "train.csv").write_text("query,answer,number\n" + "".join(lines))
+    if not request.param.startswith("saved"):
+        return str(source)
+    splits = datasets.load_dataset(str(source))
+    (splits if request.param == "saved splits" else splits["train"]).save_to_disk(str(saved))
+    return str(saved)
+
+
+@needs_datasets
+def test_a_public_set_is_read_from_a_local_folder(dataset_folder):
+    expected = [TextPair(f"q {n}", f"a {n}") for n in range(5)]
+    assert pairs_from_dataset(dataset_folder) == expected
+    assert pairs_from_dataset(dataset_folder, limit=2) == expected[:2]
+    with pytest.raises(ValueError, match=r"passage must be one of the columns .*, got 'positive'"):
+        pairs_from_dataset(dataset_folder, passage="positive")
+
+
+@needs_datasets
+def test_a_set_that_is_not_there_or_has_no_such_split_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="name_or_folder must be a retrieval set"):
+        pairs_from_dataset(str(tmp_path / "nothing"))
+    (tmp_path / "train.jsonl").write_text(json.dumps(LINES[0]) + "\n")
+    with pytest.raises(ValueError, match="split must be one of 'train', got 'dev'"):
+        pairs_from_dataset(str(tmp_path), split="dev")

@@ -42,6 +42,12 @@ def test_negatives_share_the_querys_words_and_are_not_its_passage():
         assert topic_of(pair.negatives[0]) == topic_of(pair.query)
 
 
+def test_negatives_that_pairs_have_already_are_replaced_however_many():
+    pairs = topical_pairs()
+    own = [TextPair(pair.query, pair.passage, ("old",) * (number % 3)) for number, pair in enumerate(pairs)]
+    assert mine_hard_negatives(own, per_query=1, seed=0) == mine_hard_negatives(pairs, per_query=1, seed=0)
+
+
 def test_humps_and_underscores_part_words():
     pairs = [TextPair("parse date", "x = 1"), TextPair("nothing", "def parseDate(): ..."), TextPair("none", "zzz = 3")]
     assert mine_hard_negatives(pairs, per_query=1, seed=0)[0].negatives == ("def parseDate(): ...",)
@@ -142,10 +148,10 @@ def test_a_loss_takes_the_mask():
 @pytest.mark.parametrize(
     ("pairs", "settings", "message"),
     [
-        ([], {}, "pairs must be a sequence of at least one TextPair, got 'none'"),
-        ("text", {}, "pairs must be a sequence"),
-        (["text"], {}, "pairs must hold nothing but TextPair"),
-        (None, {}, "pairs must be a sequence"),
+        ([], {}, "pairs must be a list of at least one TextPair, got 'none'"),
+        ("text", {}, "pairs must be a list"),
+        (["text"], {}, r"pairs\[0\] must be a TextPair, got 'str'"),
+        (None, {}, "pairs must be a list"),
         (topical_pairs(1), {"per_query": 0}, "per_query must be an int of at least 1"),
         (topical_pairs(1), {"per_query": 1.5}, "per_query must be an int of at least 1"),
         (topical_pairs(1), {"per_query": 5}, "per_query must be at most 4"),
@@ -161,9 +167,12 @@ def test_bad_input_to_mining_is_refused_in_words(pairs, settings, message):
 @pytest.mark.parametrize(
     ("pairs", "message"),
     [
-        ([], "pairs must be a sequence of at least one TextPair"),
-        ([1], "pairs must hold nothing but TextPair"),
-        ([TextPair("a", "b"), TextPair("c", "d", ("e",))], "pairs must all have as many negatives as the first, 0"),
+        ([], "pairs must be a list of at least one TextPair"),
+        ([1], r"pairs\[0\] must be a TextPair, got 'int'"),
+        (
+            [TextPair("a", "b"), TextPair("c", "d", ("e",))],
+            r"pairs\[1\] must have as many negatives as pairs\[0\], 0, got 1",
+        ),
     ],
 )
 def test_bad_input_to_the_mask_is_refused_in_words(pairs, message):

@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from gclib.data.pairs import TextPair, tokenize_texts, train_tokenizer
+from gclib.data.pairs import TextPair
+from gclib.data.tokens import tokenize_texts, train_tokenizer
 from gclib.models.encoder import Encoder
 from gclib.models.folder import save_model_folder
 

@@ -16,9 +16,7 @@ from safetensors.torch import load_file
 from gclib import __main__ as commands
 from gclib.models.encoder import Encoder
 from gclib.support import ROOT
-from gclib.training import build as building
-from gclib.training import checkpoints, session
-from gclib.training import command as trainer
+from gclib.training import build, checkpoints, command, session
 from gclib.training.checkpoints import list_checkpoints, read_checkpoint
 from gclib.training.loop import TrainingRecord
 from gclib.training.retrieval import encode_texts
@@ -156,7 +154,7 @@ def killed_in_replay(number, step):
 def train_until_killed(place, arguments):
     """Runs in a process of its own: nothing needs to be put back."""
     if place == "inside a step":
-        building.grad_cache_step = killed_in_replay(7, building.grad_cache_step)
+        build.grad_cache_step = killed_in_replay(7, build.grad_cache_step)
     elif place == "between the files of a checkpoint":
         checkpoints.save_file = killed_at_call(5, checkpoints.save_file)
     elif place == "before a checkpoint gets its name":
@@ -275,7 +273,7 @@ def test_a_finished_run_that_is_resumed_takes_no_step(typed, tmp_path):
 def test_what_does_not_go_together_is_refused_in_one_line_before_anything_is_loaded(
     more, message, tmp_path, capsys, monkeypatch
 ):
-    monkeypatch.setattr(trainer, "run", None)  # calling it would raise
+    monkeypatch.setattr(command, "run", None)  # calling it would raise
     assert commands.main(["train", "--output", str(tmp_path / "run"), *more.split()]) == 2
     told = capsys.readouterr().err
     assert message in told and told.startswith("python -m gclib train: error: ") and told.count("\n") == 1
@@ -357,7 +355,7 @@ def test_folders_are_kept_by_their_whole_path(typed, data, tmp_path, monkeypatch
 
 
 def test_a_loss_that_is_no_number_ends_the_run_in_words(typed, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(session, "step_function", lambda *of: lambda *batch: torch.tensor(torch.nan))
+    monkeypatch.setattr(build, "step_function", lambda *of: lambda *batch: torch.tensor(torch.nan))
     assert commands.main(typed(tmp_path / "run")) == 1
     assert "error: training stopped: the loss is nan" in capsys.readouterr().err
     assert list_checkpoints(tmp_path / "run") == []
@@ -458,4 +456,4 @@ def test_two_processes_stop_after_the_same_step_and_go_on_where_they_were(typed,
 def test_without_dropout_another_number_of_processes_may_go_on(typed, tmp_path, monkeypatch):
     assert commands.main(typed(tmp_path / "run", "--dropout 0 --steps 1")) == 0
     monkeypatch.setenv("WORLD_SIZE", "2")
-    assert trainer.settings_for(tmp_path / "run", {}, resume=True).dropout == 0
+    assert command.settings_for(tmp_path / "run", {}, resume=True).dropout == 0

@@ -12,7 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from gclib.data.pairs import TextPair, tokenize_pairs, train_tokenizer
+from gclib.data.pairs import TextPair
+from gclib.data.tokens import tokenize_pairs, train_tokenizer
 from gclib.losses.module import ContrastiveLoss
 from gclib.models.encoder import Encoder
 from gclib.steps import accumulation_step, grad_cache_step, naive_step

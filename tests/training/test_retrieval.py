@@ -8,7 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from gclib.data.pairs import TextPair, train_tokenizer
+from gclib.data.pairs import TextPair
+from gclib.data.tokens import train_tokenizer
 from gclib.models.encoder import Encoder
 from gclib.training.retrieval import encode_texts, retrieval_metrics
 

@@ -22,7 +22,8 @@ from torch.nn import functional as F
 from gclib.chunks import Chunk
 from gclib.course.memory_lab.answers import PRECISIONS, LabSettings, forecast_of, loss_of, way_out
 from gclib.data.corpus import fingerprint, installed_sources
-from gclib.data.pairs import load_pairs, tokenize_pairs, train_tokenizer
+from gclib.data.pairs import load_pairs
+from gclib.data.tokens import tokenize_pairs, train_tokenizer
 from gclib.memory.devices import ram_bytes, run_device
 from gclib.memory.ledger import MemoryLedger, record_memory
 from gclib.memory.timeline import PHASE_WORDS, TimelinePicture, is_heading

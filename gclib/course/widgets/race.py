@@ -14,17 +14,8 @@ import ipywidgets as widgets
 from matplotlib.axes import Axes
 
 from gclib.course import plots
-from gclib.course.experiments.table1 import (
-    LARGEST,
-    QUICK,
-    RECIPES,
-    Recipe,
-    Setting,
-    fresh_encoder,
-    steps_for,
-    texts_of,
-    train_encoder,
-)
+from gclib.course.experiments.recipes import LARGEST, QUICK, RECIPES, Recipe, Setting, steps_for
+from gclib.course.experiments.results import fresh_encoder, pairs_and_tokenizer, train_encoder
 from gclib.course.widgets.keyboard import keyboard
 from gclib.models.encoder import Encoder
 from gclib.support.validation import int_at_least, refuse
@@ -83,7 +74,7 @@ class LiveRace:
     def run(self) -> str:
         """Train here and now; the ending. What goes wrong is told in `error`, and not raised."""
         try:
-            pairs, _, _ = texts_of(self.setting)
+            pairs, _, _ = pairs_and_tokenizer(self.setting)
             each = steps_for(len(pairs), self.setting.epochs, LARGEST) * LARGEST
             self.total = each * len(self.recipes)
             for recipe in self.recipes:
@@ -113,7 +104,7 @@ class LiveRace:
         train_encoder(encoder, recipe, self.setting, seed=self.seed, on_record=on_record)
 
     def _look(self, recipe: Recipe, encoder: Encoder, examples: int, loss: float) -> None:
-        _, held_out, tokenizer = texts_of(self.setting)
+        _, held_out, tokenizer = pairs_and_tokenizer(self.setting)
         towers = (encoder, encoder)
         metrics = retrieval_metrics(towers, held_out[:POOL], tokenizer, ks=(1,), **self.setting.lengths())
         curve = self.curves[recipe.name]

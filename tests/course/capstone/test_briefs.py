@@ -24,7 +24,8 @@ from gclib.course.capstone.briefs import (
 )
 from gclib.course.capstone.review import claims, judge_claims, judge_hours, judge_peak, review
 from gclib.course.capstone.run import run_scaled, scaled
-from gclib.data.pairs import TextPair, train_tokenizer
+from gclib.data.pairs import TextPair
+from gclib.data.tokens import train_tokenizer
 from gclib.losses.module import ContrastiveLoss
 from gclib.memory.flops import count_flops, encoder_cost
 from gclib.models.encoder import Encoder

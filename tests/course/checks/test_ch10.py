@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from gclib.course.checks import ch10
-from gclib.course.experiments import table1 as experiments
+from gclib.course.experiments.recipes import scaled_rate
 from gclib.data.negatives import false_negative_mask
 from gclib.data.pairs import TextPair
 from gclib.losses.dense import contrastive_loss
@@ -26,7 +26,7 @@ def test_the_exercises_ask_for_what_the_library_does():
         found_steps, found_rate = ch10.fair_schedule.oracle(size, reference, steps, rate)
         assert found_steps * size == steps * reference
         at_128 = rate * math.sqrt(128 / reference)
-        assert found_rate == pytest.approx(experiments.scaled_rate(size, at_128=at_128))
+        assert found_rate == pytest.approx(scaled_rate(size, at_128=at_128))
     *_, last = ch10.chance_losses.oracle(10, 8, 1)
     reps = torch.ones(2, 4), torch.ones(4, 4)
     assert last == pytest.approx(contrastive_loss(*reps, temperature=0.05).item())

@@ -611,7 +611,8 @@ def test_moving_a_control_withdraws_the_announcement(memory_lab, monkeypatch):
 
 
 def test_a_batch_of_real_texts_is_padded_in_every_row_and_full_width(monkeypatch):
-    from gclib.data.pairs import TextPair, train_tokenizer
+    from gclib.data.pairs import TextPair
+    from gclib.data.tokens import train_tokenizer
 
     pairs = [TextPair(f"find the number {n}", "def find(numbers): return numbers " * (n % 9 + 1)) for n in range(40)]
     monkeypatch.setattr(live, "_real_texts", lambda: (pairs, train_tokenizer(pairs, vocab_size=200)))

@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from gclib.course import plots
-from gclib.course.experiments import table1 as experiments
-from gclib.course.experiments.table1 import RECIPES, Setting
+from gclib.course.experiments import results
+from gclib.course.experiments.recipes import RECIPES, Setting
 from gclib.course.widgets import race as race_widget
 from gclib.course.widgets.race import Curve, LiveRace, RaceLab, plot_race
 from gclib.data.pairs import TextPair
@@ -26,13 +26,13 @@ def small(monkeypatch):
         spelled = [" ".join(WORDS[int(digit)] for digit in str(number)) for number in numbers]
         return [TextPair(f"the number {text}", f"def {text}") for text in spelled][:limit]
 
-    monkeypatch.setattr(experiments, "load_pairs", load)
+    monkeypatch.setattr(results, "load_pairs", load)
     monkeypatch.setattr(race_widget, "REDRAW_SECONDS", 0.05)
-    experiments._texts.cache_clear()
-    experiments._all_pairs.cache_clear()
+    results._texts.cache_clear()
+    results._all_pairs.cache_clear()
     yield
-    experiments._texts.cache_clear()
-    experiments._all_pairs.cache_clear()
+    results._texts.cache_clear()
+    results._all_pairs.cache_clear()
 
 
 def test_a_race_looks_at_every_row_and_leaves_the_generators_alone():
@@ -51,7 +51,7 @@ def test_a_race_looks_at_every_row_and_leaves_the_generators_alone():
 def test_the_last_look_is_what_the_experiment_finds():
     race = LiveRace(RECIPES[2:3], TINY, 1)
     race.run()
-    result = experiments.run(RECIPES[2], TINY, seed=1)
+    result = results.run(RECIPES[2], TINY, seed=1)
     assert race.curves[RECIPES[2].name].top1[-1] == pytest.approx(100 * result.metrics["top-1"])
 
 
