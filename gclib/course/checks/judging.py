@@ -5,7 +5,6 @@ import inspect
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Literal
 
 import numpy as np
@@ -26,11 +25,6 @@ class Misconception:
     name: str
     message: str
     wrong: Callable
-
-    @classmethod
-    def of(cls, reference: Callable, name: str, message: str) -> "Misconception":
-        """The wrong answer that `reference` gives, a right one but for the misconception that `wrong` names."""
-        return cls(name, message, partial(reference, wrong=name))
 
 
 @dataclass(frozen=True)
