@@ -1,4 +1,6 @@
-"""Chapter 05's exercises: the first forward, the cache, the replay, and the whole step of Gao et al. 2021, section 3.3.
+"""Chapter 05's exercises and their misconceptions: the first forward, the cache, the replay, the whole step.
+
+The step is that of Gao et al. 2021, section 3.3.
 
 The encoder here is a small network over rows of numbers, with dropout, that counts what it is asked for: how often it
 built a graph, and how many graphs were alive at once. Wrong answers that train as well as the right one, but hold the
