@@ -131,11 +131,8 @@ class Brief:
 
     def __str__(self) -> str:
         scenario, corpus = self.scenario, CORPORA[self.scenario.corpus]
-        hard = (
-            f" and K = {scenario.negatives} hard negative for each of them"
-            if scenario.negatives
-            else ", no hard negatives"
-        )
+        count = scenario.negatives
+        hard = f" and K = {count} hard negative for each of them" if count else ", no hard negatives"
         rows = {
             "card": f"{scenario.card}: {format_bytes(scenario.budget_bytes)} of it can be used",
             "speed": f"{RATES[scenario.card] / 1e12:g} TFLOP/s; a pass over a chunk takes "

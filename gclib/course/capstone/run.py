@@ -18,7 +18,7 @@ from gclib.course.memory_lab.run import LiveRun
 from gclib.data.pairs import TextPair
 from gclib.losses.dense import ContrastiveLoss
 from gclib.models.encoder import Encoder
-from gclib.steps import accumulation_step, grad_cache_step, naive_step
+from gclib.steps import STEPS
 from gclib.support.validation import positive_int
 from gclib.training.loop import TrainingRecord, train
 
@@ -74,12 +74,10 @@ def settings_of(plan: TrainingPlan) -> LabSettings:
 
 def step_of(plan: TrainingPlan) -> Callable[..., Tensor]:
     """The step that the plan names, with its chunk, R and order."""
-    if plan.step == "naive":
-        return naive_step
-    if plan.step == "accumulation":
-        return partial(accumulation_step, chunk_size=plan.chunk_size)
-    options = {"retain_chunks": plan.retain_chunks, "sort_by_length": plan.sort_by_length}
-    return partial(grad_cache_step, chunk_size=plan.chunk_size, **options)
+    options: dict[str, Any] = {} if plan.chunk_size is None else {"chunk_size": plan.chunk_size}
+    if plan.step == "grad_cache":
+        options |= {"retain_chunks": plan.retain_chunks, "sort_by_length": plan.sort_by_length}
+    return partial(STEPS[plan.step], **options)
 
 
 def run_scaled(

@@ -434,14 +434,6 @@ class _Replay:
 _replay = _Replay()
 
 
-def _cleared_each(encoder: SmallEncoder, chunks: Sequence[Tensor], cache: Tensor, states: list[Tensor]) -> None:
-    _replay(encoder, chunks, cache, states, before=encoder.zero_grad)
-
-
-def _states_reversed(encoder: SmallEncoder, chunks: Sequence[Tensor], cache: Tensor, states: list[Tensor]) -> None:
-    _replay(encoder, chunks, cache, states[::-1])
-
-
 def _replay_outcome(
     result: Any, encoder: SmallEncoder, chunks: Sequence[Tensor], cache: Tensor, states: list[Tensor]
 ) -> dict[str, Any]:
@@ -522,13 +514,13 @@ replay = Exercise(
         Misconception(
             "states reversed",
             "It looks as if the states were put back in reverse order: chunk i takes state i, as in the first forward.",
-            _states_reversed,
+            lambda encoder, chunks, cache, states: _replay(encoder, chunks, cache, states[::-1]),
         ),
         Misconception(
             "gradients cleared for each chunk",
             "Only the last chunk's gradient is left: it looks as if .grad was cleared for every chunk. The chunks' "
             "gradients add up.",
-            _cleared_each,
+            lambda encoder, *recorded: _replay(encoder, *recorded, before=encoder.zero_grad),
         ),
         Misconception(
             "mean over the chunks",
@@ -660,11 +652,7 @@ def _no_cache(setup: Setup, queries: Tensor, passages: Tensor, chunk_size: int) 
 
 def _plain_step(setup: Setup, queries: Tensor, passages: Tensor, chunk_size: int) -> Tensor:
     """No chunks at all."""
-    setup.optimizer.zero_grad()
-    loss = setup.loss_fn(setup.encoder(queries), setup.encoder(passages))
-    loss.backward()
-    setup.optimizer.step()
-    return loss.detach()
+    return _no_cache(setup, queries, passages, len(queries))
 
 
 def _both_forwards(setup: Setup, queries: Tensor, passages: Tensor, chunk_size: int) -> Tensor:

@@ -613,16 +613,10 @@ class _TileGradient:
     weight: Callable[..., float] = lambda tile, batch_size, temperature: 1 / (2 * batch_size * temperature)
 
     def __call__(
-        self,
-        tile: Tensor,
-        row_lse: Tensor,
-        column_lse: Tensor,
-        batch_size: int,
-        temperature: float,
-        holds_positives: bool,
+        self, tile: Tensor, row_lse: Tensor, column_lse: Tensor, batch_size: int, temperature: float, own: bool
     ) -> Tensor:
         gradient = self.row(tile, row_lse, column_lse) + self.column(tile, row_lse, column_lse)
-        if holds_positives or self.always:
+        if own or self.always:
             gradient = gradient - self.positive * torch.eye(len(tile), dtype=tile.dtype)
         return gradient * self.weight(tile, batch_size, temperature)
 
