@@ -19,7 +19,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from gclib.audit.calls import Witness, generator_states, watched
+from gclib.audit.calls import CallLog, generator_states, logged
+from gclib.audit.gradients import GradientError, compare_vectors, flat, worst_error
 from gclib.chunks import Chunk
 from gclib.support.validation import positive_int, positive_number, refuse
 from gclib.towers import check_inputs, take
@@ -33,7 +34,7 @@ class Finding:
     """One trap that was recognised: its name, and what was seen, in words."""
 
     name: str
-    said: str
+    explanation: str
 
 
 @dataclass(frozen=True)
@@ -78,8 +79,8 @@ class AuditReport:
             lines.append(f"  gradient of the loss's own parameters: {self.temperature:.3f} times the right one")
         drawn = f"{self.alike} of {self.replayed} second forwards gave what the first gave"
         lines.append(f"  with dropout: {drawn}" if self.dropout else "  dropout: the encoders draw no random numbers")
-        found = [f"  WRONG, {finding.name}: {finding.said}" for finding in self.findings]
-        return "\n".join([*lines, *(found or ["  Nothing wrong was found."])])
+        verdicts = [f"  WRONG, {finding.name}: {finding.explanation}" for finding in self.findings]
+        return "\n".join([*lines, *(verdicts or ["  Nothing wrong was found."])])
 
 
 @dataclass(frozen=True)
@@ -122,7 +123,7 @@ class Outcome:
     loss: float | None
     encoders: list[Tensor]
     own: list[Tensor]
-    witness: Witness
+    log: CallLog
     state: Tensor
 
 
@@ -151,25 +152,25 @@ def audit_step(
     with torch.random.fork_rng(devices=devices):
         findings = _batch_norm(step, exam)
         exam.train(False)
-        truth, calm = _run(_naive, exam), _run(step, exam)
-        findings += _judge_loss(exam, truth, calm) or _judge_gradient(exam, truth, calm)
-        findings += _judge_autocast(calm)
+        truth, without_dropout = _run(_naive, exam), _run(step, exam)
+        findings += _judge_loss(exam, truth, without_dropout) or _judge_gradient(exam, truth, without_dropout)
+        findings += _judge_autocast(without_dropout)
         exam.train(True)
         _freeze_batch_norms(exam)
         dropout = _draws(exam)
-        moved = _run(step, exam) if dropout else calm
+        with_dropout = _run(step, exam) if dropout else without_dropout
         if dropout:
-            findings += _judge_randomness(exam, moved) + _judge_kept_graphs(exam, moved, plan)
-    temperature = _scale(calm.own, truth.own) if truth.own else None
+            findings += _judge_randomness(exam, with_dropout) + _judge_kept_graphs(exam, with_dropout, plan)
+    error = _compare(without_dropout.encoders, truth.encoders)
     return AuditReport(
         findings=tuple(findings),
-        error=_worst_error(calm.encoders, truth.encoders),
-        scale=_scale(calm.encoders, truth.encoders),
-        cosine=_cosine(calm.encoders, truth.encoders),
-        temperature=temperature,
-        chunks=tuple(len(call.reps) for call in calm.witness.second),
-        replayed=_replays(moved)[0],
-        alike=_replays(moved)[1],
+        error=_worst_error(without_dropout.encoders, truth.encoders),
+        scale=error.scale,
+        cosine=error.cosine if error.size else 0.0,
+        temperature=_compare(without_dropout.own, truth.own).scale if truth.own else None,
+        chunks=tuple(len(call.reps) for call in without_dropout.log.second),
+        replayed=_replays(with_dropout)[0],
+        alike=_replays(with_dropout)[1],
         dropout=dropout,
         batch=exam.rows(),
     )
@@ -222,14 +223,14 @@ def _run(step: Step, exam: Exam) -> Outcome:
     parameters = [*exam.encoder_parameters, *exam.loss_parameters]
     for parameter in parameters:
         parameter.grad = None
-    witness = Witness()
-    stands, loss_fn = watched(exam.encoders, exam.loss_fn, witness)
+    log = CallLog()
+    stand_ins, loss_fn = logged(exam.encoders, exam.loss_fn, log)
     torch.manual_seed(exam.seed)
-    loss = step(stands, exam.inputs, loss_fn)
+    loss = step(stand_ins, exam.inputs, loss_fn)
     changes = [torch.zeros_like(p) if p.grad is None else p.grad.detach().clone() for p in parameters]
     split = len(exam.encoder_parameters)
     value = float(loss.detach()) if isinstance(loss, Tensor) else None
-    return Outcome(value, changes[:split], changes[split:], witness, generator_states(*exam.encoders))
+    return Outcome(value, changes[:split], changes[split:], log, generator_states(*exam.encoders))
 
 
 # --- what may be wrong ----------------------------------------------------------------------------------------
@@ -249,11 +250,11 @@ def _batch_norm(step: Step, exam: Exam) -> list[Finding]:
     most = max(int(layer.num_batches_tracked) - count for layer, count in zip(layers, before, strict=True))
     if most <= len(exam.inputs):
         return []
-    said = (
+    words = (
         f"statistics of chunks, not of the batch, and {most} updates of the running averages in one step "
-        f"({len(outcome.witness.calls)} forwards). Put BatchNorm into eval mode, or use LayerNorm."
+        f"({len(outcome.log.calls)} forwards). Put BatchNorm into eval mode, or use LayerNorm."
     )
-    return [Finding("BatchNorm", said)]
+    return [Finding("BatchNorm", words)]
 
 
 def _freeze_batch_norms(exam: Exam) -> None:
@@ -263,20 +264,20 @@ def _freeze_batch_norms(exam: Exam) -> None:
                 part.eval()
 
 
-def _judge_loss(exam: Exam, truth: Outcome, found: Outcome) -> list[Finding]:
+def _judge_loss(exam: Exam, truth: Outcome, outcome: Outcome) -> list[Finding]:
     """Is the number that the step returns the loss of the whole batch?"""
-    if found.loss is None or math.isclose(found.loss, truth.loss, rel_tol=exam.tolerance, abs_tol=1e-9):
+    if outcome.loss is None or math.isclose(outcome.loss, truth.loss, rel_tol=exam.tolerance, abs_tol=1e-9):
         return []
-    if not math.isfinite(found.loss):
-        said = f"the loss is {found.loss}, plain autograd's {truth.loss:.4f}: is there a log(exp(x))? Use logsumexp."
-        return [Finding("not a number", said)]
-    if _fewer_rows(exam, found):
-        return []  # said of the gradient
+    if not math.isfinite(outcome.loss):
+        words = f"the loss is {outcome.loss}, plain autograd's {truth.loss:.4f}: is there a log(exp(x))? Use logsumexp."
+        return [Finding("not a number", words)]
+    if _fewer_rows(exam, outcome):
+        return []  # told of the gradient
     without = _without_temperature(exam)
-    if without is not None and math.isclose(found.loss, without, rel_tol=exam.tolerance):
-        said = f"the loss is {found.loss:.4f}, that of plain dot products; yours is {truth.loss:.4f}."
-        return [Finding("temperature not applied", said)]
-    return [Finding("another loss", f"the loss is {found.loss:.6g}, plain autograd's is {truth.loss:.6g}.")]
+    if without is not None and math.isclose(outcome.loss, without, rel_tol=exam.tolerance):
+        words = f"the loss is {outcome.loss:.4f}, that of plain dot products; yours is {truth.loss:.4f}."
+        return [Finding("temperature not applied", words)]
+    return [Finding("another loss", f"the loss is {outcome.loss:.6g}, plain autograd's is {truth.loss:.6g}.")]
 
 
 def _without_temperature(exam: Exam) -> float | None:
@@ -289,27 +290,26 @@ def _without_temperature(exam: Exam) -> float | None:
     return float(F.cross_entropy(reps[0] @ reps[1].T, labels))
 
 
-def _judge_gradient(exam: Exam, truth: Outcome, found: Outcome) -> list[Finding]:
+def _judge_gradient(exam: Exam, truth: Outcome, outcome: Outcome) -> list[Finding]:
     """The gradient with dropout off: its size, its direction, and the loss's own parameters."""
-    if not any(bool(change.any()) for change in found.encoders):
+    if not any(bool(change.any()) for change in outcome.encoders):
         return [Finding("no gradient", "nothing reached the encoders that the step was given.")]
-    findings, scale = [], _scale(found.encoders, truth.encoders)
-    if _worst_error(found.encoders, truth.encoders) > exam.tolerance:
-        straight = _cosine(found.encoders, truth.encoders) > 1 - exam.tolerance**2
-        if not straight:
-            return [_wrong_direction(exam, truth, found)]
-        findings.append(_wrong_size(exam, scale))
-    if truth.own and _worst_error(found.own, truth.own) > exam.tolerance:
-        own = _scale(found.own, truth.own)
-        if math.isclose(own, scale, rel_tol=1e-3) and findings:
+    findings, error = [], _compare(outcome.encoders, truth.encoders)
+    if _worst_error(outcome.encoders, truth.encoders) > exam.tolerance:
+        if not error.cosine > 1 - exam.tolerance**2:
+            return [_wrong_direction(exam, truth, outcome)]
+        findings.append(_wrong_size(exam, error.scale))
+    if truth.own and _worst_error(outcome.own, truth.own) > exam.tolerance:
+        own = _compare(outcome.own, truth.own).scale
+        if math.isclose(own, error.scale, rel_tol=1e-3) and findings:
             return findings
-        times, calls = f"{own:.3f} times the right one", len(found.witness.loss_rows)
-        said = f"the gradient of the loss's own parameters is {times}."
+        times, calls = f"{own:.3f} times the right one", len(outcome.log.loss_rows)
+        words = f"the gradient of the loss's own parameters is {times}."
         if calls > 1 and math.isclose(own, calls, rel_tol=1e-3):
-            said += f" The whole loss was backpropagated {calls} times, once for each chunk."
-            findings.append(Finding("whole loss for every chunk", said))
+            words += f" The whole loss was backpropagated {calls} times, once for each chunk."
+            findings.append(Finding("whole loss for every chunk", words))
         else:
-            findings.append(Finding("temperature's gradient", said))
+            findings.append(Finding("temperature's gradient", words))
     return findings
 
 
@@ -317,35 +317,35 @@ def _wrong_size(exam: Exam, scale: float) -> Finding:
     """The direction is right. Which known factor is it?"""
     rows = exam.rows()
     if math.isclose(scale, rows[0], rel_tol=1e-3):
-        said = f"gradients are {scale:.2f} times too large: B? A sum was backpropagated where a mean is reported."
-        return Finding("B times too large", f"{said} Adam hides it; SGD and clipping by norm do not.")
+        words = f"gradients are {scale:.2f} times too large: B? A sum was backpropagated where a mean is reported."
+        return Finding("B times too large", f"{words} Adam hides it; SGD and clipping by norm do not.")
     if exam.ranks > 1 and math.isclose(scale * exam.ranks, 1, rel_tol=1e-3):
-        said = f"gradients are {scale:.3f} of the right size, 1/{exam.ranks}: the factor W of the processes is lost."
-        return Finding("1/W of the gradient", said)
+        words = f"gradients are {scale:.3f} of the right size, 1/{exam.ranks}: the factor W of the processes is lost."
+        return Finding("1/W of the gradient", words)
     if math.isclose(1 / scale, round(1 / scale), rel_tol=1e-3) and round(1 / scale) > 1:
-        said = f"gradients are {scale:.3f} of the right size, 1/{round(1 / scale)}: divided once too often?"
-        return Finding("too small", f"{said} A mean over chunks, or over W processes without the factor W.")
+        words = f"gradients are {scale:.3f} of the right size, 1/{round(1 / scale)}: divided once too often?"
+        return Finding("too small", f"{words} A mean over chunks, or over W processes without the factor W.")
     return Finding("wrong size", f"gradients are {scale:.3f} times the right ones, in the right direction.")
 
 
-def _wrong_direction(exam: Exam, truth: Outcome, found: Outcome) -> Finding:
+def _wrong_direction(exam: Exam, truth: Outcome, outcome: Outcome) -> Finding:
     """Another gradient altogether: why?"""
-    angle = math.degrees(math.acos(max(-1.0, min(1.0, _cosine(found.encoders, truth.encoders)))))
+    angle = math.degrees(math.acos(max(-1.0, min(1.0, _compare(outcome.encoders, truth.encoders).cosine))))
     off = f"the gradient is {angle:.0f} degrees off."
-    if _fewer_rows(exam, found):
-        told = ", ".join(str(rows[0]) for rows in found.witness.loss_rows)
-        said = f"{off} The loss saw {told} queries at a time: in-batch negatives are lost."
-        return Finding("a loss for every chunk", said)
-    misplaced, missing = _misplaced_rows(truth, found)
+    if _fewer_rows(exam, outcome):
+        told = ", ".join(str(rows[0]) for rows in outcome.log.loss_rows)
+        words = f"{off} The loss saw {told} queries at a time: in-batch negatives are lost."
+        return Finding("a loss for every chunk", words)
+    misplaced, missing = _misplaced_rows(truth, outcome)
     if misplaced or missing:
-        said = f"{off} {misplaced} rows were given another row's cached gradient, {missing} rows none."
-        return Finding("cached gradients of other rows", f"{said} Is the cache split by a nominal size?")
+        words = f"{off} {misplaced} rows were given another row's cached gradient, {missing} rows none."
+        return Finding("cached gradients of other rows", f"{words} Is the cache split by a nominal size?")
     return Finding("another gradient", off)
 
 
-def _misplaced_rows(truth: Outcome, found: Outcome) -> tuple[int, int]:
+def _misplaced_rows(truth: Outcome, outcome: Outcome) -> tuple[int, int]:
     """(rows that got another row's gradient, rows that got none), by the gradients that came back to each forward."""
-    whole, pieces = truth.witness.calls, [call for call in found.witness.second if call.gradient is not None]
+    whole, pieces = truth.log.calls, [call for call in outcome.log.second if call.gradient is not None]
     calls = [*whole, *pieces]
     if not pieces or any(call.reps.ndim != 2 or call.reps.shape[1] != calls[0].reps.shape[1] for call in calls):
         return 0, 0
@@ -358,32 +358,32 @@ def _misplaced_rows(truth: Outcome, found: Outcome) -> tuple[int, int]:
     return int((same_gradient.any(dim=1) & ~own & ~none).sum()), missing
 
 
-def _judge_autocast(found: Outcome) -> list[Finding]:
+def _judge_autocast(outcome: Outcome) -> list[Finding]:
     """Were both forwards under the same autocast?"""
-    first = {call.autocast for call in found.witness.first}
-    second = {call.autocast for call in found.witness.second}
+    first = {call.autocast for call in outcome.log.first}
+    second = {call.autocast for call in outcome.log.second}
     if not first or not second or first == second:
         return []
     told = [" and ".join(sorted(_dtype_name(dtype) for dtype in dtypes)) for dtypes in (first, second)]
-    said = f"forwards without a graph ran under {told[0]}, those with one under {told[1]}."
-    return [Finding("autocast not restored", f"{said} The cached gradients belong to other representations.")]
+    words = f"forwards without a graph ran under {told[0]}, those with one under {told[1]}."
+    return [Finding("autocast not restored", f"{words} The cached gradients belong to other representations.")]
 
 
-def _judge_randomness(exam: Exam, found: Outcome) -> list[Finding]:
+def _judge_randomness(exam: Exam, outcome: Outcome) -> list[Finding]:
     """Does each second forward give the representations of the first, and are the generators left further on?"""
     findings = []
-    replayed, alike = _replays(found)
+    replayed, alike = _replays(outcome)
     if alike < replayed:
-        said = f"{replayed - alike} of {replayed} second forwards gave other representations than the first:"
-        said += " other dropout masks. Record the generators' states with the inputs' devices, and put them back."
-        findings.append(Finding("random states not replayed", said))
-    if any(torch.equal(found.state, call.state) for call in found.witness.calls):
-        said = "after the step the generator stands where a forward began: the next step draws the same dropout again."
-        findings.append(Finding("generators turned back", said))
+        words = f"{replayed - alike} of {replayed} second forwards gave other representations than the first:"
+        words += " other dropout masks. Record the generators' states with the inputs' devices, and put them back."
+        findings.append(Finding("random states not replayed", words))
+    if any(torch.equal(outcome.state, call.state) for call in outcome.log.calls):
+        words = "after the step the generator stands where a forward began: the next step draws the same dropout again."
+        findings.append(Finding("generators turned back", words))
     return findings
 
 
-def _judge_kept_graphs(exam: Exam, found: Outcome, plan: Sequence[Sequence[Chunk]] | None) -> list[Finding]:
+def _judge_kept_graphs(exam: Exam, outcome: Outcome, plan: Sequence[Sequence[Chunk]] | None) -> list[Finding]:
     """With dropout on: the gradient against the same chunks' kept graphs, where the chunks are told."""
     if plan is None:
         return []
@@ -398,7 +398,7 @@ def _judge_kept_graphs(exam: Exam, found: Outcome, plan: Sequence[Sequence[Chunk
         loss.backward()
         return loss
 
-    error = _worst_error(found.encoders, _run(kept, exam).encoders)
+    error = _worst_error(outcome.encoders, _run(kept, exam).encoders)
     if error <= exam.tolerance:
         return []
     return [Finding("gradient under dropout", f"it is off by {error:.2g} from the same chunks with their graphs kept.")]
@@ -408,8 +408,7 @@ def _judge_kept_graphs(exam: Exam, found: Outcome, plan: Sequence[Sequence[Chunk
 
 
 def _trained(modules: Sequence[nn.Module]) -> list[nn.Parameter]:
-    found = {id(p): p for module in modules for p in module.parameters() if p.requires_grad}
-    return list(found.values())
+    return list({id(p): p for module in modules for p in module.parameters() if p.requires_grad}.values())
 
 
 def _once(modules: Sequence[nn.Module]) -> list[nn.Module]:
@@ -425,33 +424,25 @@ def _draws(exam: Exam) -> bool:
     return not torch.equal(before, generator_states(*exam.encoders))
 
 
-def _fewer_rows(exam: Exam, found: Outcome) -> bool:
-    return any(rows and rows[0] < exam.rows()[0] for rows in found.witness.loss_rows)
+def _fewer_rows(exam: Exam, outcome: Outcome) -> bool:
+    return any(rows and rows[0] < exam.rows()[0] for rows in outcome.log.loss_rows)
 
 
-def _flat(gradients: Sequence[Tensor]) -> Tensor:
-    return torch.cat([gradient.flatten().double() for gradient in gradients])
+def _compare(gradients: Sequence[Tensor], truth: Sequence[Tensor]) -> GradientError:
+    """All of a step's gradients as one vector, against the right ones."""
+    return compare_vectors(flat(truth), flat(gradients))
 
 
-def _scale(found: Sequence[Tensor], truth: Sequence[Tensor]) -> float:
-    """The s that brings s * truth nearest to found: <found, truth> / <truth, truth>."""
-    ours, right = _flat(found), _flat(truth)
-    return float(ours @ right / (right @ right))
+def _worst_error(gradients: Sequence[Tensor], truth: Sequence[Tensor]) -> float:
+    """The worst parameter's error; where all of the truth is zero, 0 or infinity."""
+    if not flat(truth).any():
+        return math.inf if flat(gradients).any() else 0.0
+    return worst_error(dict(enumerate(gradients)), dict(enumerate(truth)))
 
 
-def _cosine(found: Sequence[Tensor], truth: Sequence[Tensor]) -> float:
-    return float(F.cosine_similarity(_flat(found), _flat(truth), dim=0, eps=1e-30))
-
-
-def _worst_error(found: Sequence[Tensor], truth: Sequence[Tensor]) -> float:
-    whole = _flat(truth).norm()
-    pairs = zip(found, truth, strict=True)
-    return max(float((a - b).norm() / torch.maximum(b.norm(), 1e-3 * whole)) for a, b in pairs)
-
-
-def _replays(found: Outcome) -> tuple[int, int]:
+def _replays(outcome: Outcome) -> tuple[int, int]:
     """(forwards that repeat one without a graph, how many of them gave the same)."""
-    pairs = found.witness.replays()
+    pairs = outcome.log.replays()
     return len(pairs), sum(_alike(first.reps, second.reps) for first, second in pairs)
 
 

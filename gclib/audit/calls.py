@@ -30,12 +30,12 @@ class Call:
         self.gradient = gradient.clone() if self.gradient is None else self.gradient + gradient
 
     def same_inputs(self, other: "Call") -> bool:
-        """Whether another forward was given the same."""
+        """Whether another forward had the same inputs."""
         return len(self.inputs) == len(other.inputs) and all(map(torch.equal, self.inputs, other.inputs))
 
 
 @dataclass
-class Witness:
+class CallLog:
     """All calls of one step in their order; loss_rows: the rows of each tower at each call of the loss."""
 
     calls: list[Call] = field(default_factory=list)
@@ -53,61 +53,55 @@ class Witness:
 
     def replays(self) -> list[tuple[Call, Call]]:
         """(first, second) for each forward with a graph that was given what an earlier one without was given."""
-        waiting, found = self.first, []
+        waiting, pairs = self.first, []
         for call in self.second:
             match = next((earlier for earlier in waiting if earlier.same_inputs(call)), None)
             if match is not None:
                 waiting = [earlier for earlier in waiting if earlier is not match]
-                found.append((match, call))
-        return found
+                pairs.append((match, call))
+        return pairs
 
 
-class WatchedEncoder(nn.Module):
-    """Stands in for an encoder: the same parameters, attributes and representations."""
+class StandIn(nn.Module):
+    """Passes everything on to an encoder or a loss: the same parameters, attributes and results."""
 
-    def __init__(self, encoder: nn.Module, witness: Witness):
+    def __init__(self, original: Callable[..., Any], call_log: CallLog):
         super().__init__()
-        self.encoder, self.witness = encoder, witness
-        self.training = encoder.training
+        self.original, self.call_log = original, call_log
+        self.training = getattr(original, "training", True)
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            return getattr(super().__getattr__("original"), name)
+
+
+class LoggedEncoder(StandIn):
+    """Stands in for an encoder."""
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """What the encoder gives; the call is noted."""
+        """The encoder's representations; the call is noted."""
         state = generator_states(self)
-        reps = self.encoder(*args, **kwargs)
+        reps = self.original(*args, **kwargs)
         if isinstance(reps, Tensor):
-            given = [*named_tensors(args).values(), *named_tensors(kwargs).values()]
+            tensors = [*named_tensors(args).values(), *named_tensors(kwargs).values()]
             autocast = torch.get_autocast_dtype(reps.device.type) if _autocast_on(reps) else None
-            copies = [tensor.detach().clone() for tensor in given]
+            copies = [tensor.detach().clone() for tensor in tensors]
             call = Call(copies, reps.detach().clone(), reps.requires_grad, autocast, state)
-            self.witness.calls.append(call)
+            self.call_log.calls.append(call)
             if reps.requires_grad:
                 reps.register_hook(call.note_gradient)
         return reps
 
-    def __getattr__(self, name: str) -> Any:
-        try:
-            return super().__getattr__(name)
-        except AttributeError:
-            return getattr(super().__getattr__("encoder"), name)
 
-
-class WatchedLoss(nn.Module):
+class LoggedLoss(StandIn):
     """Stands in for a loss, a module or any other callable."""
 
-    def __init__(self, loss_fn: Callable[..., Tensor], witness: Witness):
-        super().__init__()
-        self.loss_fn, self.witness = loss_fn, witness
-
     def forward(self, *reps: Tensor, **kwargs: Any) -> Tensor:
-        """What the loss gives; the rows of its representations are noted."""
-        self.witness.loss_rows.append(tuple(len(rep) for rep in reps if isinstance(rep, Tensor)))
-        return self.loss_fn(*reps, **kwargs)
-
-    def __getattr__(self, name: str) -> Any:
-        try:
-            return super().__getattr__(name)
-        except AttributeError:
-            return getattr(super().__getattr__("loss_fn"), name)
+        """The loss; the rows of its representations are noted."""
+        self.call_log.loss_rows.append(tuple(len(rep) for rep in reps if isinstance(rep, Tensor)))
+        return self.original(*reps, **kwargs)
 
 
 def generator_states(*modules: nn.Module) -> Tensor:
@@ -117,12 +111,12 @@ def generator_states(*modules: nn.Module) -> Tensor:
     return torch.cat([torch.get_rng_state(), *(torch.cuda.get_rng_state(device) for device in cuda)])
 
 
-def watched(encoders: Sequence[nn.Module], loss_fn: Callable, witness: Witness) -> tuple[list[nn.Module], nn.Module]:
+def logged(encoders: Sequence[nn.Module], loss_fn: Callable, log: CallLog) -> tuple[list[nn.Module], nn.Module]:
     """Stand-ins for the encoders (tied ones stay tied) and the loss."""
-    stands: dict[int, nn.Module] = {}
+    stand_ins: dict[int, nn.Module] = {}
     for encoder in encoders:
-        stands.setdefault(id(encoder), WatchedEncoder(encoder, witness))
-    return [stands[id(encoder)] for encoder in encoders], WatchedLoss(loss_fn, witness)
+        stand_ins.setdefault(id(encoder), LoggedEncoder(encoder, log))
+    return [stand_ins[id(encoder)] for encoder in encoders], LoggedLoss(loss_fn, log)
 
 
 def _autocast_on(reps: Tensor) -> bool:

@@ -1,6 +1,6 @@
 """What this computer has, and in words what of the course will and will not work on it.
 
-`look` gathers the facts, `judge` turns facts into findings (no machine is touched, so every case can be
+`look` gathers the facts, `judge` turns facts into assessments (no machine is touched, so every case can be
 tested), `report` prints them as one table. Nothing is changed, and nothing leaves the machine.
 """
 
@@ -46,7 +46,7 @@ class Machine:
 
 
 @dataclass(frozen=True)
-class Finding:
+class Assessment:
     """One row of the report: what was looked at, what was found, and what that means for the course."""
 
     topic: str
@@ -93,8 +93,8 @@ def look() -> Machine:
     )
 
 
-def judge(machine: Machine) -> list[Finding]:
-    """What each fact of `machine` means for the course, one finding a topic.
+def judge(machine: Machine) -> list[Assessment]:
+    """What each fact of `machine` means for the course, one assessment a topic.
 
     The topics are always the same, in this order: Python, Packages, Memory, Processor cores, Disk, GPU.
     """
@@ -108,16 +108,16 @@ def judge(machine: Machine) -> list[Finding]:
     ]
 
 
-def report(findings: Sequence[Finding]) -> str:
-    """The findings as lines of text, followed by one sentence that sums them up."""
-    width = max(len(finding.state) for finding in findings)
+def report(assessments: Sequence[Assessment]) -> str:
+    """The assessments as lines of text, followed by one sentence that sums them up."""
+    width = max(len(row.state) for row in assessments)
     rows = []
-    for finding in findings:
-        rows.append(f"{finding.state:<{width}}  {finding.topic}: {finding.found}")
-        rows.append(f"{'':<{width}}  {finding.meaning}")
-    states = [finding.state for finding in findings]
+    for row in assessments:
+        rows.append(f"{row.state:<{width}}  {row.topic}: {row.found}")
+        rows.append(f"{'':<{width}}  {row.meaning}")
+    states = [row.state for row in assessments]
     if "will not work" in states:
-        broken = ", ".join(f.topic for f in findings if f.state == "will not work")
+        broken = ", ".join(row.topic for row in assessments if row.state == "will not work")
         rows.append(f"\nMend this first, then run the cell again: {broken}.")
     elif "limited" in states:
         rows.append("\nYou can take the whole course here; the lines marked 'limited' say what to expect.")
@@ -142,25 +142,25 @@ def _installed(name: str) -> str | None:
         return None
 
 
-def _judge_python(machine: Machine) -> Finding:
+def _judge_python(machine: Machine) -> Assessment:
     version = ".".join(map(str, machine.python))
     found = f"{version} on {machine.system}"
     if machine.python[:2] < SMALLEST_PYTHON:
         needed = ".".join(map(str, SMALLEST_PYTHON))
-        return Finding("Python", found, "will not work", f"The course needs Python {needed} or newer.")
-    return Finding("Python", found, "works", "New enough for everything.")
+        return Assessment("Python", found, "will not work", f"The course needs Python {needed} or newer.")
+    return Assessment("Python", found, "works", "New enough for everything.")
 
 
-def _judge_packages(machine: Machine) -> Finding:
+def _judge_packages(machine: Machine) -> Assessment:
     names = CORE + COURSE
     missing = [name for name in names if name not in machine.installed]
     found = f"{len(names) - len(missing)} of the {len(names)} that the course uses are installed"
     if missing:
         means = f"Missing: {', '.join(missing)}. Run `make env`, or the two steps in the README."
-        return Finding("Packages", found, "will not work", means)
+        return Assessment("Packages", found, "will not work", means)
     if not machine.pinned:
         means = "The list of tested versions (constraints.txt) is not beside the library, so none was compared."
-        return Finding("Packages", found, "limited", means)
+        return Assessment("Packages", found, "limited", means)
     other = [
         f"{name} {machine.installed[name]} (tested: {machine.pinned.get(name, 'not listed')})"
         for name in names
@@ -168,42 +168,42 @@ def _judge_packages(machine: Machine) -> Finding:
     ]
     if other:
         means = f"Not the tested versions: {', '.join(other)}. If a cell fails, run `make env`."
-        return Finding("Packages", found, "limited", means)
-    return Finding("Packages", found, "works", "Every version is the one that the tests passed with.")
+        return Assessment("Packages", found, "limited", means)
+    return Assessment("Packages", found, "works", "Every version is the one that the tests passed with.")
 
 
-def _judge_memory(machine: Machine) -> Finding:
+def _judge_memory(machine: Machine) -> Assessment:
     found = f"{format_bytes(machine.free_ram_bytes)} free of {format_bytes(machine.ram_bytes)}"
     if machine.free_ram_bytes < NEEDED_RAM_BYTES:
         needed = format_bytes(NEEDED_RAM_BYTES, digits=1)
         means = f"The notebooks need about {needed}. Close other programs, or shut down other kernels."
-        return Finding("Memory", found, "will not work", means)
+        return Assessment("Memory", found, "will not work", means)
     if machine.free_ram_bytes < EASY_RAM_BYTES:
         means = "Enough, with one notebook open at a time. A run that would not fit is refused before it starts."
-        return Finding("Memory", found, "limited", means)
+        return Assessment("Memory", found, "limited", means)
     means = "Enough for every chapter. A run that would not fit is refused before it starts."
-    return Finding("Memory", found, "works", means)
+    return Assessment("Memory", found, "works", means)
 
 
-def _judge_cores(machine: Machine) -> Finding:
+def _judge_cores(machine: Machine) -> Assessment:
     found = f"{machine.cores}"
     if machine.cores < 2:
         means = "Times in the chapters were measured on 2 cores: expect longer ones."
-        return Finding("Processor cores", found, "limited", means)
-    return Finding("Processor cores", found, "works", "The times printed in the chapters were measured on 2.")
+        return Assessment("Processor cores", found, "limited", means)
+    return Assessment("Processor cores", found, "works", "The times printed in the chapters were measured on 2.")
 
 
-def _judge_disk(machine: Machine) -> Finding:
+def _judge_disk(machine: Machine) -> Assessment:
     found = f"{format_bytes(machine.free_disk_bytes)} free"
     if machine.free_disk_bytes < NEEDED_DISK_BYTES:
         means = "The text pairs and the runs are cached in data/cache/: make about 1 GiB of room."
-        return Finding("Disk", found, "limited", means)
-    return Finding("Disk", found, "works", "Room for the text pairs, which are cached in data/cache/.")
+        return Assessment("Disk", found, "limited", means)
+    return Assessment("Disk", found, "works", "Room for the text pairs, which are cached in data/cache/.")
 
 
-def _judge_gpu(machine: Machine) -> Finding:
+def _judge_gpu(machine: Machine) -> Assessment:
     if not machine.gpus:
         means = "None is needed: every chapter runs on the processor, and forecasts the bytes of cards."
-        return Finding("GPU", "none that PyTorch can use", "works", means)
+        return Assessment("GPU", "none that PyTorch can use", "works", means)
     cards = ", ".join(f"{name} ({format_bytes(size)})" for name, size in machine.gpus)
-    return Finding("GPU", cards, "works", "Live runs can also be held against this card's own counters.")
+    return Assessment("GPU", cards, "works", "Live runs can also be held against this card's own counters.")

@@ -9,6 +9,7 @@ import importlib.util
 import itertools
 import sys
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import fields, is_dataclass
 from functools import partial
 from types import CodeType, ModuleType
 from typing import Any
@@ -37,13 +38,15 @@ def rewritten(module: ModuleType) -> ModuleType:
 
 
 def is_other_code(one: Callable, other: Callable) -> bool:
-    """Whether two functions, or what they are partials of, are compiled to other code."""
+    """Whether two functions, what they are partials of, or values that can be called, are compiled to other code."""
     return _codes(one) != _codes(other)
 
 
 def _codes(value: object) -> object:
     if isinstance(value, partial):
         return _codes(value.func), [_codes(part) for part in (*value.args, *value.keywords.values())]
+    if is_dataclass(value):
+        return _codes(type(value).__call__), [_codes(getattr(value, part.name)) for part in fields(value)]
     code = getattr(value, "__code__", None)
     return _told(code) if code is not None else repr(type(value))
 

@@ -116,10 +116,8 @@ def imports(name: str, *, at_import_only: bool) -> set[str]:
 
 
 def walk(tree: ast.AST, *, into_functions: bool):
-    """Every node that runs; `if TYPE_CHECKING` blocks are left out."""
+    """Every node of a module, with what only a type checker imports."""
     for node in ast.iter_child_nodes(tree):
-        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
-            continue
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda) and not into_functions:
             continue
         yield node

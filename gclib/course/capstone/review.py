@@ -14,8 +14,8 @@ from typing import Any
 from gclib.course.capstone.briefs import (
     TILED_FLOPS,
     Brief,
-    Job,
-    Plan,
+    Scenario,
+    TrainingPlan,
     best_with,
     fits,
     forecast,
@@ -65,7 +65,7 @@ class Review:
     """
 
     brief: Brief
-    plan: Plan | None
+    plan: TrainingPlan | None
     problem: str = ""
     scores: tuple[Score, ...] = ()
     worth: float = 0.0
@@ -79,11 +79,11 @@ class Review:
         """Which of the brief's three demands the plan keeps; none where there is no plan."""
         if self.plan is None:
             return dict.fromkeys(("card", "deadline", "negatives"), False)
-        job = self.brief.job
+        scenario = self.brief.scenario
         return {
-            "card": fits(job, self.plan),
+            "card": fits(scenario, self.plan),
             "deadline": hours(self.brief, self.plan) <= self.brief.deadline_hours,
-            "negatives": negatives(job, self.plan) >= job.wanted_negatives,
+            "negatives": negatives(scenario, self.plan) >= scenario.wanted_negatives,
         }
 
     def __str__(self) -> str:
@@ -97,67 +97,67 @@ class Review:
         return "\n".join(lines)
 
     def _demands(self) -> list[str]:
-        job, kept = self.brief.job, self.kept()
+        scenario, kept = self.brief.scenario, self.kept()
         found = {
-            "card": (format_bytes(peak_bytes(job, self.plan)), format_bytes(job.budget_bytes)),
+            "card": (format_bytes(peak_bytes(scenario, self.plan)), format_bytes(scenario.budget_bytes)),
             "deadline": (f"{hours(self.brief, self.plan):.1f} hours", f"{self.brief.deadline_hours:g} hours"),
-            "negatives": (f"{negatives(job, self.plan):,}", f"{job.wanted_negatives:,}"),
+            "negatives": (f"{negatives(scenario, self.plan):,}", f"{scenario.wanted_negatives:,}"),
         }
         return [f"  {name:9} {'kept  ' if kept[name] else 'BROKEN'}  {a} of {b}" for name, (a, b) in found.items()]
 
 
 def review(brief: Brief, given: object) -> Review:
-    """Judge `given`, a Plan or a dict of its fields. What cannot be run is told in `problem`; nothing is raised."""
+    """Judge `given`, a TrainingPlan or a dict of its fields; what cannot be run is told in `problem`, never raised."""
     if given is None:
         return Review(brief, None, "there is no plan yet")
     try:
         plan = read_plan(brief, given)
     except (ValueError, TypeError) as error:
         return Review(brief, None, str(error))
-    share = _share(brief.job, plan, reference(brief.job))
-    if negatives(brief.job, plan) < brief.job.wanted_negatives:
+    share = _share(brief.scenario, plan, reference(brief.scenario))
+    if negatives(brief.scenario, plan) < brief.scenario.wanted_negatives:
         share = min(share, AS_GOOD)
     return Review(brief, plan, "", tuple(_judge(brief, plan)), share)
 
 
-def _share(job: Job, plan: Plan, best: Plan) -> float:
+def _share(scenario: Scenario, plan: TrainingPlan, best: TrainingPlan) -> float:
     """The ratio of worths as a score: what the cost model cannot tell from the best is 1; so is none of none."""
-    highest = worth(job, best)
-    ratio = worth(job, plan) / highest if highest else 1.0
+    highest = worth(scenario, best)
+    ratio = worth(scenario, plan) / highest if highest else 1.0
     return 1.0 if ratio >= AS_GOOD else ratio
 
 
-def _judge(brief: Brief, plan: Plan) -> list[Score]:
-    job, fixed, scores = brief.job, {}, []
-    best = reference(job)
+def _judge(brief: Brief, plan: TrainingPlan) -> list[Score]:
+    scenario, fixed, scores = brief.scenario, {}, []
+    best = reference(scenario)
     for name, shown in ORDER.items():
         if not _applies(name, plan):
             continue
         chosen = getattr(plan, name)
-        now = best_with(job, **fixed, **{name: chosen})
+        now = best_with(scenario, **fixed, **{name: chosen})
         scores.append(_score(brief, shown, name, chosen, best, now))
         fixed[name] = getattr(best, name) if now is None else chosen
         best = best if now is None else now
     return scores
 
 
-def _applies(name: str, plan: Plan) -> bool:
+def _applies(name: str, plan: TrainingPlan) -> bool:
     if name == "chunk_size":
         return plan.step != "naive"
     return name not in ("retain_chunks", "sort_by_length") or plan.step == "grad_cache"
 
 
-def _score(brief: Brief, shown: str, name: str, chosen: Any, best: Plan, now: Plan | None) -> Score:
-    job, words = brief.job, _word(name, chosen)
+def _score(brief: Brief, shown: str, name: str, chosen: Any, best: TrainingPlan, now: TrainingPlan | None) -> Score:
+    scenario, words = brief.scenario, _word(name, chosen)
     if now is None:
-        return Score(shown, words, 0.0, _too_much(job, name, chosen, best))
-    ratio = _share(job, now, best)
-    if name == "tile_size" and chosen is not None and _dense_does_as_well(job, best, now):
+        return Score(shown, words, 0.0, _too_much(scenario, name, chosen, best))
+    ratio = _share(scenario, now, best)
+    if name == "tile_size" and chosen is not None and _dense_does_as_well(scenario, best, now):
         return Score(shown, words, min(ratio, 1 / TILED_FLOPS), _needless_tile(brief, best, now))
-    if name == "batch_size" and chosen > job.batch_size:
-        return Score(shown, words, ratio, f"{job.batch_size:,} is asked for, a larger batch is another recipe")
-    short = name == "batch_size" and negatives(job, now) < negatives(job, best)
-    if ratio == 1 and not (short and best.batch_size == job.batch_size):
+    if name == "batch_size" and chosen > scenario.batch_size:
+        return Score(shown, words, ratio, f"{scenario.batch_size:,} is asked for, a larger batch is another recipe")
+    short = name == "batch_size" and negatives(scenario, now) < negatives(scenario, best)
+    if ratio == 1 and not (short and best.batch_size == scenario.batch_size):
         other = name == "step" and chosen != best.step
         return Score(shown, words, 1.0, f"as good as {best.step} where {_at_best(now)}" if other else "as good as any")
     gain = f"{_word(name, getattr(best, name))} would gain {_gain(brief, now, best)}"
@@ -166,7 +166,7 @@ def _score(brief: Brief, shown: str, name: str, chosen: Any, best: Plan, now: Pl
     return Score(shown, words, min(ratio, AS_GOOD), gain)
 
 
-def _at_best(plan: Plan) -> str:
+def _at_best(plan: TrainingPlan) -> str:
     """What the best plan with a step takes: a step is judged by it."""
     if plan.chunk_size is None:
         return f"B = {plan.batch_size:,}"
@@ -181,22 +181,24 @@ def _word(name: str, value: Any) -> str:
     return "none" if value is None else value if isinstance(value, str) else f"{value:,}"
 
 
-def _dense_does_as_well(job: Job, best: Plan, now: Plan) -> bool:
+def _dense_does_as_well(scenario: Scenario, best: TrainingPlan, now: TrainingPlan) -> bool:
     """Whether the dense loss does as well as the best plan with a tile."""
     dense = (
-        best if best.tile_size is None else best_with(job, step=best.step, batch_size=now.batch_size, tile_size=None)
+        best
+        if best.tile_size is None
+        else best_with(scenario, step=best.step, batch_size=now.batch_size, tile_size=None)
     )
-    return dense is not None and worth(job, dense) >= AS_GOOD * worth(job, now)
+    return dense is not None and worth(scenario, dense) >= AS_GOOD * worth(scenario, now)
 
 
-def _too_much(job: Job, name: str, chosen: Any, best: Plan) -> str:
+def _too_much(scenario: Scenario, name: str, chosen: Any, best: TrainingPlan) -> str:
     """Why a decision leaves nothing that fits."""
     tried = replace(best, **{name: chosen})
     if name in ("batch_size", "tile_size") and tried.chunk_size is not None:
         tried = replace(tried, chunk_size=min(tried.chunk_size, 4), retain_chunks=0)
     if name == "chunk_size":
         tried = replace(tried, retain_chunks=0)
-    peak, over = peak_bytes(job, tried), peak_bytes(job, tried) - job.budget_bytes
+    peak, over = peak_bytes(scenario, tried), peak_bytes(scenario, tried) - scenario.budget_bytes
     way_out = {
         "step": "another step would fit",
         "batch_size": f"with this step {best.batch_size:,} would fit",
@@ -207,9 +209,9 @@ def _too_much(job: Job, name: str, chosen: Any, best: Plan) -> str:
     return f"takes {format_bytes(peak)}, {format_bytes(over)} over the card: {way_out.get(name, 'nothing fits')}"
 
 
-def _needless_tile(brief: Brief, best: Plan, now: Plan) -> str:
+def _needless_tile(brief: Brief, best: TrainingPlan, now: TrainingPlan) -> str:
     dense = replace(now, tile_size=None)
-    matrix = 4 * now.batch_size**2 * (1 + brief.job.negatives)
+    matrix = 4 * now.batch_size**2 * (1 + brief.scenario.negatives)
     lost = hours(brief, now) - hours(brief, dense)
     return (
         f"the dense logits fit ({format_bytes(matrix)} a matrix); tiles compute them twice, 8 products for 6: "
@@ -217,10 +219,10 @@ def _needless_tile(brief: Brief, best: Plan, now: Plan) -> str:
     )
 
 
-def _gain(brief: Brief, now: Plan, better: Plan) -> str:
+def _gain(brief: Brief, now: TrainingPlan, better: TrainingPlan) -> str:
     """What `better` has over `now`: hours, negatives."""
     parts = []
-    more = negatives(brief.job, better) - negatives(brief.job, now)
+    more = negatives(brief.scenario, better) - negatives(brief.scenario, now)
     if more > 0:
         parts.append(f"{_many(more, 'negative')} a query")
     saved = hours(brief, now) - hours(brief, better)
@@ -252,7 +254,7 @@ def judge_peak(brief: Brief, given: object, peak_gib: object) -> Score:
         plan = read_plan(brief, given)
     except (ValueError, TypeError) as error:
         return Score("peak", str(peak_gib), 0.0, f"there is no plan to predict for: {error}")
-    found = peak_bytes(brief.job, plan)
+    found = peak_bytes(brief.scenario, plan)
     mistakes = {name: value / GiB for name, value in _mistaken_peaks(brief, plan).items()}
     return _judge_number("peak", peak_gib, found / GiB, "GiB", mistakes)
 
@@ -266,34 +268,36 @@ def judge_hours(brief: Brief, given: object, predicted: object) -> Score:
     return _judge_number("hours", predicted, hours(brief, plan), "hours", _mistaken_hours(brief, plan))
 
 
-def _mistaken_peaks(brief: Brief, plan: Plan) -> dict[str, float]:
-    job, found = brief.job, peak_bytes(brief.job, plan)
-    naive = Plan("naive", plan.batch_size, plan.tile_size)
+def _mistaken_peaks(brief: Brief, plan: TrainingPlan) -> dict[str, float]:
+    scenario, found = brief.scenario, peak_bytes(brief.scenario, plan)
+    naive = TrainingPlan("naive", plan.batch_size, plan.tile_size)
     mistakes = {
         "that is in GB (10^9 bytes); GiB are 2^30": found * GiB / 1e9,
         "that is in MiB, of which a GiB has 1,024": 1024 * found,
         "that is in MB (10^6 bytes); GiB are 2^30": found * GiB / 1e6,
         "that is in bytes": found * GiB,
-        "that is the naive step's peak, which keeps every row's graph": peak_bytes(job, naive),
+        "that is the naive step's peak, which keeps every row's graph": peak_bytes(scenario, naive),
     }
     if plan.retain_chunks:
-        mistakes["the graphs of the retained chunks are forgotten"] = peak_bytes(job, replace(plan, retain_chunks=0))
-    at_peak = forecast(job, plan).at_peak()
+        mistakes["the graphs of the retained chunks are forgotten"] = peak_bytes(
+            scenario, replace(plan, retain_chunks=0)
+        )
+    at_peak = forecast(scenario, plan).at_peak()
     states = sum(at_peak[kind] for kind in ("parameters", "gradients", "optimizer"))
     mistakes["parameters, gradients and AdamW's two states are forgotten"] = found - states
     if at_peak["loss"]:
         mistakes["the logits are forgotten"] = found - at_peak["loss"]
     if plan.tile_size is not None:
-        mistakes["that is with dense logits"] = peak_bytes(job, replace(plan, tile_size=None))
+        mistakes["that is with dense logits"] = peak_bytes(scenario, replace(plan, tile_size=None))
     return mistakes
 
 
-def _mistaken_hours(brief: Brief, plan: Plan) -> dict[str, float]:
-    naive = hours(brief, Plan("naive", plan.batch_size, plan.tile_size))
+def _mistaken_hours(brief: Brief, plan: TrainingPlan) -> dict[str, float]:
+    naive = hours(brief, TrainingPlan("naive", plan.batch_size, plan.tile_size))
     found = hours(brief, plan)
     mistakes = {"that is in seconds": 3600 * found, "that is in minutes": 60 * found, "that is in days": found / 24}
     mistakes["that is the naive step's time"] = naive
-    mistakes["that is one update's seconds"] = seconds(brief.job, plan)
+    mistakes["that is one update's seconds"] = seconds(brief.scenario, plan)
     if plan.step == "grad_cache":
         plain = hours(brief, replace(plan, sort_by_length=False, retain_chunks=0))
         mistakes |= {
@@ -356,52 +360,52 @@ def claims(brief: Brief, given: object) -> list[Claim]:
     draw = random.Random(f"claims {brief.seed}")
     holds = draw.sample([True, True, False, False, draw.random() < 0.5], 5)
     return [
-        _claim_naive(brief.job, holds[0]),
-        _claim_accumulation(brief.job, plan, max(1, min(chunk, plan.batch_size // 2)), holds[1]),
-        _claim_half(brief.job, replace(plan, retain_chunks=0), holds[2]),
-        _claim_logits(brief.job, plan.batch_size, holds[3]),
-        _claim_sorted(brief, Plan("grad_cache", plan.batch_size, plan.tile_size, chunk), holds[4]),
+        _claim_naive(brief.scenario, holds[0]),
+        _claim_accumulation(brief.scenario, plan, max(1, min(chunk, plan.batch_size // 2)), holds[1]),
+        _claim_half(brief.scenario, replace(plan, retain_chunks=0), holds[2]),
+        _claim_logits(brief.scenario, plan.batch_size, holds[3]),
+        _claim_sorted(brief, TrainingPlan("grad_cache", plan.batch_size, plan.tile_size, chunk), holds[4]),
     ]
 
 
-def _claim_naive(job: Job, holds: bool) -> Claim:
-    naive = Plan("naive", job.batch_size)
-    fit = fits(job, naive) == holds
-    said = f"{format_bytes(peak_bytes(job, naive))} of {format_bytes(job.budget_bytes)}"
-    text = f"The naive step with B = {job.batch_size:,} would {'fit' if fit else 'be too large for'} the card."
+def _claim_naive(scenario: Scenario, holds: bool) -> Claim:
+    naive = TrainingPlan("naive", scenario.batch_size)
+    fit = fits(scenario, naive) == holds
+    said = f"{format_bytes(peak_bytes(scenario, naive))} of {format_bytes(scenario.budget_bytes)}"
+    text = f"The naive step with B = {scenario.batch_size:,} would {'fit' if fit else 'be too large for'} the card."
     return Claim(text, holds, said)
 
 
-def _claim_accumulation(job: Job, plan: Plan, chunk: int, holds: bool) -> Claim:
+def _claim_accumulation(scenario: Scenario, plan: TrainingPlan, chunk: int, holds: bool) -> Claim:
     """The passages of a chunk, or the batch's: what accumulation is taken to see."""
-    few = negatives(job, Plan("accumulation", plan.batch_size, None, chunk))
-    whole = plan.batch_size * (1 + job.negatives) - 1
+    few = negatives(scenario, TrainingPlan("accumulation", plan.batch_size, None, chunk))
+    whole = plan.batch_size * (1 + scenario.negatives) - 1
     count = few if holds else whole
     text = f"Accumulation in chunks of {chunk:,} would hold each query against {_many(count, 'negative')}."
     return Claim(text, count == few, f"{few:,}, its chunk's, of the batch's {whole:,}")
 
 
-def _claim_half(job: Job, plan: Plan, holds: bool) -> Claim:
+def _claim_half(scenario: Scenario, plan: TrainingPlan, holds: bool) -> Claim:
     """Whether the peak goes with the batch, R being 0."""
     half = replace(plan, batch_size=max(1, plan.batch_size // 2))
     if plan.chunk_size is not None:
         half = replace(half, chunk_size=min(plan.chunk_size, half.batch_size))
-    share = peak_bytes(job, half) / peak_bytes(job, plan)
+    share = peak_bytes(scenario, half) / peak_bytes(scenario, plan)
     chunks = "" if plan.chunk_size is None else " in the same chunks, nothing retained,"
     word = "less" if (share < 0.6) == holds else "more"
     text = f"Half the batch{chunks} would have {word} than 60 % of the whole one's peak."
     return Claim(text, holds, f"half has {100 * share:.0f} % of it")
 
 
-def _claim_logits(job: Job, batch_size: int, holds: bool) -> Claim:
-    matrix = 4 * batch_size**2 * (1 + job.negatives)
-    word = "more" if (matrix > job.budget_bytes / 10) == holds else "less"
+def _claim_logits(scenario: Scenario, batch_size: int, holds: bool) -> Claim:
+    matrix = 4 * batch_size**2 * (1 + scenario.negatives)
+    word = "more" if (matrix > scenario.budget_bytes / 10) == holds else "less"
     text = f"One dense B x N matrix of float32 logits would take {word} than a tenth of the card."
-    said = f"{format_bytes(matrix)} of {format_bytes(job.budget_bytes)}"
+    said = f"{format_bytes(matrix)} of {format_bytes(scenario.budget_bytes)}"
     return Claim(text, holds, said)
 
 
-def _claim_sorted(brief: Brief, cached: Plan, holds: bool) -> Claim:
+def _claim_sorted(brief: Brief, cached: TrainingPlan, holds: bool) -> Claim:
     ratio = hours(brief, cached) / hours(brief, replace(cached, sort_by_length=False))
     share, chunks = "at least" if (ratio <= 0.75) == holds else "less than", f"chunks of {cached.chunk_size:,}"
     text = f"Sorting by length would save gradient caching in {chunks} {share} a quarter of its time."

@@ -12,13 +12,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gclib.course.capstone.briefs import Brief, Plan, chunks_of, read_plan
+from gclib.course.capstone.briefs import Brief, TrainingPlan, chunks_of, read_plan
 from gclib.course.memory_lab.answers import LabSettings, forecast_of
 from gclib.course.memory_lab.run import LiveRun
 from gclib.data.pairs import TextPair
 from gclib.losses.module import ContrastiveLoss
 from gclib.models.encoder import Encoder
-from gclib.steps import accumulation_step, grad_cache_step, naive_step
+from gclib.steps import STEPS
 from gclib.support.validation import positive_int
 from gclib.training.loop import TrainingRecord, train
 
@@ -30,7 +30,7 @@ QUERY_LENGTH, PASSAGE_LENGTH = 16, 48
 class ScaledRun:
     """What became of the small plan: bytes forecast and recorded in one padded step, and the updates' records."""
 
-    plan: Plan
+    plan: TrainingPlan
     forecast_bytes: int
     recorded_bytes: int
     records: tuple[TrainingRecord, ...]
@@ -44,7 +44,7 @@ class ScaledRun:
         )
 
 
-def scaled(brief: Brief, given: object, *, batch_size: int = BATCH) -> Plan:
+def scaled(brief: Brief, given: object, *, batch_size: int = BATCH) -> TrainingPlan:
     """The plan at `batch_size`: chunk and tile in proportion, the same share of chunks retained."""
     plan = read_plan(brief, given)
     small = positive_int("batch_size", batch_size)
@@ -53,12 +53,12 @@ def scaled(brief: Brief, given: object, *, batch_size: int = BATCH) -> Plan:
     tile = None if plan.tile_size is None else min(small, max(-(-small // 8), round(plan.tile_size * factor)))
     retained = 0
     if plan.retain_chunks:
-        share = plan.retain_chunks / chunks_of(brief.job, plan)
+        share = plan.retain_chunks / chunks_of(brief.scenario, plan)
         retained = max(1, round(share * 2 * -(-small // chunk)))
-    return Plan(plan.step, small, tile, chunk, retained, plan.sort_by_length)
+    return TrainingPlan(plan.step, small, tile, chunk, retained, plan.sort_by_length)
 
 
-def settings_of(plan: Plan) -> LabSettings:
+def settings_of(plan: TrainingPlan) -> LabSettings:
     """A small plan as the memory lab's settings: the mini model, AdamW, padded texts."""
     chosen: dict[str, Any] = {} if plan.chunk_size is None else {"chunk_size": plan.chunk_size}
     return LabSettings(
@@ -72,14 +72,12 @@ def settings_of(plan: Plan) -> LabSettings:
     )
 
 
-def step_of(plan: Plan) -> Callable[..., Tensor]:
+def step_of(plan: TrainingPlan) -> Callable[..., Tensor]:
     """The step that the plan names, with its chunk, R and order."""
-    if plan.step == "naive":
-        return naive_step
-    if plan.step == "accumulation":
-        return partial(accumulation_step, chunk_size=plan.chunk_size)
-    options = {"retain_chunks": plan.retain_chunks, "sort_by_length": plan.sort_by_length}
-    return partial(grad_cache_step, chunk_size=plan.chunk_size, **options)
+    options: dict[str, Any] = {} if plan.chunk_size is None else {"chunk_size": plan.chunk_size}
+    if plan.step == "grad_cache":
+        options |= {"retain_chunks": plan.retain_chunks, "sort_by_length": plan.sort_by_length}
+    return partial(STEPS[plan.step], **options)
 
 
 def run_scaled(

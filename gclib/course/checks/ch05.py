@@ -1,4 +1,6 @@
-"""Chapter 05's exercises: the first forward, the cache, the replay, and the whole step of Gao et al. 2021, section 3.3.
+"""Chapter 05's exercises and their misconceptions: the first forward, the cache, the replay, the whole step.
+
+The step is that of Gao et al. 2021, section 3.3.
 
 The encoder here is a small network over rows of numbers, with dropout, that counts what it is asked for: how often it
 built a graph, and how many graphs were alive at once. Wrong answers that train as well as the right one, but hold the
@@ -10,6 +12,7 @@ Letters: B queries (and B passages), F features of a row, D dimensions of a repr
 import copy
 import weakref
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -380,46 +383,55 @@ def _real_start(number: int, chunks: Sequence[Tensor]) -> int:
     return sum(len(chunk) for chunk in chunks[:number])
 
 
-def _replay(
-    encoder: SmallEncoder,
-    chunks: Sequence[Tensor],
-    cache: Tensor,
-    states: list[Tensor],
-    *,
-    restored: str = "each",
-    surrogate: Callable[[Tensor, Tensor], Tensor] = _dot,
-    start: Callable[[int, Sequence[Tensor]], int] = _real_start,
-    mean: bool = False,
-    last: bool = True,
-    at_once: bool = False,
-    before: Callable[[], object] = lambda: None,
-    after: Callable[[], object] = lambda: None,
-) -> None:
-    """The replay, right but for what is named; `before` and `after` are called around each chunk."""
-    total = torch.zeros((), dtype=cache.dtype)
-    for number, (chunk, state) in enumerate(zip(chunks, states, strict=True)):
-        before()
-        if not last and len(chunk) < len(chunks[0]):
-            continue
-        if restored == "each" or restored == "once" and number == 0:
-            torch.set_rng_state(state)
-        place = start(number, chunks)
-        part = surrogate(encoder(chunk), cache[place : place + len(chunk)]) / (len(chunks) if mean else 1)
-        if at_once:
-            total = total + part
-        else:
-            part.backward()
-            after()
-    if at_once:
-        total.backward()
+def _equal_start(number: int, chunks: Sequence[Tensor]) -> int:
+    return number * (_real_start(len(chunks), chunks) // len(chunks))
 
 
-def _cleared_each(encoder: SmallEncoder, chunks: Sequence[Tensor], cache: Tensor, states: list[Tensor]) -> None:
-    _replay(encoder, chunks, cache, states, before=encoder.zero_grad)
+@dataclass(frozen=True)
+class _Replay:
+    """The replay, right but for the fields that are changed.
+
+    restored: the state of "each" chunk, of the first "once", or "never". start: where a chunk's rows of the cache
+    begin. last: whether a short last chunk counts. at_once: all surrogates are added up, then backpropagated.
+    """
+
+    restored: str = "each"
+    surrogate: Callable[[Tensor, Tensor], Tensor] = _dot
+    start: Callable[[int, Sequence[Tensor]], int] = _real_start
+    mean: bool = False
+    last: bool = True
+    at_once: bool = False
+
+    def __call__(
+        self,
+        encoder: SmallEncoder,
+        chunks: Sequence[Tensor],
+        cache: Tensor,
+        states: list[Tensor],
+        before: Callable[[], object] = lambda: None,
+        after: Callable[[], object] = lambda: None,
+    ) -> None:
+        """`before` and `after` are called around each chunk."""
+        total = torch.zeros((), dtype=cache.dtype)
+        for number, (chunk, state) in enumerate(zip(chunks, states, strict=True)):
+            before()
+            if not self.last and len(chunk) < len(chunks[0]):
+                continue
+            if self.restored == "each" or self.restored == "once" and number == 0:
+                torch.set_rng_state(state)
+            place = self.start(number, chunks)
+            part = self.surrogate(encoder(chunk), cache[place : place + len(chunk)])
+            part = part / (len(chunks) if self.mean else 1)
+            if self.at_once:
+                total = total + part
+            else:
+                part.backward()
+                after()
+        if self.at_once:
+            total.backward()
 
 
-def _states_reversed(encoder: SmallEncoder, chunks: Sequence[Tensor], cache: Tensor, states: list[Tensor]) -> None:
-    _replay(encoder, chunks, cache, states[::-1])
+_replay = _Replay()
 
 
 def _replay_outcome(
@@ -445,36 +457,36 @@ _SURROGATES = (
         "backpropagated twice",
         "The encoder's gradient is twice too large: it looks as if each chunk was backpropagated twice, and .grad adds "
         "up.",
-        partial(_replay, surrogate=lambda reps, rows: 2 * (reps * rows).sum()),
+        _Replay(surrogate=lambda reps, rows: 2 * (reps * rows).sum()),
     ),
     Misconception(
         "wrong sign",
         "The encoder's gradient has the wrong sign: an optimizer goes down the gradient by itself.",
-        partial(_replay, surrogate=lambda reps, rows: -(reps * rows).sum()),
+        _Replay(surrogate=lambda reps, rows: -(reps * rows).sum()),
     ),
     Misconception(
         "mean instead of dot product",
         "It looks as if the surrogate was averaged over its entries, so that every gradient is too small by the size "
         "of the chunk. A dot product sums: (reps * cache).sum().",
-        partial(_replay, surrogate=lambda reps, rows: (reps * rows).mean()),
+        _Replay(surrogate=lambda reps, rows: (reps * rows).mean()),
     ),
     Misconception(
         "squared distance instead of dot product",
         "It looks as if the representations are pulled towards the cache, as a squared distance does. The cache is a "
         "gradient, not a target: the surrogate is the dot product (reps * cache).sum().",
-        partial(_replay, surrogate=lambda reps, rows: (reps - rows).square().sum()),
+        _Replay(surrogate=lambda reps, rows: (reps - rows).square().sum()),
     ),
     Misconception(
         "cosine instead of dot product",
         "It looks as if the surrogate was a cosine, which divides the lengths away. The length of a cached gradient "
         "says how much its row matters: use the plain dot product.",
-        partial(_replay, surrogate=lambda reps, rows: F.cosine_similarity(reps, rows).sum()),
+        _Replay(surrogate=lambda reps, rows: F.cosine_similarity(reps, rows).sum()),
     ),
     Misconception(
         "every row with every row",
         "It looks as if every representation met every row of the cache (a matrix product). Row i has one cached "
         "gradient, its own: multiply entry by entry, then sum.",
-        partial(_replay, surrogate=lambda reps, rows: (reps @ rows.T).sum()),
+        _Replay(surrogate=lambda reps, rows: (reps @ rows.T).sum()),
     ),
 )
 
@@ -492,54 +504,54 @@ replay = Exercise(
     rtol=1e-8,
     atol=1e-10,
     misconceptions=(
-        Misconception("dropout not replayed", _NOT_REPLAYED, partial(_replay, restored="never")),
+        Misconception("dropout not replayed", _NOT_REPLAYED, _Replay(restored="never")),
         Misconception(
             "restored once only",
             "Only the first chunk's state was put back. Between two chunks other numbers may have been drawn (by "
             "another tower, say): each chunk needs its own state.",
-            partial(_replay, restored="once"),
+            _Replay(restored="once"),
         ),
         Misconception(
             "states reversed",
             "It looks as if the states were put back in reverse order: chunk i takes state i, as in the first forward.",
-            _states_reversed,
+            lambda encoder, chunks, cache, states: _replay(encoder, chunks, cache, states[::-1]),
         ),
         Misconception(
             "gradients cleared for each chunk",
             "Only the last chunk's gradient is left: it looks as if .grad was cleared for every chunk. The chunks' "
             "gradients add up.",
-            _cleared_each,
+            lambda encoder, *recorded: _replay(encoder, *recorded, before=encoder.zero_grad),
         ),
         Misconception(
             "mean over the chunks",
             "The gradient is too small by the number of chunks: it looks as if the chunks were averaged, as in "
             "gradient accumulation. The cache already is the gradient of the whole loss: add the chunks up.",
-            partial(_replay, mean=True),
+            _Replay(mean=True),
         ),
         *_SURROGATES,
         Misconception(
             "all graphs alive at once",
             "The gradient is right, but the surrogates were added up and backpropagated together, so every chunk's "
             "graph waited for that: the memory of the naive step. Call backward chunk by chunk.",
-            partial(_replay, at_once=True),
+            _Replay(at_once=True),
         ),
         Misconception(
             "re-split by its own length",
             "Right until a chunk is short. It looks as if chunk i starts at row i * len(chunk): the short last chunk "
             "then gets other rows' gradients. Go on from where the chunk before it ended.",
-            partial(_replay, start=lambda number, chunks: number * len(chunks[number])),
+            _Replay(start=lambda number, chunks: number * len(chunks[number])),
         ),
         Misconception(
             "re-split into equal parts",
             "Right until a chunk is short. It looks as if the cache was cut into equal parts of B / n rows: cut it "
             "by the chunks' real lengths.",
-            partial(_replay, start=lambda number, chunks: number * (_real_start(len(chunks), chunks) // len(chunks))),
+            _Replay(start=_equal_start),
         ),
         Misconception(
             "short last chunk dropped",
             "Right until a chunk is short: it looks as if the short last chunk was left out. Its rows were in the "
             "loss, so their gradients belong to the sum.",
-            partial(_replay, last=False),
+            _Replay(last=False),
         ),
     ),
     hints=(
@@ -593,41 +605,39 @@ def _reference_step(setup: Setup, queries: Tensor, passages: Tensor, chunk_size:
     return loss.detach()
 
 
-def _cached_step(
-    setup: Setup,
-    queries: Tensor,
-    passages: Tensor,
-    chunk_size: int,
-    *,
-    graph: str = "none",
-    order: int = 1,
-    cached: Callable[[list[Tensor], nn.Module], tuple[Tensor, list[Tensor]]] = _cache,
-    cleared: str = "first",
-    passages_trained: bool = True,
-    stepped: str = "once",
-    **replayed: Any,
-) -> Tensor:
-    """The step, right but for what is named; `replayed` goes to the replay.
+@dataclass(frozen=True)
+class _CachedStep:
+    """The step, right but for the fields that are changed.
 
-    order: -1 encodes passages first. cached: makes the cache. cleared: "first", "never", "late" (after the cache) or
-    "each" chunk. stepped: "once", or after each "chunk" or "tower", or "never".
+    graph: of the first forward. order: -1 encodes passages first. cached: makes the cache. cleared: "first", "never",
+    "late" (after the cache) or "each" chunk. stepped: "once", or after each "chunk" or "tower", or "never".
     """
-    nothing, (clear, step) = lambda: None, (setup.optimizer.zero_grad, setup.optimizer.step)
-    if cleared in ("first", "each"):
-        clear()
-    towers = [rows.split(chunk_size) for rows in (queries, passages)]
-    first = [_first(setup.encoder, chunks, graph=graph) for chunks in towers[::order]][::order]
-    loss, caches = cached([reps for reps, _ in first], setup.loss_fn)
-    if cleared == "late":
-        clear()
-    around = {"before": clear if cleared == "each" else nothing, "after": step if stepped == "chunk" else nothing}
-    for chunks, cache, (_, states) in list(zip(towers, caches, first, strict=True))[: 1 + passages_trained]:
-        _replay(setup.encoder, chunks, cache, states, **around, **replayed)
-        if stepped == "tower":
+
+    graph: str = "none"
+    order: int = 1
+    cached: Callable[[list[Tensor], nn.Module], tuple[Tensor, list[Tensor]]] = _cache
+    cleared: str = "first"
+    passages_trained: bool = True
+    stepped: str = "once"
+    replay: _Replay = _replay
+
+    def __call__(self, setup: Setup, queries: Tensor, passages: Tensor, chunk_size: int) -> Tensor:
+        nothing, (clear, step) = lambda: None, (setup.optimizer.zero_grad, setup.optimizer.step)
+        if self.cleared in ("first", "each"):
+            clear()
+        towers = [rows.split(chunk_size) for rows in (queries, passages)]
+        first = [_first(setup.encoder, chunks, graph=self.graph) for chunks in towers[:: self.order]][:: self.order]
+        loss, caches = self.cached([reps for reps, _ in first], setup.loss_fn)
+        if self.cleared == "late":
+            clear()
+        before, after = clear if self.cleared == "each" else nothing, step if self.stepped == "chunk" else nothing
+        for chunks, cache, (_, states) in list(zip(towers, caches, first, strict=True))[: 1 + self.passages_trained]:
+            self.replay(setup.encoder, chunks, cache, states, before, after)
+            if self.stepped == "tower":
+                step()
+        if self.stepped == "once":
             step()
-    if stepped == "once":
-        step()
-    return loss
+        return loss
 
 
 def _no_cache(setup: Setup, queries: Tensor, passages: Tensor, chunk_size: int) -> Tensor:
@@ -642,11 +652,7 @@ def _no_cache(setup: Setup, queries: Tensor, passages: Tensor, chunk_size: int) 
 
 def _plain_step(setup: Setup, queries: Tensor, passages: Tensor, chunk_size: int) -> Tensor:
     """No chunks at all."""
-    setup.optimizer.zero_grad()
-    loss = setup.loss_fn(setup.encoder(queries), setup.encoder(passages))
-    loss.backward()
-    setup.optimizer.step()
-    return loss.detach()
+    return _no_cache(setup, queries, passages, len(queries))
 
 
 def _both_forwards(setup: Setup, queries: Tensor, passages: Tensor, chunk_size: int) -> Tensor:
@@ -744,12 +750,12 @@ gradient_cache_step = Exercise(
             "graph kept in the first forward",
             "The step is right, but the first forward built every chunk's graph and kept it until it was detached: the "
             "memory of the naive step. Encode under torch.no_grad().",
-            partial(_cached_step, graph="kept"),
+            _CachedStep(graph="kept"),
         ),
         Misconception(
             "graph built and dropped",
             "The step is right, but the first forward built graphs that nobody uses. Encode under torch.no_grad().",
-            partial(_cached_step, graph="dropped"),
+            _CachedStep(graph="dropped"),
         ),
         Misconception(
             "backpropagated through both forwards",
@@ -757,7 +763,7 @@ gradient_cache_step = Exercise(
             "went through it, and then the replay came on top. Cut the first forward off with torch.no_grad().",
             _both_forwards,
         ),
-        Misconception("dropout not replayed", _NOT_REPLAYED, partial(_cached_step, restored="never")),
+        Misconception("dropout not replayed", _NOT_REPLAYED, _CachedStep(replay=_Replay(restored="never"))),
         Misconception(
             "a loss for each chunk",
             "That is gradient accumulation: each chunk had a loss of its own, and lost the other chunks' negatives. "
@@ -768,50 +774,45 @@ gradient_cache_step = Exercise(
             "mean over the chunks",
             "The encoder's gradient is too small by the number of chunks: the chunks were averaged. The cache already "
             "is the gradient of the whole loss: add the chunks up.",
-            partial(_cached_step, mean=True),
+            _CachedStep(replay=_Replay(mean=True)),
         ),
         Misconception(
             "passages not replayed",
             "Only the queries were encoded again, as if the passages were constants. Both towers have a cache, and "
             "both are replayed.",
-            partial(_cached_step, passages_trained=False),
+            _CachedStep(passages_trained=False),
         ),
         Misconception(
             "passages encoded first",
             "It looks as if the passages were encoded before the queries: right as a method, but dropout draws its "
             "masks in the order of encoding, so the numbers are others. The exercise asks for the queries first.",
-            partial(_cached_step, order=-1),
+            _CachedStep(order=-1),
         ),
         Misconception(
             "no optimizer step",
             "The parameters did not change: the gradients are there, but setup.optimizer.step() was not called.",
-            partial(_cached_step, stepped="never"),
+            _CachedStep(stepped="never"),
         ),
         Misconception(
             "temperature's gradient cleared",
             "The encoder is right, but the temperature did not move: its gradient comes with the cache, and a "
             "zero_grad() after that wiped it out. Clear at the start of the step.",
-            partial(_cached_step, cleared="late"),
+            _CachedStep(cleared="late"),
         ),
         Misconception(
             "gradients cleared for each chunk",
             "Only the last chunk's gradient was left: .grad was cleared for every chunk. Clear once, at the start; the "
             "chunks' gradients add up.",
-            partial(_cached_step, cleared="each"),
+            _CachedStep(cleared="each"),
         ),
         Misconception(
             "loss backpropagated twice",
             "Every gradient is twice too large: the loss was backpropagated twice (once for each tower?), and .grad "
             "adds up. One backward gives both caches.",
-            partial(_cached_step, cached=_backward_twice),
+            _CachedStep(cached=_backward_twice),
         ),
-        Misconception(
-            "temperature once per tower", _ONCE.format("tower"), partial(_cached_step, cached=_loss_for_each_tower)
-        ),
-        *(
-            Misconception(wrong.name, wrong.message, partial(_cached_step, **wrong.wrong.keywords))
-            for wrong in _SURROGATES
-        ),
+        Misconception("temperature once per tower", _ONCE.format("tower"), _CachedStep(cached=_loss_for_each_tower)),
+        *(Misconception(listed.name, listed.message, _CachedStep(replay=listed.wrong)) for listed in _SURROGATES),
         Misconception("temperature once per chunk", _ONCE.format("chunk of each tower"), _loss_for_each_chunk),
         Misconception(
             "temperature once per pair of chunks",
@@ -822,40 +823,37 @@ gradient_cache_step = Exercise(
             "optimizer step for each chunk",
             "The optimizer stepped after every chunk, so later chunks were replayed with other weights than those "
             "their cache belongs to. Step once, when all chunks have been added up.",
-            partial(_cached_step, stepped="chunk"),
+            _CachedStep(stepped="chunk"),
         ),
         Misconception(
             "optimizer step for each tower",
             "The optimizer stepped after each tower, so the passages were replayed with other weights than those their "
             "cache belongs to. Step once, when both towers have been added up.",
-            partial(_cached_step, stepped="tower"),
+            _CachedStep(stepped="tower"),
         ),
         Misconception(
             "short last chunk dropped",
             "Right until B is no multiple of the chunk: the short last chunk was left out of the replay. Its rows were "
             "in the loss.",
-            partial(_cached_step, last=False),
+            _CachedStep(replay=_Replay(last=False)),
         ),
         Misconception(
             "re-split by its own length",
             "Right until B is no multiple of the chunk: the short last chunk got other rows of the cache. Cut the "
             "cache exactly as you cut the rows.",
-            partial(_cached_step, start=lambda number, chunks: number * len(chunks[number])),
+            _CachedStep(replay=_Replay(start=lambda number, chunks: number * len(chunks[number]))),
         ),
         Misconception(
             "re-split into equal parts",
             "Right until B is no multiple of the chunk: the cache was cut into equal parts, the rows were not. Cut "
             "both the same way.",
-            partial(
-                _cached_step,
-                start=lambda number, chunks: number * (_real_start(len(chunks), chunks) // len(chunks)),
-            ),
+            _CachedStep(replay=_Replay(start=_equal_start)),
         ),
         Misconception(
             "old gradients kept",
             "Right the first time only: .grad still held the gradients of the step before. Clear them: "
             "setup.optimizer.zero_grad().",
-            partial(_cached_step, cleared="never"),
+            _CachedStep(cleared="never"),
         ),
     ),
     hints=(

@@ -4,6 +4,7 @@ Letters: B rows, T tokens of a row, F features of a token, D dimensions of a rep
 """
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -279,26 +280,29 @@ def _falling(lengths: list[int]) -> Tensor:
     return torch.tensor(lengths).argsort(descending=True, stable=True)
 
 
-def _encode(
-    encoder: Callable,
-    rows: Tensor,
-    lengths: list[int],
-    chunk_size: int,
-    *,
-    order: Callable[[list[int]], Tensor] = _falling,
-    width: Callable[[list[int], list[int]], int] = lambda chunk, lengths: max(chunk),
-    back: str = "rows",
-    last: bool = True,
-    at_once: bool = False,
-) -> Tensor:
-    """Encoded in chunks, right but for what is named. back: "rows", "not" at all, or by the "order" itself."""
-    places, parts = order(lengths), []
-    for part in places.split(len(lengths) if at_once else chunk_size):
-        cut = width([lengths[row] for row in part], lengths)
-        skipped = not last and len(part) < chunk_size
-        parts.append(encoder(rows[part, :cut]) if not skipped else rows.new_zeros(len(part), encoder.weight.shape[1]))
-    reps = torch.cat(parts)
-    return {"rows": reps[places.argsort()], "not": reps, "order": reps[places]}[back]
+@dataclass(frozen=True)
+class _Encode:
+    """Encoded in chunks, right but for the fields that are changed.
+
+    back: into "rows", "not" at all, or by the "order" itself. last: whether a short last chunk is encoded.
+    """
+
+    order: Callable[[list[int]], Tensor] = _falling
+    width: Callable[[list[int], list[int]], int] = lambda chunk, lengths: max(chunk)
+    back: str = "rows"
+    last: bool = True
+    at_once: bool = False
+
+    def __call__(self, encoder: Callable, rows: Tensor, lengths: list[int], chunk_size: int) -> Tensor:
+        order, parts = self.order(lengths), []
+        for part in order.split(len(lengths) if self.at_once else chunk_size):
+            width = self.width([lengths[row] for row in part], lengths)
+            if not self.last and len(part) < chunk_size:
+                parts.append(rows.new_zeros(len(part), encoder.weight.shape[1]))
+            else:
+                parts.append(encoder(rows[part, :width]))
+        reps = torch.cat(parts)
+        return {"rows": reps[order.argsort()], "not": reps, "order": reps[order]}[self.back]
 
 
 def _one_row_at_a_time(encoder: Callable, rows: Tensor, lengths: list[int], chunk_size: int) -> Tensor:
@@ -367,47 +371,47 @@ encode_sorted = Exercise(
             "not put back",
             "The representations are in the order of the lengths. The loss would hold query i against another row's "
             "passage, and nothing would crash: put each back into its own row.",
-            partial(_encode, back="not"),
+            _Encode(back="not"),
         ),
         Misconception(
             "put back with the order itself",
             "The rows were put back with reps[order]. That sorts a second time; what takes them back is the inverse: "
             "order.argsort(), or writing result[order] = reps.",
-            partial(_encode, back="order"),
+            _Encode(back="order"),
         ),
         Misconception(
             "last chunk lost",
             "The short last chunk was never encoded: its rows are zeros. Go on until no row is left.",
-            partial(_encode, last=False),
+            _Encode(last=False),
         ),
         Misconception(
             "not trimmed",
             "The representations are right, but every chunk was encoded at the full width: sorting alone saves "
             "nothing. Cut the chunk's columns to its longest row.",
-            partial(_encode, width=lambda chunk, lengths: max(lengths)),
+            _Encode(width=lambda chunk, lengths: max(lengths)),
         ),
         Misconception(
             "trimmed to the shortest row",
             "The chunk was cut to its shortest row, so the others lost tokens: that changes their representations. "
             "The longest decides.",
-            partial(_encode, width=lambda chunk, lengths: min(chunk)),
+            _Encode(width=lambda chunk, lengths: min(chunk)),
         ),
         Misconception(
             "not sorted",
             "The representations are right, but the chunks were made in file order: a long row in each of them keeps "
             "them wide. Sort first.",
-            partial(_encode, order=lambda lengths: torch.arange(len(lengths))),
+            _Encode(order=lambda lengths: torch.arange(len(lengths))),
         ),
         Misconception(
             "shortest first",
             "The representations are right, but the shortest rows came first, so the short last chunk holds the "
             "longest. Sort in descending order.",
-            partial(_encode, order=lambda lengths: torch.tensor(lengths).argsort(stable=True)),
+            _Encode(order=lambda lengths: torch.tensor(lengths).argsort(stable=True)),
         ),
         Misconception(
             "all rows at once",
             "All rows went through the encoder together: that is the naive forward, with its padding and its memory.",
-            partial(_encode, at_once=True),
+            _Encode(at_once=True),
         ),
         Misconception(
             "one row at a time",
@@ -419,7 +423,7 @@ encode_sorted = Exercise(
             "chunk_size chunks",
             "It looks as if the rows were cut into chunk_size pieces, as tensor.chunk does. chunk_size says how many "
             "rows stand in each: tensor.split.",
-            lambda encoder, rows, lengths, size: _encode(encoder, rows, lengths, -(-len(lengths) // size)),
+            lambda encoder, rows, lengths, size: _Encode()(encoder, rows, lengths, -(-len(lengths) // size)),
         ),
         Misconception(
             "width from the unsorted lengths",
@@ -441,8 +445,7 @@ encode_sorted = Exercise(
             "shortest first, trimmed to the shortest row",
             "The rows were sorted upwards, so the first of a chunk is its shortest, and the others lost tokens. Sort "
             "in descending order: then the first is the longest.",
-            partial(
-                _encode,
+            _Encode(
                 order=lambda lengths: torch.tensor(lengths).argsort(stable=True),
                 width=lambda chunk, lengths: min(chunk),
             ),

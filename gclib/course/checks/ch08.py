@@ -6,6 +6,7 @@ Letters: B queries and as many passages, S the side of a tile, R x C the sides o
 import math
 import weakref
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -321,31 +322,37 @@ def _parts(batch_size: int, tile_size: int, *, ragged: bool = True) -> list[slic
     return [slice(start, min(start + tile_size, batch_size)) for start in range(0, stop, tile_size)]
 
 
-def _loss_by_tiles(
-    logits: Logits,
-    batch_size: int,
-    tile_size: int,
-    *,
-    start: float = -math.inf,
-    ragged: bool = True,
-    merge: Callable = torch.logaddexp,
-    positive: float = 1.0,
-    own_denominator: bool = True,
-    last: Callable = lambda parts, batch_size: torch.cat(parts).mean(),
-) -> Tensor:
-    """A block of rows after the other, right but for what is named."""
-    losses = []
-    for rows in _parts(batch_size, tile_size, ragged=ragged):
-        found = torch.full((rows.stop - rows.start,), start, dtype=torch.float64)
-        for columns in _parts(batch_size, tile_size, ragged=ragged):
-            tile = logits(rows, columns)
-            if rows == columns:
-                positives = tile.diagonal().clone()
-                if not own_denominator:
-                    tile.fill_diagonal_(-math.inf)
-            found = merge(found, tile.logsumexp(1))
-        losses.append(found - positive * positives)
-    return last(losses, batch_size)
+@dataclass(frozen=True)
+class _TiledLoss:
+    """The loss, a block of rows after the other, right but for the fields that are changed.
+
+    start: of the merged log-sum-exps. ragged: whether short tiles count. positive: how often a positive is subtracted.
+    own_denominator: whether it is in the denominator. last: makes one loss of the blocks'.
+    """
+
+    start: float = -math.inf
+    ragged: bool = True
+    merge: Callable[[Tensor, Tensor], Tensor] = torch.logaddexp
+    positive: float = 1.0
+    own_denominator: bool = True
+    last: Callable[[list[Tensor]], Tensor] = lambda losses: torch.cat(losses).mean()
+
+    def __call__(self, logits: Callable, batch_size: int, tile_size: int) -> Tensor:
+        losses = []
+        for rows in _parts(batch_size, tile_size, ragged=self.ragged):
+            lse = torch.full((rows.stop - rows.start,), self.start, dtype=torch.float64)
+            for columns in _parts(batch_size, tile_size, ragged=self.ragged):
+                tile = logits(rows, columns)
+                if rows == columns:
+                    positives = tile.diagonal().clone()
+                    if not self.own_denominator:
+                        tile.fill_diagonal_(-math.inf)
+                lse = self.merge(lse, tile.logsumexp(1))
+            losses.append(lse - self.positive * positives)
+        return self.last(losses)
+
+
+_tiled_loss = _TiledLoss()
 
 
 def _diagonal_tiles(logits: Logits, batch_size: int, tile_size: int) -> Tensor:
@@ -388,12 +395,12 @@ def _last_diagonal(logits: Logits, batch_size: int, tile_size: int) -> Tensor:
 
 def _down_the_columns(logits: Logits, batch_size: int, tile_size: int) -> Tensor:
     """The other direction: each passage's softmax over the queries."""
-    return _loss_by_tiles(lambda rows, columns: logits(columns, rows).T, batch_size, tile_size)
+    return _tiled_loss(lambda rows, columns: logits(columns, rows).T, batch_size, tile_size)
 
 
 def _both_directions(logits: Logits, batch_size: int, tile_size: int) -> Tensor:
     """The symmetric loss."""
-    return (_loss_by_tiles(logits, batch_size, tile_size) + _down_the_columns(logits, batch_size, tile_size)) / 2
+    return (_tiled_loss(logits, batch_size, tile_size) + _down_the_columns(logits, batch_size, tile_size)) / 2
 
 
 def _everything_at_once(logits: Logits, batch_size: int, tile_size: int) -> Tensor:
@@ -446,15 +453,13 @@ tiled_loss = Exercise(
             "ragged last tile lost",
             "It looks as if the short tiles at the end were left out, in rows and in columns. Go on to the last query: "
             "min(start + tile_size, batch_size).",
-            partial(_loss_by_tiles, ragged=False),
+            _TiledLoss(ragged=False),
         ),
         Misconception(
             "ragged rows never filled",
             "It looks as if the short tiles at the end were never asked for: the sums of the last rows are still minus "
             "infinity. Go on to the last query: range(0, batch_size, tile_size).",
-            lambda logits, batch_size, tile_size: (
-                _loss_by_tiles(logits, batch_size, tile_size, ragged=False) - math.inf
-            ),
+            lambda logits, batch_size, tile_size: _TiledLoss(ragged=False)(logits, batch_size, tile_size) - math.inf,
         ),
         Misconception(
             "diagonal tiles only",
@@ -465,7 +470,7 @@ tiled_loss = Exercise(
         Misconception(
             "mean over blocks of rows",
             "It looks as if blocks were averaged. The last one is short: its rows would weigh more than the others.",
-            partial(_loss_by_tiles, last=lambda parts, batch_size: torch.stack([part.mean() for part in parts]).mean()),
+            _TiledLoss(last=lambda losses: torch.stack([loss.mean() for loss in losses]).mean()),
         ),
         Misconception(
             "mean over tiles",
@@ -499,33 +504,33 @@ tiled_loss = Exercise(
             "positive forgotten",
             "It looks as if the loss were the log-sum-exp alone. The positive's logit, on the diagonal of the tile "
             "whose rows are its columns, is subtracted from it.",
-            partial(_loss_by_tiles, positive=0.0),
+            _TiledLoss(positive=0.0),
         ),
         Misconception(
             "positive out of the denominator",
             "It looks as if the positives were left out of the log-sum-exp. In equation (1) they are in the "
             "denominator too.",
-            partial(_loss_by_tiles, own_denominator=False),
+            _TiledLoss(own_denominator=False),
         ),
         Misconception(
             "merge started at 0",
             "It looks as if the merge began at 0: that counts a logit of 0 that nobody has. Begin at minus infinity.",
-            partial(_loss_by_tiles, start=0.0),
+            _TiledLoss(start=0.0),
         ),
         Misconception(
             "log-sum-exps added",
             "It looks as if the tiles' log-sum-exps were added. Sums add up, their logarithms don't: torch.logaddexp.",
-            partial(_loss_by_tiles, start=0.0, merge=torch.add),
+            _TiledLoss(start=0.0, merge=torch.add),
         ),
         Misconception(
             "only the last tile",
             "It looks as if each tile replaced the one before: the last block of columns alone is in the denominator.",
-            partial(_loss_by_tiles, merge=lambda found, tile: tile),
+            _TiledLoss(merge=lambda before, tile: tile),
         ),
         Misconception(
             "sum instead of mean",
             "It looks as if the queries' losses were added. The loss is their mean.",
-            partial(_loss_by_tiles, last=lambda parts, batch_size: torch.cat(parts).sum()),
+            _TiledLoss(last=lambda losses: torch.cat(losses).sum()),
         ),
         Misconception(
             "the whole matrix at once",
@@ -593,25 +598,27 @@ def _entry_by_entry(
     return torch.tensor(found, dtype=torch.float64)
 
 
-def _tile_gradient(
-    tile: Tensor,
-    row_lse: Tensor,
-    column_lse: Tensor,
-    batch_size: int,
-    temperature: float,
-    holds_positives: bool,
-    *,
-    row: Callable = lambda tile, row_lse, column_lse: (tile - row_lse[:, None]).exp(),
-    column: Callable = lambda tile, row_lse, column_lse: (tile - column_lse).exp(),
-    positive: float = 2.0,
-    always: bool = False,
-    weight: Callable = lambda tile, batch_size, temperature: 1 / (2 * batch_size * temperature),
-) -> Tensor:
-    """Right but for what is named."""
-    found = row(tile, row_lse, column_lse) + column(tile, row_lse, column_lse)
-    if holds_positives or always:
-        found = found - positive * torch.eye(len(tile), dtype=tile.dtype)
-    return found * weight(tile, batch_size, temperature)
+@dataclass(frozen=True)
+class _TileGradient:
+    """The tile's gradient, right but for the fields that are changed.
+
+    row, column: the probabilities of the two softmaxes. positive: what is subtracted for one, in a tile that holds
+    positives or `always`.
+    """
+
+    row: Callable[..., Tensor] = lambda tile, row_lse, column_lse: (tile - row_lse[:, None]).exp()
+    column: Callable[..., Tensor] = lambda tile, row_lse, column_lse: (tile - column_lse).exp()
+    positive: float = 2.0
+    always: bool = False
+    weight: Callable[..., float] = lambda tile, batch_size, temperature: 1 / (2 * batch_size * temperature)
+
+    def __call__(
+        self, tile: Tensor, row_lse: Tensor, column_lse: Tensor, batch_size: int, temperature: float, own: bool
+    ) -> Tensor:
+        gradient = self.row(tile, row_lse, column_lse) + self.column(tile, row_lse, column_lse)
+        if own or self.always:
+            gradient = gradient - self.positive * torch.eye(len(tile), dtype=tile.dtype)
+        return gradient * self.weight(tile, batch_size, temperature)
 
 
 def _nothing(tile: Tensor, row_lse: Tensor, column_lse: Tensor) -> Tensor:
@@ -637,20 +644,19 @@ tile_gradient = Exercise(
             "rows' normaliser for both directions",
             "It looks as if both directions were divided by the rows' sums (or as if there were only one direction). A "
             "passage's softmax runs down its column: it needs column_lse.",
-            partial(_tile_gradient, column=lambda tile, row_lse, column_lse: (tile - row_lse[:, None]).exp()),
+            _TileGradient(column=lambda tile, row_lse, column_lse: (tile - row_lse[:, None]).exp()),
         ),
         Misconception(
             "columns' normaliser for both directions",
             "It looks as if both directions were divided by the columns' sums. A query's softmax runs along its row: "
             "row_lse[:, None]. A vector without [:, None] is laid along the columns.",
-            partial(_tile_gradient, row=lambda tile, row_lse, column_lse: (tile - column_lse).exp()),
+            _TileGradient(row=lambda tile, row_lse, column_lse: (tile - column_lse).exp()),
         ),
         Misconception(
             "row and column sums crossed",
             "It looks as if the rows were divided by the columns' sums and the columns by the rows'. row_lse[:, None] "
             "goes with rows.",
-            partial(
-                _tile_gradient,
+            _TileGradient(
                 row=lambda tile, row_lse, column_lse: (tile - row_lse).exp(),
                 column=lambda tile, row_lse, column_lse: (tile - column_lse[:, None]).exp(),
             ),
@@ -659,8 +665,7 @@ tile_gradient = Exercise(
             "softmax within the tile",
             "It looks as if the softmax were taken inside the tile. Its denominator has all B logits of the row, or of "
             "the column: they are in the stored log-sum-exps.",
-            partial(
-                _tile_gradient,
+            _TileGradient(
                 row=lambda tile, row_lse, column_lse: tile.softmax(1),
                 column=lambda tile, row_lse, column_lse: tile.softmax(0),
             ),
@@ -669,64 +674,63 @@ tile_gradient = Exercise(
             "positive's -1 forgotten",
             "That is the gradient of the log-sum-exps alone. Where the tile holds positives, 1 is subtracted on its "
             "diagonal, once for each direction.",
-            partial(_tile_gradient, positive=0.0),
+            _TileGradient(positive=0.0),
         ),
         Misconception(
             "positive's -1 in one direction only",
             "It looks as if 1 were subtracted once on the diagonal. There are two softmaxes, and each has this "
             "positive: subtract 2 before halving.",
-            partial(_tile_gradient, positive=1.0),
+            _TileGradient(positive=1.0),
         ),
         Misconception(
             "positives in every tile",
             "It looks as if every tile's diagonal held positives. Only a tile whose rows are its columns has them.",
-            partial(_tile_gradient, always=True),
+            _TileGradient(always=True),
         ),
         Misconception(
             "one direction only",
             "It looks as if only the queries' softmax were there. The symmetric loss has the passages' too.",
-            partial(_tile_gradient, column=_nothing, positive=1.0, weight=lambda tile, batch, t: 1 / (2 * batch * t)),
+            _TileGradient(column=_nothing, positive=1.0, weight=lambda tile, batch, t: 1 / (2 * batch * t)),
         ),
         Misconception(
             "both directions added",
             "It looks as if the two directions were added. The symmetric loss is their mean: half of that.",
-            partial(_tile_gradient, weight=lambda tile, batch, t: 1 / (batch * t)),
+            _TileGradient(weight=lambda tile, batch, t: 1 / (batch * t)),
         ),
         Misconception(
             "1/B forgotten",
             "It looks as if the loss were a sum over the queries. It is their mean: divide by batch_size.",
-            partial(_tile_gradient, weight=lambda tile, batch, t: 1 / (2 * t)),
+            _TileGradient(weight=lambda tile, batch, t: 1 / (2 * t)),
         ),
         Misconception(
             "divided by the tile's rows",
             "It looks as if the mean were over the tile's rows. It is over all batch_size queries.",
-            partial(_tile_gradient, weight=lambda tile, batch, t: 1 / (2 * len(tile) * t)),
+            _TileGradient(weight=lambda tile, batch, t: 1 / (2 * len(tile) * t)),
         ),
         Misconception(
             "temperature forgotten",
             "That is the gradient with respect to the logits. The similarities are asked for: the chain rule divides "
             "by the temperature once more.",
-            partial(_tile_gradient, weight=lambda tile, batch, t: 1 / (2 * batch)),
+            _TileGradient(weight=lambda tile, batch, t: 1 / (2 * batch)),
         ),
         Misconception(
             "logits divided again",
             "It looks as if the tile were divided by the temperature again. It holds logits: similarities that are "
             "divided by it already, as they are in the stored sums.",
-            lambda tile, row_lse, column_lse, batch, t, own: _tile_gradient(
+            lambda tile, row_lse, column_lse, batch, t, own: _TileGradient()(
                 tile / t, row_lse, column_lse, batch, t, own
             ),
         ),
         Misconception(
             "multiplied by the temperature",
             "It looks as if the gradient were multiplied by the temperature. Logits are s / temperature: divide.",
-            partial(_tile_gradient, weight=lambda tile, batch, t: t / (2 * batch)),
+            _TileGradient(weight=lambda tile, batch, t: t / (2 * batch)),
         ),
         Misconception(
             "exponentials divided",
             "Right for small logits only: exp(logit) / exp(log-sum-exp) is infinite over infinite for large ones. "
             "Subtract first: exp(logit - log-sum-exp).",
-            partial(
-                _tile_gradient,
+            _TileGradient(
                 row=lambda tile, row_lse, column_lse: tile.exp() / row_lse.exp()[:, None],
                 column=lambda tile, row_lse, column_lse: tile.exp() / column_lse.exp(),
             ),

@@ -43,30 +43,34 @@ def _reference_translate(library: str, knobs: dict[str, int], ranks: int) -> dic
     return {"batch_size": len(whole), "chunk_size": len(on_one[: knobs["mini_batch_size"]])}
 
 
-def _translated(
-    library: str,
-    knobs: dict[str, int],
-    ranks: int,
-    *,
-    accumulate: bool = False,
-    features: bool = True,
-    gather: Callable[[bool], bool] = bool,
-    capped: Callable[[int, int], int] = lambda batch, ranks: batch,
-    swapped: bool = False,
-    cut: bool = False,
-) -> dict[str, int]:
-    """Right but for what is named. capped: the most rows of a chunk; cut: open_clip's batch_size taken for B."""
-    if library == "open_clip":
-        batch, chunk, shared = knobs["batch_size"], knobs["batch_size"], gather(True)
-        batch *= knobs["accum_freq"] if features and not cut else 1
-        chunk //= knobs["accum_freq"] if cut else 1
-    else:
-        batch, chunk = knobs["per_device_train_batch_size"], knobs["mini_batch_size"]
-        chunk = min(capped(batch, ranks), chunk)
-        batch *= knobs["gradient_accumulation_steps"] if accumulate else 1
-        shared = gather(knobs["gather_across_devices"])
-    batch *= ranks if shared else 1
-    return {"batch_size": chunk, "chunk_size": batch} if swapped else {"batch_size": batch, "chunk_size": chunk}
+@dataclass(frozen=True)
+class _Translate:
+    """Right but for the fields that are changed.
+
+    accumulate: accumulated steps count. features: open_clip's accum_freq does. gather: whether ranks count, given
+    what the knob says. capped: the most rows of a chunk. cut: open_clip's batch_size taken for B.
+    """
+
+    accumulate: bool = False
+    features: bool = True
+    gather: Callable[[bool], bool] = bool
+    capped: Callable[[int, int], int] = lambda batch, ranks: batch
+    swapped: bool = False
+    cut: bool = False
+
+    def __call__(self, library: str, knobs: dict[str, int], ranks: int) -> dict[str, int]:
+        if library == "open_clip":
+            batch, chunk, shared = knobs["batch_size"], knobs["batch_size"], self.gather(True)
+            batch *= knobs["accum_freq"] if self.features and not self.cut else 1
+            chunk //= knobs["accum_freq"] if self.cut else 1
+        else:
+            batch, chunk = knobs["per_device_train_batch_size"], knobs["mini_batch_size"]
+            chunk = min(self.capped(batch, ranks), chunk)
+            batch *= knobs["gradient_accumulation_steps"] if self.accumulate else 1
+            shared = self.gather(knobs["gather_across_devices"])
+        batch *= ranks if shared else 1
+        names = ("chunk_size", "batch_size") if self.swapped else ("batch_size", "chunk_size")
+        return dict(zip(names, (batch, chunk), strict=True))
 
 
 translate = Exercise(
@@ -87,47 +91,47 @@ translate = Exercise(
             "accumulated steps counted",
             "It looks as if gradient_accumulation_steps made the batch bigger. It adds up gradients of losses that do "
             "not see each other: a query has no more negatives for it (chapter 03).",
-            partial(_translated, accumulate=True),
+            _Translate(accumulate=True),
         ),
         Misconception(
             "batch and chunk swapped",
             "The two sizes are the wrong way round. The chunk (mini_batch_size, or open_clip's batch_size) is what is "
             "encoded at once; it changes memory, not the loss.",
-            partial(_translated, swapped=True),
+            _Translate(swapped=True),
         ),
         Misconception(
             "ranks forgotten",
             "It looks as if only one rank's queries counted. Where representations are gathered, the loss is over all "
             "ranks' queries.",
-            partial(_translated, gather=lambda told: False),
+            _Translate(gather=lambda told: False),
         ),
         Misconception(
             "ranks without gathering",
             "It looks as if the ranks always counted. Without gather_across_devices every rank has a loss of its own.",
-            partial(_translated, gather=lambda told: True),
+            _Translate(gather=lambda told: True),
         ),
         Misconception(
             "accum_freq taken for accumulation",
             "It looks as if --accum-freq left the loss as it is. open_clip keeps the representations of all accum_freq "
             "batches and takes one loss over them: there the batch grows.",
-            partial(_translated, features=False),
+            _Translate(features=False),
         ),
         Misconception(
             "open_clip's batch_size taken for the batch",
             "It looks as if open_clip's batch_size were the whole batch, cut into accum_freq chunks. It is the other "
             "way round: batch_size is one chunk, and accum_freq of them make the batch of a rank.",
-            partial(_translated, cut=True),
+            _Translate(cut=True),
         ),
         Misconception(
             "chunk larger than the batch",
             "A chunk cannot have more rows than the batch of its rank: mini_batch_size is an upper limit.",
-            partial(_translated, capped=lambda batch, ranks: sys.maxsize),
+            _Translate(capped=lambda batch, ranks: sys.maxsize),
         ),
         Misconception(
             "chunk capped by all ranks' queries",
             "It looks as if the chunk were held against the queries of all ranks. A rank encodes its own rows alone: "
             "its chunk has at most per_device_train_batch_size of them.",
-            partial(_translated, capped=lambda batch, ranks: batch * ranks),
+            _Translate(capped=lambda batch, ranks: batch * ranks),
         ),
     ),
     hints=(
@@ -181,32 +185,30 @@ def _reference_max_sim(
     return torch.stack(rows)
 
 
-def _max_sim(
-    queries: Tensor,
-    passages: Tensor,
-    query_mask: Tensor,
-    passage_mask: Tensor,
-    *,
-    mask_queries: bool = True,
-    mask_passages: bool = True,
-    of_passages: bool = False,
-    mean: bool = False,
-    last: str = "max",
-    fill: float = torch.finfo(torch.float64).min,
-    unit: bool = False,
-) -> Tensor:
-    """Right but for what is named. fill: what stands at the passages' padding before the maximum."""
-    if unit:
-        queries, passages = F.normalize(queries, dim=-1), F.normalize(passages, dim=-1)
-    grid = torch.einsum("isd,jtd->ijst", queries, passages)
-    rows, columns = query_mask.bool()[:, None, :], passage_mask.bool()[None, :, :]
-    if of_passages:
-        grid, rows, columns = grid.transpose(2, 3), columns, rows
-    if mask_passages:
-        grid = torch.where(columns.unsqueeze(2), grid, fill if last == "max" else 0.0)
-    best = grid.amax(dim=3) if last == "max" else grid.sum(dim=3)
-    best = torch.where(rows, best, 0.0) if mask_queries else best
-    return best.sum(dim=2) / rows.sum(dim=2) if mean else best.sum(dim=2)
+@dataclass(frozen=True)
+class _MaxSim:
+    """Right but for the fields that are changed. fill: what stands at the passages' padding before the maximum."""
+
+    mask_queries: bool = True
+    mask_passages: bool = True
+    of_passages: bool = False
+    mean: bool = False
+    last: str = "max"
+    fill: float = torch.finfo(torch.float64).min
+    unit: bool = False
+
+    def __call__(self, queries: Tensor, passages: Tensor, query_mask: Tensor, passage_mask: Tensor) -> Tensor:
+        if self.unit:
+            queries, passages = F.normalize(queries, dim=-1), F.normalize(passages, dim=-1)
+        grid = torch.einsum("isd,jtd->ijst", queries, passages)
+        rows, columns = query_mask.bool()[:, None, :], passage_mask.bool()[None, :, :]
+        if self.of_passages:
+            grid, rows, columns = grid.transpose(2, 3), columns, rows
+        if self.mask_passages:
+            grid = torch.where(columns.unsqueeze(2), grid, self.fill if self.last == "max" else 0.0)
+        best = grid.amax(dim=3) if self.last == "max" else grid.sum(dim=3)
+        best = torch.where(rows, best, 0.0) if self.mask_queries else best
+        return best.sum(dim=2) / rows.sum(dim=2) if self.mean else best.sum(dim=2)
 
 
 max_sim = Exercise(
@@ -225,47 +227,47 @@ max_sim = Exercise(
             "passage padding wins",
             "It looks as if the passages' padding took part in the maximum. A padded token is a zero vector, and 0 is "
             "larger than any negative product: fill with -inf before the maximum.",
-            partial(_max_sim, mask_passages=False),
+            _MaxSim(mask_passages=False),
         ),
         Misconception(
             "query padding counted",
             "It looks as if the queries' padded tokens were added up too. They are not part of the text: leave them "
             "out of the sum.",
-            partial(_max_sim, mask_queries=False),
+            _MaxSim(mask_queries=False),
         ),
         Misconception(
             "no mask at all",
             "It looks as if neither mask was used. Padding must neither win a maximum nor be added up.",
-            partial(_max_sim, mask_queries=False, mask_passages=False),
+            _MaxSim(mask_queries=False, mask_passages=False),
         ),
         Misconception(
             "maximum over the query",
             "The other way round: that is each passage token's best query token, added up over the passage. A long "
             "passage would win by its length.",
-            partial(_max_sim, of_passages=True),
+            _MaxSim(of_passages=True),
         ),
         Misconception(
             "mean over the query",
             "That is the mean over the query's tokens; ColBERT adds up. Within one query's row it changes no ranking, "
             "but it is another temperature for each query.",
-            partial(_max_sim, mean=True),
+            _MaxSim(mean=True),
         ),
         Misconception(
             "all pairs added up",
             "It looks as if all products were added up. Each query token keeps its best passage token alone.",
-            partial(_max_sim, last="sum"),
+            _MaxSim(last="sum"),
         ),
         Misconception(
             "padding filled with -1",
             "It looks as if padding were set to -1 before the maximum. That is low enough for unit vectors alone; "
             "products of others are lower still. -inf always is.",
-            partial(_max_sim, fill=-1.0),
+            _MaxSim(fill=-1.0),
         ),
         Misconception(
             "tokens made unit vectors",
             "It looks as if the tokens were made unit vectors first. They come as they are to be compared: by their "
             "dot products.",
-            partial(_max_sim, unit=True),
+            _MaxSim(unit=True),
         ),
     ),
     hints=(

@@ -453,22 +453,28 @@ def _proposals(rng: np.random.Generator, *, survivors: bool = True, exact: bool 
     return {"plans": [plans[place] for place in order], "card_gib": card, "deadline": deadline}
 
 
-def _survivors(
-    plans: list[dict],
-    card_gib: int,
-    deadline: int,
-    *,
-    unit: float = GIB,
-    in_time: bool = True,
-    fits: bool = True,
-    seen: Callable = lambda plan: plan["chunk_size"] if plan["step"] == "accumulation" else plan["batch_size"],
-    within: Callable = operator.le,
-    rank: Callable = lambda seen, plan: (-seen, plan["hours"]),
-) -> list[int]:
-    """The places of the plans that survive, best first; right but for what is changed."""
-    left = [n for n, plan in enumerate(plans) if not fits or within(plan["peak_bytes"], card_gib * unit)]
-    left = [n for n in left if not in_time or within(plans[n]["hours"], deadline)]
-    return sorted(left, key=lambda n: rank(seen(plans[n]), plans[n]))
+def _seen(plan: dict) -> int:
+    """Queries of one loss."""
+    return plan["chunk_size"] if plan["step"] == "accumulation" else plan["batch_size"]
+
+
+@dataclass(frozen=True)
+class _Survivors:
+    """The places of the plans that survive, best first; right but for the fields that are changed."""
+
+    unit: float = GIB
+    in_time: bool = True
+    fits: bool = True
+    seen: Callable[[dict], int] = _seen
+    within: Callable[[float, float], bool] = operator.le
+    rank: Callable[[int, dict], tuple] = lambda seen, plan: (-seen, plan["hours"])
+
+    def __call__(self, plans: list[dict], card_gib: int, deadline: int) -> list[int]:
+        left = [
+            n for n, plan in enumerate(plans) if not self.fits or self.within(plan["peak_bytes"], card_gib * self.unit)
+        ]
+        left = [n for n in left if not self.in_time or self.within(plans[n]["hours"], deadline)]
+        return sorted(left, key=lambda n: self.rank(self.seen(plans[n]), plans[n]))
 
 
 def _reference_defence(plans: list[dict], card_gib: int, deadline: int) -> list[int]:
@@ -497,54 +503,54 @@ defend = Exercise(
         Misconception(
             "accumulation's batch taken for its negatives",
             "Accumulation's batch is counted as if a query met all of it. It meets its own chunk (chapter 03).",
-            partial(_survivors, seen=lambda plan: plan["batch_size"]),
+            _Survivors(seen=lambda plan: plan["batch_size"]),
         ),
         Misconception(
             "the cached step's chunk taken for its negatives",
             "It looks as if gradient caching saw only its chunk. Its loss is computed over the whole batch: that is "
             "what the cache is for.",
-            partial(_survivors, seen=lambda plan: plan["chunk_size"] or plan["batch_size"]),
+            _Survivors(seen=lambda plan: plan["chunk_size"] or plan["batch_size"]),
         ),
         Misconception(
             "memory not checked",
             "One of these does not fit the card.",
-            partial(_survivors, fits=False),
+            _Survivors(fits=False),
         ),
         Misconception(
             "deadline not checked",
             "One of these comes too late.",
-            partial(_survivors, in_time=False),
+            _Survivors(in_time=False),
         ),
         Misconception(
             "GB instead of GiB",
             "The card was counted in GB, 10^9 bytes: a plan that fits is struck out. A GiB has 2^30.",
-            partial(_survivors, unit=1e9),
+            _Survivors(unit=1e9),
         ),
         Misconception(
             "the fastest first",
             "These are in the order of their hours. Time is what is left to choose by, where negatives are equal.",
-            partial(_survivors, rank=lambda seen, plan: (plan["hours"], -seen)),
+            _Survivors(rank=lambda seen, plan: (plan["hours"], -seen)),
         ),
         Misconception(
             "the slower of equals first",
             "Of two plans with equally many negatives the faster comes first.",
-            partial(_survivors, rank=lambda seen, plan: (-seen, -plan["hours"])),
+            _Survivors(rank=lambda seen, plan: (-seen, -plan["hours"])),
         ),
         Misconception(
             "the smaller of equals first",
             "Of two plans with equally many negatives the one that takes less memory comes first here. Both fit: what "
             "is left to choose by is time.",
-            partial(_survivors, rank=lambda seen, plan: (-seen, plan["peak_bytes"])),
+            _Survivors(rank=lambda seen, plan: (-seen, plan["peak_bytes"])),
         ),
         Misconception(
             "the fewest negatives first",
             "The order is the wrong way round: most negatives first.",
-            partial(_survivors, rank=lambda seen, plan: (seen, plan["hours"])),
+            _Survivors(rank=lambda seen, plan: (seen, plan["hours"])),
         ),
         Misconception(
             "exact fit refused",
             "A plan that takes exactly the card, or ends exactly at the deadline, stays in: it must be <=, not <.",
-            partial(_survivors, within=operator.lt),
+            _Survivors(within=operator.lt),
         ),
     ),
     hints=(

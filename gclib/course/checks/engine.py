@@ -18,7 +18,7 @@ import inspect
 import os
 import secrets
 import textwrap
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from types import CodeType, ModuleType
@@ -27,49 +27,26 @@ import numpy as np
 
 from . import progress
 from .comparing import describe
-from .judging import Case, Maker, Misconception, Slip, Verdict, judge_cases, run_case
+from .judging import Case, Maker, Misconception, Slip, Task, Verdict, judge_cases, run_case
 from .running import generators_kept
 
 __all__ = ["Exercise", "Misconception", "Slip", "Verdict", "count_lines", "exercises_of"]
 
 
-@dataclass(frozen=True)
-class Exercise:
-    """One exercise. Calling it with an answer prints the verdict; `judge` returns it and prints nothing.
+@dataclass(frozen=True, kw_only=True)
+class Exercise(Task):
+    """A task with its words. Calling it with an answer prints the verdict; `judge` returns it and prints nothing.
 
-    oracle          the right answer; it shares no code with the solution in the notebook
-    makers          functions of a numpy Generator that return inputs, from ordinary to extreme: the answer is
-                    judged on `repeats` draws of each in turn, and compared with the misconceptions, in their
-                    order, on the first that it fails
-    outcome         outcome(result, *inputs afterwards) -> the values to compare; by default the result itself
-    note            note(expected, got, *inputs) -> a sentence about their first difference, or ""
-    slips           mistakes that end in an error, known by its text
-    differentiable  the gradients of the float inputs must agree too: ||difference|| <= gradient_error * ||gradient||
-    may_change      names of inputs that the answer is allowed to change
-    without         names that the answer's code must not use: those would do the exercise for the learner
-    whole           an int is asked for: a float of the same value is not enough
+    without  names that the answer's code must not use: those would do the exercise for the learner
+    repeats  draws of each maker that the answer is judged on
     """
 
     chapter: int
-    name: str
     spec: str
     line_budget: int
-    oracle: Callable
-    makers: Sequence[Maker]
-    misconceptions: Sequence[Misconception]
     hints: tuple[str, str, str]
-    outcome: Callable | None = None
-    note: Callable | None = None
-    slips: Sequence[Slip] = ()
-    differentiable: bool = False
-    may_change: frozenset[str] = frozenset()
     without: frozenset[str] = frozenset()
-    whole: bool = False
     repeats: int = 5
-    rtol: float = 1e-4
-    atol: float = 1e-5
-    gradient_error: float = 1e-3
-    seconds: float = 10.0
 
     @property
     def key(self) -> str:

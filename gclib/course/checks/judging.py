@@ -3,9 +3,9 @@
 import copy
 import inspect
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import numpy as np
 import torch
@@ -13,9 +13,6 @@ from torch import Tensor, nn
 
 from .comparing import describe, difference
 from .running import TooSlow, is_stub_error, run_limited, seed_generators, tell_error
-
-if TYPE_CHECKING:
-    from .engine import Exercise
 
 Inputs = dict[str, object]  # an answer's arguments by name, in the order of its signature
 Maker = Callable[[np.random.Generator], Inputs]
@@ -37,6 +34,39 @@ class Slip:
     name: str
     message: str
     pattern: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Task:
+    """What an answer is judged by.
+
+    oracle          the right answer; it shares no code with the solution in the notebook
+    makers          functions of a numpy Generator that return inputs, from ordinary to extreme: the answer is
+                    judged on several draws of each in turn, and compared with the misconceptions, in their
+                    order, on the first that it fails
+    outcome         outcome(result, *inputs afterwards) -> the values to compare; by default the result itself
+    note            note(expected, got, *inputs) -> a sentence about their first difference, or ""
+    slips           mistakes that end in an error, known by its text
+    differentiable  the gradients of the float inputs must agree too: ||difference|| <= gradient_error * ||gradient||
+    may_change      names of inputs that the answer is allowed to change
+    whole           an int is asked for: a float of the same value is not enough
+    seconds         the most that one call of the answer may take
+    """
+
+    name: str
+    oracle: Callable
+    makers: Sequence[Maker]
+    misconceptions: Sequence[Misconception]
+    outcome: Callable | None = None
+    note: Callable | None = None
+    slips: Sequence[Slip] = ()
+    differentiable: bool = False
+    may_change: frozenset[str] = frozenset()
+    whole: bool = False
+    rtol: float = 1e-4
+    atol: float = 1e-5
+    gradient_error: float = 1e-3
+    seconds: float = 10.0
 
 
 @dataclass(frozen=True)
@@ -66,7 +96,7 @@ class CalledBackward(Exception):
     """An answer that should return a number with its graph has backpropagated it already."""
 
 
-def run_case(exercise: "Exercise", function: Callable, inputs: Inputs, seed: int) -> tuple[object, dict, str | None]:
+def run_case(task: Task, function: Callable, inputs: Inputs, seed: int) -> tuple[object, dict, str | None]:
     """What `function` does with a copy of `inputs`: outcome, gradients, name of an input it changed.
 
     Raises what `function` raises, and CalledBackward where gradients count and it has taken them itself.
@@ -74,22 +104,22 @@ def run_case(exercise: "Exercise", function: Callable, inputs: Inputs, seed: int
     leaves, given = {}, {}
     for name, value in inputs.items():
         given[name] = copy.deepcopy(value)
-        if exercise.differentiable and isinstance(value, Tensor) and value.is_floating_point():
+        if task.differentiable and isinstance(value, Tensor) and value.is_floating_point():
             leaves[name] = given[name].requires_grad_()
             given[name] = leaves[name].clone()
     seed_generators(seed)
     result = function(*given.values())
     if any(leaf.grad is not None for leaf in leaves.values()):
         raise CalledBackward
-    changed = next((name for name in inputs if _changed(exercise, name, inputs, given)), None)
-    found = result if exercise.outcome is None else exercise.outcome(result, *given.values())
+    changed = next((name for name in inputs if _changed(task, name, inputs, given)), None)
+    found = result if task.outcome is None else task.outcome(result, *given.values())
     gradients = {} if changed else _gradients(result, leaves)
     return found, gradients, changed
 
 
-def _changed(exercise: "Exercise", name: str, before: Inputs, after: Inputs) -> bool:
+def _changed(task: Task, name: str, before: Inputs, after: Inputs) -> bool:
     old, new = before[name], after[name]
-    if name in exercise.may_change or callable(old) and not isinstance(old, nn.Module):
+    if name in task.may_change or callable(old) and not isinstance(old, nn.Module):
         return False
     if isinstance(old, nn.Module):
         old, new = dict(old.state_dict()), dict(new.state_dict())
@@ -103,41 +133,41 @@ def _gradients(result: object, leaves: dict[str, Tensor]) -> dict[str, Tensor]:
     return {name: g for name, g in zip(leaves, found, strict=True) if g is not None}
 
 
-def judge_cases(exercise: "Exercise", answer: Callable, cases: list[Case], *, answered: bool = False) -> Verdict | None:
+def judge_cases(task: Task, answer: Callable, cases: list[Case], *, answered: bool = False) -> Verdict | None:
     """The verdict on the draws of one maker; None when the answer is right on all of them.
 
     answered: the answer has returned values before, for another maker.
     """
     outcomes = []
     for case in cases:
-        verdict, outcome = _attempt(exercise, answer, case, answered=answered or bool(outcomes))
+        verdict, outcome = _attempt(task, answer, case, answered=answered or bool(outcomes))
         if verdict is not None:
             return verdict
         outcomes.append(outcome)
-    faults = [_fault(exercise, case, outcome) for case, outcome in zip(cases, outcomes, strict=True)]
+    faults = [_fault(task, case, outcome) for case, outcome in zip(cases, outcomes, strict=True)]
     if not any(faults):
         return None
     place, fault = next((i, fault) for i, fault in enumerate(faults) if fault)
     where = _describe_inputs(cases[place].inputs)
-    recognised = _recognise(exercise, cases, outcomes)
+    recognised = _recognise(task, cases, outcomes)
     if recognised is None:
         return Verdict("wrong", f"{fault}\n    Input: {where}.", earns_hint=True)
     said = f"{recognised.message}\n    {fault}\n    Input: {where}."
     return Verdict("wrong", said, recognised.name, earns_hint=True)
 
 
-def _attempt(exercise: "Exercise", answer: Callable, case: Case, *, answered: bool) -> tuple[Verdict | None, tuple]:
+def _attempt(task: Task, answer: Callable, case: Case, *, answered: bool) -> tuple[Verdict | None, tuple]:
     """Run the answer once: a verdict when it does not come back with a value, else its outcome."""
     where = f"\n    Input: {_describe_inputs(case.inputs)}."
     try:
         inspect.signature(answer).bind(*case.inputs.values())
     except TypeError as error:
-        takes = f"{exercise.name}({', '.join(case.inputs)})"
+        takes = f"{task.name}({', '.join(case.inputs)})"
         return Verdict("wrong", f"The check calls {takes}, and your function cannot be ({error})."), ()
     except ValueError:
         pass  # a callable without a signature: call it and see
     try:
-        outcome = run_limited(lambda: run_case(exercise, answer, case.inputs, case.seed), exercise.seconds)
+        outcome = run_limited(lambda: run_case(task, answer, case.inputs, case.seed), task.seconds)
     except TooSlow as error:
         rest = " It is still running: restart the kernel to stop it." if error.still_running else ""
         return Verdict("wrong", f"It gave {error}: does a loop never end?{rest}{where}"), ()
@@ -146,11 +176,11 @@ def _attempt(exercise: "Exercise", answer: Callable, case: Case, *, answered: bo
     except BaseException as error:
         if is_stub_error(error):
             return Verdict("not attempted", "The function above is still the stub."), ()
-        return _judge_error(exercise, tell_error(answer, error) + where, error), ()
-    if answered and exercise.outcome is None and outcome[0] is None:
+        return _judge_error(task, tell_error(answer, error) + where, error), ()
+    if answered and task.outcome is None and outcome[0] is None:
         said = "It returns nothing for this input, and a value for others: does every way through it end in `return`?"
         return Verdict("wrong", f"{said}{where}", earns_hint=True), ()
-    if _did_nothing(exercise, outcome[0], case):
+    if _did_nothing(task, outcome[0], case):
         said = "The function above returns nothing; if you have written it, does it end in `return`?"
         return Verdict("not attempted", said), ()
     return None, outcome
@@ -162,46 +192,46 @@ _BACKWARD_INSIDE = (
 )
 
 
-def _judge_error(exercise: "Exercise", told: str, error: BaseException) -> Verdict:
+def _judge_error(task: Task, told: str, error: BaseException) -> Verdict:
     """The verdict on an answer that raised: with the name of the slip behind it, where it is known."""
     if isinstance(error, CalledBackward):
         return Verdict("wrong", _BACKWARD_INSIDE, "backward inside", earns_hint=True)
-    for slip in exercise.slips:
+    for slip in task.slips:
         if re.search(slip.pattern, f"{type(error).__name__}: {error}"):
             return Verdict("wrong", f"{slip.message}\n    {told}", slip.name, earns_hint=True)
     return Verdict("wrong", told)
 
 
-def _did_nothing(exercise: "Exercise", found: object, case: Case) -> bool:
+def _did_nothing(task: Task, found: object, case: Case) -> bool:
     """True for None or Ellipsis, and where effects count instead of a result, for no effect at all."""
-    if exercise.outcome is None:
+    if task.outcome is None:
         return found is None or found is ...
-    untouched = exercise.outcome(None, *copy.deepcopy(case.inputs).values())
+    untouched = task.outcome(None, *copy.deepcopy(case.inputs).values())
     return difference(untouched, found, rtol=0, atol=0) is None
 
 
-def _fault(exercise: "Exercise", case: Case, outcome: tuple) -> str | None:
+def _fault(task: Task, case: Case, outcome: tuple) -> str | None:
     """What is wrong with one outcome, in words; None when nothing is."""
     found, gradients, changed = outcome
     if changed is not None:
         return f"It changes its input `{changed}` in place: work on a copy."
-    if fault := _difference(exercise, case.expected, found):
-        note = "" if exercise.note is None else exercise.note(case.expected, found, *case.inputs.values())
+    if fault := _difference(task, case.expected, found):
+        note = "" if task.note is None else task.note(case.expected, found, *case.inputs.values())
         return f"{fault[0].upper()}{fault[1:]}.{note and f' {note}'}"
-    if exercise.whole and _is_fraction(case.expected, found):
+    if task.whole and _is_fraction(case.expected, found):
         return "The value is right, but it is a float, and an int is asked for: // divides whole numbers."
     for name, gradient in case.gradients.items():
         if name not in gradients:
             cut = ".item(), .detach(), torch.tensor(...) or no_grad"
             return f"The value is right, but no gradient reaches `{name}`: {cut} cuts it off."
-        error = (gradients[name] - gradient).norm() / gradient.norm().clamp(min=exercise.atol)
-        if not error <= exercise.gradient_error:
+        error = (gradients[name] - gradient).norm() / gradient.norm().clamp(min=task.atol)
+        if not error <= task.gradient_error:
             return f"The value is right, but the gradient of `{name}` is not: it is off by {error:.1%} of its length."
     return None
 
 
-def _difference(exercise: "Exercise", expected: object, found: object) -> str | None:
-    return difference(expected, found, rtol=exercise.rtol, atol=exercise.atol)
+def _difference(task: Task, expected: object, found: object) -> str | None:
+    return difference(expected, found, rtol=task.rtol, atol=task.atol)
 
 
 def _is_fraction(expected: object, found: object) -> bool:
@@ -213,32 +243,30 @@ def _is_fraction(expected: object, found: object) -> bool:
     return found.is_floating_point() if isinstance(found, Tensor) else isinstance(found, float)
 
 
-def _recognise(exercise: "Exercise", cases: list[Case], outcomes: list[tuple]) -> Misconception | None:
+def _recognise(task: Task, cases: list[Case], outcomes: list[tuple]) -> Misconception | None:
     """The first misconception that does what the answer did, on every one of these inputs, and is wrong there.
 
     Values decide. Where all of them are right, and the fault lies in the gradients, the gradients must be the same.
     """
     pairs = list(zip(cases, outcomes, strict=True))
-    by_gradients = all(_difference(exercise, case.expected, outcome[0]) is None for case, outcome in pairs)
-    for misconception in exercise.misconceptions:
-        if all(_does_the_same(exercise, misconception, *pair, by_gradients) for pair in pairs):
+    by_gradients = all(_difference(task, case.expected, outcome[0]) is None for case, outcome in pairs)
+    for misconception in task.misconceptions:
+        if all(_does_the_same(task, misconception, *pair, by_gradients) for pair in pairs):
             return misconception
     return None
 
 
-def _does_the_same(
-    exercise: "Exercise", misconception: Misconception, case: Case, outcome: tuple, by_gradients: bool
-) -> bool:
+def _does_the_same(task: Task, misconception: Misconception, case: Case, outcome: tuple, by_gradients: bool) -> bool:
     try:
-        theirs = run_case(exercise, misconception.wrong, case.inputs, case.seed)
+        theirs = run_case(task, misconception.wrong, case.inputs, case.seed)
     except Exception:  # a wrong reference may fail on inputs that another maker made
         return False
-    if _difference(exercise, theirs[0], outcome[0]) is not None:
+    if _difference(task, theirs[0], outcome[0]) is not None:
         return False
     if not by_gradients:
         return True
-    alike = difference(theirs[1], outcome[1], rtol=exercise.gradient_error, atol=exercise.gradient_error) is None
-    return alike and theirs[2] == outcome[2] and _fault(exercise, case, theirs) is not None
+    alike = difference(theirs[1], outcome[1], rtol=task.gradient_error, atol=task.gradient_error) is None
+    return alike and theirs[2] == outcome[2] and _fault(task, case, theirs) is not None
 
 
 def _describe_inputs(inputs: Inputs) -> str:

@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 
 from gclib.course.capstone import briefs as capstone
 from gclib.course.capstone.briefs import (
-    JOBS,
+    SCENARIOS,
     Brief,
-    Plan,
+    TrainingPlan,
     best_with,
     draw_brief,
     fits,
@@ -30,9 +30,13 @@ from gclib.losses.module import ContrastiveLoss
 from gclib.memory.flops import count_flops, encoder_cost
 from gclib.models.encoder import Encoder
 
-ALL_JOBS = [job for jobs in JOBS.values() for job in jobs]
-every_job = pytest.mark.parametrize("job", ALL_JOBS, ids=lambda job: f"{job.card}, {job.model}, {job.batch_size}")
-SMALL = JOBS["activations"][0]
+SMALL = SCENARIOS["activations"][0]  # the one that the quick tests look at: each takes seconds of forecasts
+ALL_SCENARIOS = [scenario for scenarios in SCENARIOS.values() for scenario in scenarios]
+every_scenario = pytest.mark.parametrize(
+    "scenario",
+    [pytest.param(each, marks=() if each is SMALL else pytest.mark.slow) for each in ALL_SCENARIOS],
+    ids=lambda scenario: f"{scenario.card}, {scenario.model}, {scenario.batch_size}",
+)
 BRIEF = Brief(0, "activations", SMALL, 1_000_000, 100.0)
 
 
@@ -47,49 +51,65 @@ def scores_of(brief, plan):
 # --- briefs ---------------------------------------------------------------------------------------------------
 
 
-def test_briefs_of_200_seeds_are_solved_by_their_reference():
+@pytest.fixture(params=["small", pytest.param("all", marks=pytest.mark.slow)])
+def scenarios(request, monkeypatch):
+    """What briefs are drawn from."""
+    chosen = SCENARIOS if request.param == "all" else {"activations": (SMALL,)}
+    monkeypatch.setattr(capstone, "SCENARIOS", chosen)
+    return chosen
+
+
+def test_briefs_of_200_seeds_are_solved_by_their_reference(scenarios):
     kinds = set()
     for seed in range(200):
         brief = draw_brief(seed)
-        plan = reference(brief.job)
+        plan = reference(brief.scenario)
         kinds.add(brief.kind)
-        assert brief.job in JOBS[brief.kind]
-        assert fits(brief.job, plan) and negatives(brief.job, plan) == brief.job.wanted_negatives
+        assert brief.scenario in scenarios[brief.kind]
+        assert fits(brief.scenario, plan) and negatives(brief.scenario, plan) == brief.scenario.wanted_negatives
         assert hours(brief, plan) <= brief.deadline_hours
-        assert brief.examples >= brief.job.batch_size
-    assert kinds == set(JOBS)
+        assert brief.examples >= brief.scenario.batch_size
+    assert kinds == set(scenarios)
 
 
-def test_a_seed_is_a_brief():
+def test_a_seed_is_a_brief(scenarios):
     assert draw_brief(5) == draw_brief(5)
     assert len({str(draw_brief(seed)) for seed in range(30)}) == 30
     with pytest.raises(ValueError, match="seed must be an int of at least 0, got -1"):
         draw_brief(-1)
 
 
-def test_a_brief_says_everything_in_words():
+def test_a_brief_says_everything_in_words(scenarios):
     brief = draw_brief(0)
     told = str(brief)
-    for part in (brief.job.card, brief.job.model, f"{brief.job.batch_size:,}", f"{brief.examples:,}", "hard negative"):
+    for part in (
+        brief.scenario.card,
+        brief.scenario.model,
+        f"{brief.scenario.batch_size:,}",
+        f"{brief.examples:,}",
+        "hard negative",
+    ):
         assert part in told
 
 
-@pytest.mark.parametrize("kind", sorted(JOBS))
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", sorted(SCENARIOS))
 def test_a_kind_of_brief_is_what_it_says(kind):
-    for job in JOBS[kind]:
-        best, naive = reference(job), Plan("naive", job.batch_size)
-        smallest = Plan("grad_cache", job.batch_size, chunk_size=4)
-        assert fits(job, naive) == (kind == "room") == (best.step == "naive")
-        assert fits(job, smallest) == (kind != "logits") == (best.tile_size is None)
-        assert (job.negatives > 0) == (kind == "long passages")
+    for scenario in SCENARIOS[kind]:
+        best, naive = reference(scenario), TrainingPlan("naive", scenario.batch_size)
+        smallest = TrainingPlan("grad_cache", scenario.batch_size, chunk_size=4)
+        assert fits(scenario, naive) == (kind == "room") == (best.step == "naive")
+        assert fits(scenario, smallest) == (kind != "logits") == (best.tile_size is None)
+        assert (scenario.negatives > 0) == (kind == "long passages")
 
 
+@pytest.mark.slow
 def test_where_time_is_the_wall_neither_order_nor_graphs_can_be_left_out():
     for seed in range(60):
         brief = draw_brief(seed)
         if brief.kind == "time":
             for left_out in ({"sort_by_length": False}, {"retain_chunks": 0}):
-                assert hours(brief, replace(reference(brief.job), **left_out)) > brief.deadline_hours
+                assert hours(brief, replace(reference(brief.scenario), **left_out)) > brief.deadline_hours
 
 
 # --- what a plan takes ----------------------------------------------------------------------------------------
@@ -102,38 +122,38 @@ def test_tiles_cost_what_the_plan_says():
 
 
 def test_seconds_are_flops_over_the_rate_and_passes():
-    job, size, cost = SMALL, SMALL.batch_size, encoder_cost(Encoder.from_config(SMALL.model).train())
-    queries, passages = capstone.lengths_of(job, size)
+    scenario, size, cost = SMALL, SMALL.batch_size, encoder_cost(Encoder.from_config(SMALL.model).train())
+    queries, passages = capstone.lengths_of(scenario, size)
     rows = [(size, max(queries)), (size, max(passages))]
     forward = sum(cost.forward.at(*row) for row in rows)
     backward = sum(cost.backward.at(*row) for row in rows)
-    loss, rate = 6 * size * size * cost.dimensions, capstone.RATES[job.card]
+    loss, rate = 6 * size * size * cost.dimensions, capstone.RATES[scenario.card]
     naive = (forward + backward + loss) / rate + 4 * capstone.PASS_SECONDS
-    assert capstone.seconds(job, Plan("naive", size)) == pytest.approx(naive)
-    plain = Plan("grad_cache", size, chunk_size=64, sort_by_length=False)
+    assert capstone.seconds(scenario, TrainingPlan("naive", size)) == pytest.approx(naive)
+    plain = TrainingPlan("grad_cache", size, chunk_size=64, sort_by_length=False)
     cached = (2 * forward + backward + loss) / rate + 3 * 2 * (size / 64) * capstone.PASS_SECONDS
-    assert capstone.seconds(job, plain) == pytest.approx(cached)
+    assert capstone.seconds(scenario, plain) == pytest.approx(cached)
 
 
 def test_accumulation_sees_its_chunk_only():
-    assert negatives(SMALL, Plan("accumulation", 1024, chunk_size=64)) == 63
-    assert negatives(SMALL, Plan("grad_cache", 1024, chunk_size=64)) == 1023
+    assert negatives(SMALL, TrainingPlan("accumulation", 1024, chunk_size=64)) == 63
+    assert negatives(SMALL, TrainingPlan("grad_cache", 1024, chunk_size=64)) == 1023
 
 
 # --- the reference --------------------------------------------------------------------------------------------
 
 
-@every_job
-def test_the_reference_gets_full_scores(job):
-    brief = Brief(0, "any", job, 1_000_000, math.inf)
-    judged = review(brief, reference(job))
+@every_scenario
+def test_the_reference_gets_full_scores(scenario):
+    brief = Brief(0, "any", scenario, 1_000_000, math.inf)
+    judged = review(brief, reference(scenario))
     assert judged.passed and judged.worth == 1
     assert [part.score for part in judged.scores] == [1.0] * len(judged.scores)
 
 
-@every_job
-def test_no_neighbour_of_the_reference_is_worth_more(job):
-    best = reference(job)
+@every_scenario
+def test_no_neighbour_of_the_reference_is_worth_more(scenario):
+    best = reference(scenario)
     nearby: list[dict] = [{"batch_size": best.batch_size // 2}]
     if best.step == "grad_cache":
         nearby = [{"retain_chunks": 0}, {"sort_by_length": False}, {"retain_chunks": best.retain_chunks + 1}]
@@ -141,22 +161,27 @@ def test_no_neighbour_of_the_reference_is_worth_more(job):
     if best.tile_size is None:
         nearby += [{"tile_size": best.batch_size // 4}]
     for changed in nearby:
-        assert worth(job, replace(best, **changed)) <= 1.02 * worth(job, best)
+        assert worth(scenario, replace(best, **changed)) <= 1.02 * worth(scenario, best)
+
+
+WORSE = (
+    ("step", {"step": "accumulation", "retain_chunks": 0, "chunk_size": 64}),
+    ("step", {"step": "naive", "retain_chunks": 0, "chunk_size": None, "batch_size": 128}),
+    ("B", {"batch_size": 512, "chunk_size": 64, "retain_chunks": 0}),
+    ("B", {"batch_size": 2048, "chunk_size": 64, "retain_chunks": 0}),
+    ("tile", {"tile_size": 512}),
+    ("C", {"chunk_size": 4, "retain_chunks": 0}),
+    ("C", {"chunk_size": 1024, "retain_chunks": 0}),
+    ("R", {"retain_chunks": 0, "chunk_size": 64}),
+    ("R", {"retain_chunks": 16}),
+)
 
 
 @pytest.mark.parametrize(
     ("name", "changed"),
     [
-        ("step", {"step": "accumulation", "retain_chunks": 0, "chunk_size": 64}),
-        ("step", {"step": "naive", "retain_chunks": 0, "chunk_size": None, "batch_size": 128}),
-        ("B", {"batch_size": 512, "chunk_size": 64, "retain_chunks": 0}),
-        ("B", {"batch_size": 2048, "chunk_size": 64, "retain_chunks": 0}),
-        ("tile", {"tile_size": 512}),
-        ("C", {"chunk_size": 4, "retain_chunks": 0}),
-        ("C", {"chunk_size": 1024, "retain_chunks": 0}),
-        ("R", {"retain_chunks": 0, "chunk_size": 64}),
-        ("R", {"retain_chunks": 16}),
         ("order", {"sort_by_length": False}),
+        *(pytest.param(*decision, marks=pytest.mark.slow) for decision in WORSE),
     ],
 )
 def test_a_worse_decision_scores_less_and_says_why(name, changed):
@@ -167,6 +192,7 @@ def test_a_worse_decision_scores_less_and_says_why(name, changed):
     assert any(words in part.reason for words in gained), part.reason
 
 
+@pytest.mark.slow
 def test_the_smallest_plans_are_judged_too():
     for step, chunk in (("naive", None), ("accumulation", 1), ("grad_cache", 1)):
         judged = review(BRIEF, {"step": step, "batch_size": 1, "chunk_size": chunk})
@@ -174,6 +200,7 @@ def test_the_smallest_plans_are_judged_too():
         assert judged.worth == part.score == 0 and "would gain" in part.reason and "over the card" not in str(judged)
 
 
+@pytest.mark.slow
 def test_a_batch_that_is_nearly_the_wanted_one_is_not_the_wanted_one():
     judged = review(BRIEF, plan_of(batch_size=1023))
     part = next(part for part in judged.scores if part.name == "B")
@@ -181,23 +208,28 @@ def test_a_batch_that_is_nearly_the_wanted_one_is_not_the_wanted_one():
     assert part.reason.startswith("1,024 would gain 1 negative a query")
 
 
+@pytest.mark.slow
 def test_a_step_is_held_against_the_best_plan_with_it():
     judged = review(BRIEF, {"step": "accumulation", "batch_size": 1024, "chunk_size": 8})
     assert "over accumulation with C = 256" in str(judged)
 
 
+@pytest.mark.slow
 def test_a_step_that_is_as_good_as_the_naive_one_only_where_it_is_the_naive_one_is_told_so():
-    brief = Brief(0, "room", JOBS["room"][0], 1_000_000, 100.0)
+    brief = Brief(0, "room", SCENARIOS["room"][0], 1_000_000, 100.0)
     for step, alone in (("accumulation", "C = 256"), ("grad_cache", "C = 256, R = 2")):
         judged = review(brief, {"step": step, "batch_size": 256, "chunk_size": 32})
         assert f"as good as naive where {alone}" in str(judged) and judged.worth < 0.7
-    assert "as good as naive" not in str(review(brief, Plan("naive", 256)))
+    assert "as good as naive" not in str(review(brief, TrainingPlan("naive", 256)))
 
 
+@pytest.mark.slow
 def test_worse_is_worse():
     brief = BRIEF
-    by_batch = [scores_of(brief, Plan("grad_cache", size, chunk_size=16))["B"] for size in (1024, 512, 256, 128)]
-    by_chunk = [scores_of(brief, Plan("grad_cache", 1024, chunk_size=size))["C"] for size in (16, 8, 4, 2)]
+    by_batch = [
+        scores_of(brief, TrainingPlan("grad_cache", size, chunk_size=16))["B"] for size in (1024, 512, 256, 128)
+    ]
+    by_chunk = [scores_of(brief, TrainingPlan("grad_cache", 1024, chunk_size=size))["C"] for size in (16, 8, 4, 2)]
     for falling in (by_batch, by_chunk):
         assert falling == sorted(falling, reverse=True) and falling[0] > falling[-1]
 
@@ -208,6 +240,7 @@ def test_a_plan_over_the_card_is_worth_nothing_and_told_by_how_much():
     assert "GiB over the card" in str(judged) and "BROKEN" in str(judged)
 
 
+@pytest.mark.slow
 @settings(max_examples=25, deadline=None)
 @given(
     st.sampled_from((256, 512, 1024)),
@@ -218,7 +251,7 @@ def test_a_plan_over_the_card_is_worth_nothing_and_told_by_how_much():
 )
 def test_scores_multiply_nearly_to_the_worth(batch_size, chunk_size, retained, by_length, tile):
     retained = min(retained, 2 * batch_size // chunk_size)
-    judged = review(BRIEF, Plan("grad_cache", batch_size, tile, chunk_size, retained, by_length))
+    judged = review(BRIEF, TrainingPlan("grad_cache", batch_size, tile, chunk_size, retained, by_length))
     assert all(0 <= part.score <= 1 for part in judged.scores)
     product = math.prod(part.score for part in judged.scores if part.name != "tile")
     assert judged.worth == pytest.approx(product, rel=0.08, abs=1e-9)
@@ -231,8 +264,8 @@ def test_scores_multiply_nearly_to_the_worth(batch_size, chunk_size, retained, b
     ("given_plan", "problem"),
     [
         (None, "there is no plan yet"),
-        (5, "plan must be a Plan"),
-        ([], "plan must be a Plan"),
+        (5, "plan must be a TrainingPlan"),
+        ([], "plan must be a TrainingPlan"),
         ({}, "plan must say step and batch_size"),
         ({"step": "magic", "batch_size": 8}, "step must be one of"),
         ({"step": ["naive"], "batch_size": 8}, "step must be one of"),
@@ -259,7 +292,7 @@ def test_a_plan_that_cannot_be_run_is_told_why(given_plan, problem):
 
 
 def test_a_seed_is_not_its_brief():
-    assert "brief must be a brief, as draw_brief(seed) gives it, got 24" in str(review(24, reference(BRIEF.job)))
+    assert "brief must be a brief, as draw_brief(seed) gives it, got 24" in str(review(24, reference(BRIEF.scenario)))
 
 
 @pytest.mark.parametrize("typed", [None, "six", -1, 0, math.nan, math.inf, True, 10**400, [5]])
@@ -280,7 +313,7 @@ def peak_gib(**changed):
 def test_a_peak_is_judged_and_its_mistake_named():
     plan, right = reference(SMALL), peak_gib()
     assert judge_peak(BRIEF, plan, 1.03 * right).score == 1
-    naive = peak_bytes(SMALL, Plan("naive", SMALL.batch_size)) / GIB
+    naive = peak_bytes(SMALL, TrainingPlan("naive", SMALL.batch_size)) / GIB
     for said, words in {
         right * GIB / 1e9: "GB (10^9 bytes)",
         naive: "the naive step's peak",
@@ -294,18 +327,22 @@ def test_a_peak_is_judged_and_its_mistake_named():
         assert words in judged.reason and judged.score == pytest.approx(min(said / right, right / said))
 
 
+@pytest.mark.slow
 def test_forgotten_logits_are_named_where_they_are_the_wall():
-    job = JOBS["logits"][0]
-    brief, dense = Brief(0, "logits", job, 10**6, 1.0), replace(reference(job), tile_size=None, retain_chunks=0)
+    scenario = SCENARIOS["logits"][0]
+    brief, dense = (
+        Brief(0, "logits", scenario, 10**6, 1.0),
+        replace(reference(scenario), tile_size=None, retain_chunks=0),
+    )
     assert "the logits are forgotten" in judge_peak(brief, dense, 12.43 - 12.0).reason
-    tiled = reference(job)
-    with_dense = peak_bytes(job, replace(tiled, tile_size=None)) / GIB
+    tiled = reference(scenario)
+    with_dense = peak_bytes(scenario, replace(tiled, tile_size=None)) / GIB
     assert "dense logits" in judge_peak(brief, tiled, with_dense).reason
 
 
 def test_hours_are_judged_and_the_mistake_named():
     plan, right = reference(SMALL), hours(BRIEF, reference(SMALL))
-    naive = hours(BRIEF, Plan("naive", SMALL.batch_size))
+    naive = hours(BRIEF, TrainingPlan("naive", SMALL.batch_size))
     assert judge_hours(BRIEF, plan, right).score == 1
     for said, words in {
         naive: "the naive step's time",
@@ -321,11 +358,12 @@ def test_hours_are_judged_and_the_mistake_named():
 # --- the defence and the small run ----------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_claims_are_judged_by_forecasts():
-    best = {kind: reference(JOBS[kind][0]) for kind in JOBS}
-    found = {kind: claims(Brief(0, kind, JOBS[kind][0], 10**6, 1.0), best[kind]) for kind in JOBS}
+    best = {kind: reference(SCENARIOS[kind][0]) for kind in SCENARIOS}
+    found = {kind: claims(Brief(0, kind, SCENARIOS[kind][0], 10**6, 1.0), best[kind]) for kind in SCENARIOS}
     ways = ("would fit", "against 63 ", "less than 60 %", "more than a tenth", "at least a quarter")
-    truth = {kind: [c.holds == (way in c.text) for c, way in zip(found[kind], ways, strict=True)] for kind in JOBS}
+    truth = {kind: [c.holds == (way in c.text) for c, way in zip(found[kind], ways, strict=True)] for kind in SCENARIOS}
     assert all(len(said) == 5 for said in found.values())
     assert truth["room"][0] and not truth["activations"][0]
     assert found["room"][1].holds == ("against 63 " in found["room"][1].text)
@@ -346,11 +384,12 @@ def test_answers_to_claims_are_counted():
     assert judged.count("wrong:") == 1 and "but with 'yes'" in judged and "There is no claim 7" in judged
 
 
+@pytest.mark.slow
 def test_to_say_the_same_of_every_claim_is_no_defence():
-    for kind in JOBS:
-        job, said = JOBS[kind][0], set()
+    for kind in SCENARIOS:
+        scenario, said = SCENARIOS[kind][0], set()
         for seed in range(12):
-            holds = [claim.holds for claim in claims(Brief(seed, kind, job, 10**6, 1.0), reference(job))]
+            holds = [claim.holds for claim in claims(Brief(seed, kind, scenario, 10**6, 1.0), reference(scenario))]
             assert sum(holds) in (2, 3)
             said.add(tuple(holds))
         assert len(said) > 4
@@ -363,9 +402,9 @@ def pairs():
 @pytest.mark.parametrize(
     "chosen",
     [
-        Plan("naive", 1024),
-        Plan("accumulation", 1024, None, 512),
-        Plan("grad_cache", 1024, 256, 250, 3, False),
+        pytest.param(TrainingPlan("naive", 1024), marks=pytest.mark.slow),
+        pytest.param(TrainingPlan("accumulation", 1024, None, 512), marks=pytest.mark.slow),
+        TrainingPlan("grad_cache", 1024, 256, 250, 3, False),
     ],
     ids=str,
 )
@@ -377,11 +416,11 @@ def test_the_small_run_takes_the_bytes_of_its_forecast_and_trains(chosen):
     assert run.records[0].loss < 2 * math.log(64) and "equal" in str(run)
 
 
-@every_job
-def test_every_reference_can_be_scaled(job):
-    small = scaled(Brief(0, "any", job, 10**6, 1.0), reference(job))
+@every_scenario
+def test_every_reference_can_be_scaled(scenario):
+    small = scaled(Brief(0, "any", scenario, 10**6, 1.0), reference(scenario))
     assert small.batch_size == 64 and (small.step, small.tile_size is None) == (
-        reference(job).step,
-        reference(job).tile_size is None,
+        reference(scenario).step,
+        reference(scenario).tile_size is None,
     )
-    assert best_with(job, step=reference(job).step) == reference(job)
+    assert best_with(scenario, step=reference(scenario).step) == reference(scenario)

@@ -2,7 +2,7 @@
 
 import pytest
 
-from gclib.course.capstone.briefs import JOBS, peak_bytes, reference
+from gclib.course.capstone.briefs import SCENARIOS, peak_bytes, reference
 from gclib.course.capstone.widget import CapstoneForm
 
 SMALL, SHORT_OF_TIME = 24, 4  # seeds of briefs with the smallest model: whatever else is drawn asks for other laws
@@ -11,7 +11,7 @@ SMALL, SHORT_OF_TIME = 24, 4  # seeds of briefs with the smallest model: whateve
 @pytest.fixture
 def form():
     form = CapstoneForm(SMALL)
-    assert form.brief.job == JOBS["activations"][0]
+    assert form.brief.scenario == SCENARIOS["activations"][0]
     return form
 
 
@@ -23,9 +23,9 @@ def fill(form, plan):
 
 
 def test_the_reference_typed_in_serves_the_brief(form):
-    plan = reference(form.brief.job)
+    plan = reference(form.brief.scenario)
     fill(form, plan)
-    form.peak.value = f"{peak_bytes(form.brief.job, plan) / 2**30:.2f}"
+    form.peak.value = f"{peak_bytes(form.brief.scenario, plan) / 2**30:.2f}"
     form.judge.click()
     assert "It serves the brief" in form.verdict.value and "peak: you said" in form.verdict.value
     assert form.report().count("Score 1.00") == 1 and form.report().startswith(f"Brief {SMALL}.")

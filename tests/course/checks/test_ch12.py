@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from gclib.course.capstone.briefs import JOBS, Plan, forecast, peak_bytes
+from gclib.course.capstone.briefs import SCENARIOS, TrainingPlan, forecast, peak_bytes
 from gclib.course.checks import ch12, record
 from gclib.course.checks.predictions import record_prediction
 
@@ -15,12 +15,14 @@ def own_record(monkeypatch, tmp_path):
 
 
 def test_the_peak_by_hand_is_near_the_forecast():
-    job, size = JOBS["activations"][0], JOBS["activations"][0].batch_size
-    few, more = (peak_bytes(job, Plan("grad_cache", size, None, 32, retained)) for retained in (2, 4))
-    weights = forecast(job, Plan("grad_cache", size, None, 32)).at_peak()["parameters"]
+    scenario, size = SCENARIOS["activations"][0], SCENARIOS["activations"][0].batch_size
+    few, more = (peak_bytes(scenario, TrainingPlan("grad_cache", size, None, 32, retained)) for retained in (2, 4))
+    weights = forecast(scenario, TrainingPlan("grad_cache", size, None, 32)).at_peak()["parameters"]
     row, chunk, retained = round((more - few) / 64), 32, 3
     said = ch12.predict_peak.oracle(4 * weights, row, 4 * 384, size, chunk, retained, None)
-    assert said == pytest.approx(peak_bytes(job, Plan("grad_cache", size, None, chunk, retained)) / 2**30, rel=0.05)
+    assert said == pytest.approx(
+        peak_bytes(scenario, TrainingPlan("grad_cache", size, None, chunk, retained)) / 2**30, rel=0.05
+    )
 
 
 def everything_kept(fixed, row, rep, batch, chunk, retained, tile):
