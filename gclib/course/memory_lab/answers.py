@@ -13,11 +13,12 @@ import torch
 
 from gclib.losses.dense import ContrastiveLoss
 from gclib.losses.tiled import tiled_contrastive_loss
-from gclib.memory.cuda_operations import DEVICES
-from gclib.memory.devices import GPU_MEMORY_BYTES
-from gclib.memory.forecast import OPTIMIZERS, MemoryForecast, forecast_step, last_true
+from gclib.memory.devices import DEVICES, GPU_MEMORY_BYTES
+from gclib.memory.forecast import MemoryForecast, forecast_workload
 from gclib.memory.ledger import KINDS
+from gclib.memory.plan import last_true
 from gclib.memory.timeline import largest_kinds
+from gclib.memory.workload import OPTIMIZERS
 from gclib.models.encoder import SIZES, bert_config
 from gclib.models.presets import PRESETS, config_of
 from gclib.steps import STEPS
@@ -117,18 +118,23 @@ class LabSettings:
         """Rows of one encoder call with a graph: the chunk's, or the whole batch's."""
         return self.batch_size if self.step == "naive" else min(self.chunk_size, self.batch_size)
 
-    def arguments(self) -> dict[str, Any]:
-        """What `forecast_step` takes beside the step and the loss."""
+    @property
+    def workload(self) -> Workload:
+        """What is forecast: one encoder for both towers, every text padded to its length."""
         query_length, passage_length = self.lengths
-        found = {"config": self.model, "batch_size": self.batch_size}
-        if self.step != "naive":
-            found["chunk_size"] = self.chunk_size
-        if self.retained:
-            found["retain_chunks"] = self.retained
-        found |= {"query_length": query_length, "passage_length": passage_length, "optimizer": self.optimizer}
-        if self.device != "cpu":
-            found["device"] = self.device
-        return found | PRECISIONS[self.precision]
+        return Workload(
+            step=self.step,
+            config=self.model,
+            loss=loss_of(self.tile_size),
+            batch_size=self.batch_size,
+            chunk_size=None if self.step == "naive" else self.chunk_size,
+            retain_chunks=self.retained,
+            query_length=query_length,
+            passage_length=passage_length,
+            optimizer=self.optimizer,
+            device=self.device,
+            **PRECISIONS[self.precision],
+        )
 
     def described(self) -> str:
         """The settings in words."""
@@ -149,15 +155,11 @@ class LabSettings:
         lines = ["import torch", ""] if PRECISIONS[self.precision] else []
         if self.tile_size is not None:
             lines.append("from gclib import ContrastiveLoss")
-        lines += [
-            "from gclib.memory.forecast import forecast_step",
-            "",
-            "forecast = forecast_step(",
-            f'    "{self.step}",',
-        ]
-        for name, value in self.arguments().items():
-            shown = f'"{value}"' if isinstance(value, str) else str(value)
-            lines.append(f"    {name}={shown},")
+        lines += ["from gclib.memory.forecast import forecast_step", "", "forecast = forecast_step("]
+        lines.append(f'    "{self.step}",')
+        for name, value in self.workload.keywords().items():
+            if name != "loss":
+                lines.append(f'    {name}="{value}",' if isinstance(value, str) else f"    {name}={value},")
         if self.tile_size is not None:
             lines.append(f"    loss=ContrastiveLoss(tile_size={self.tile_size}),")
         return "\n".join([*lines, ")", 'print(f"{forecast.peak_bytes:,} bytes at the peak")'])
@@ -178,10 +180,10 @@ def is_ready(settings: LabSettings) -> bool:
 
 @lru_cache(maxsize=96)  # some hundreds of kilobytes each
 def forecast_of(settings: LabSettings) -> MemoryForecast:
-    """The exact forecast: one encoder for both towers, every text padded to its length, the optimizer's states too."""
-    found = forecast_step(settings.step, loss=loss_of(settings.tile_size), **settings.arguments())
+    """The exact forecast of the settings' workload, the optimizer's states too."""
+    exact = forecast_workload(settings.workload)
     _fitted.add(settings.law)
-    return found
+    return exact
 
 
 def advice(settings: LabSettings, forecast: MemoryForecast, budget_bytes: int, budget_name: str = "the card") -> str:

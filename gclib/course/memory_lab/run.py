@@ -16,14 +16,14 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from gclib.chunks import Chunk
 from gclib.course.memory_lab.answers import PRECISIONS, LabSettings, forecast_of, loss_of, way_out
 from gclib.data.corpus import fingerprint, installed_sources
 from gclib.data.pairs import load_pairs, tokenize_pairs, train_tokenizer
-from gclib.memory.devices import ram_bytes, run_device
+from gclib.memory.devices import device_words, fill_workspaces, memory_of, run_device
 from gclib.memory.ledger import MemoryLedger, record_memory
 from gclib.memory.timeline import PHASE_WORDS, TimelinePicture, is_heading
 from gclib.models.encoder import Encoder
@@ -35,7 +35,7 @@ from gclib.support.words import format_bytes
 PAIRS = 2_000  # real texts to draw a batch from; a larger batch repeats them
 
 
-class Stopped(Exception):
+class RunStopped(Exception):
     """Raised inside the step, from on_phase, when Stop was asked for."""
 
 
@@ -118,7 +118,7 @@ class LiveRun:
         with RandomState.record([torch.empty(0, device=self.device)]).replay():
             try:
                 loss = self._step()
-            except Stopped:
+            except RunStopped:
                 ending = "stopped"
             except torch.OutOfMemoryError as problem:
                 ending, full = "failed", str(problem)
@@ -137,7 +137,7 @@ class LiveRun:
     def _step(self) -> float:
         self.stage = "building the model"
         self._check_stop()
-        before = _warmed_up(self.device)
+        before = fill_workspaces(self.device)
         precision = PRECISIONS[self.settings.precision]
         encoder = Encoder.from_config(self.settings.model)
         self.encoder = encoder.to(self.device, precision.get("dtype", torch.float32))
@@ -167,7 +167,7 @@ class LiveRun:
 
     def _check_stop(self) -> None:
         if self._stop.is_set():
-            raise Stopped
+            raise RunStopped
 
     def _allocated_peak(self) -> int | None:
         """What the card's allocator had given out at most, beyond what was there before; None where no step began."""
@@ -199,33 +199,6 @@ class LiveRun:
             f"{device_words(self.device)} has {format_bytes(total)}. All that the run held was returned, and "
             f"{format_bytes(free)} are free now: the next run may start. {change}"
         )
-
-
-def memory_of(device: torch.device) -> tuple[int, int]:
-    """(free, total) bytes of the device. On a card, what PyTorch's allocator keeps for later is free too."""
-    if device.type != "cuda":
-        total, free = ram_bytes()
-        return free, total
-    free, total = torch.cuda.mem_get_info(device)
-    return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device), total
-
-
-def device_words(device: torch.device) -> str:
-    """The card's name, or "This machine"."""
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else "This machine"
-
-
-def _warmed_up(device: torch.device) -> int:
-    """Bytes that CUDA's allocator has given out, once the matrix library's workspaces are there; 0 on the processor.
-
-    The library takes a workspace in each thread that calls it, here and in autograd's, and keeps it: no step's.
-    """
-    if device.type != "cuda":
-        return 0
-    layer = nn.Linear(64, 64, device=device)
-    layer(torch.ones(64, 64, device=device)).sum().backward()
-    del layer
-    return torch.cuda.memory_allocated(device)
 
 
 def count_pieces(settings: LabSettings) -> int:
