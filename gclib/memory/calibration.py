@@ -16,6 +16,7 @@ import platform
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -146,9 +147,9 @@ def calibrate(
             on_reading(readings[-1])
     versions = f"torch {torch.__version__}, transformers {transformers.__version__}"
     name, total = _name(place), memory_of(place)[1]
-    found = Calibration(name, model, total, context, tuple(readings), versions, workspace)
-    write_checked(_path(name), {"device": name}, json.dumps(dataclasses.asdict(found)).encode())
-    return found
+    calibration = Calibration(name, model, total, context, tuple(readings), versions, workspace)
+    write_checked(_path(name), {"device": name}, json.dumps(dataclasses.asdict(calibration)).encode())
+    return calibration
 
 
 def read(case: CalibratedStep, model: str, device: torch.device, workspace_bytes: int = 0) -> Reading:
@@ -156,11 +157,11 @@ def read(case: CalibratedStep, model: str, device: torch.device, workspace_bytes
     same = {"batch_size": case.batch_size, "query_length": case.length, "passage_length": case.length}
     same |= {"chunk_size": case.chunk_size, "device": device.type}
     autocast = torch.bfloat16 if case.autocast else None
-    told = forecast_step(case.step, config=model, autocast=autocast, **same).peak_bytes
+    forecast_bytes = forecast_step(case.step, config=model, autocast=autocast, **same).peak_bytes
     if device.type == "cuda":
         measured, requested = _cuda_peaks(lambda: run_case(case, model, device), device)
-        return Reading(case, told, measured + workspace_bytes, requested + workspace_bytes, workspace_bytes)
-    return Reading(case, told, _processor_peak(lambda: run_case(case, model, device)))
+        return Reading(case, forecast_bytes, measured + workspace_bytes, requested + workspace_bytes, workspace_bytes)
+    return Reading(case, forecast_bytes, _processor_peak(lambda: run_case(case, model, device)))
 
 
 def load(device: str | torch.device | None = None) -> Calibration | None:
@@ -181,13 +182,13 @@ def from_fields(fields: dict[str, Any]) -> Calibration:
     return Calibration(**{**fields, "readings": readings})
 
 
-def format_calibration(found: Calibration) -> str:
+def format_calibration(calibration: Calibration) -> str:
     """The readings as a table, and what follows from them, in words."""
     lines = [
-        f"{found.device}, {found.model} ({found.versions})",
+        f"{calibration.device}, {calibration.model} ({calibration.versions})",
         "step         batch  chunk  autocast   forecast  requested   measured  ratio",
     ]
-    for reading in found.readings:
+    for reading in calibration.readings:
         case, mib = reading.case, 2**20
         asked = "-" if reading.requested_bytes is None else f"{reading.requested_bytes / mib:,.1f}"
         lines.append(
@@ -195,11 +196,11 @@ def format_calibration(found: Calibration) -> str:
             f"{(reading.forecast_bytes + reading.workspace_bytes) / mib:11,.1f}{asked:>11}"
             f"{reading.measured_bytes / mib:11,.1f}{reading.ratio:7.3f}"
         )
-    context = "unknown" if found.context_bytes is None else f"{found.context_bytes / 2**20:,.0f} MiB"
+    context = "unknown" if calibration.context_bytes is None else f"{calibration.context_bytes / 2**20:,.0f} MiB"
     lines.append(
         f"(MiB.) Context, other programs included: {context}. Workspace, in every column: "
-        f"{found.workspace_bytes / 2**20:,.1f} MiB. "
-        f"Give forecasts a budget of {found.usable_bytes / 2**30:.2f} GiB."
+        f"{calibration.workspace_bytes / 2**20:,.1f} MiB. "
+        f"Give forecasts a budget of {calibration.usable_bytes / 2**30:.2f} GiB."
     )
     return "\n".join(lines)
 
@@ -257,6 +258,6 @@ def _name(device: torch.device) -> str:
     return device_words(device, processor=f"processor, {platform.machine()}")
 
 
-def _path(name: str):
-    kept = "".join(letter if letter.isalnum() else "-" for letter in name.lower())
-    return cache_folder() / f"calibration-{kept}.json"
+def _path(name: str) -> Path:
+    file_name = "".join(letter if letter.isalnum() else "-" for letter in name.lower())
+    return cache_folder() / f"calibration-{file_name}.json"

@@ -163,21 +163,21 @@ class _Assembly:
         """First forward, loss, the retained chunks' backward, replay."""
         self.entry()
         groups = chunk_groups(self.rows, self.widths, self.workload.chunk_rows, self.workload.retain_chunks)
-        ordered = [group for kept in (False, True) for group in groups if group[3] == kept]
+        ordered = [group for retained in (False, True) for group in groups if group[3] == retained]
         seen: set[int] = set()
-        for tower, rows, repeats, kept in ordered:
-            self.add_group("first_forward", tower, rows, repeats, kept, tower not in seen)
+        for tower, rows, repeats, retained in ordered:
+            self.add_group("first_forward", tower, rows, repeats, retained, tower not in seen)
             seen.add(tower)
         loss, copies = self.fake.cached_loss(self.rows, self.widths)
         self.add("loss", loss)
         seen = set()
-        for kept, phase in ((True, "backward"), (False, "replay")):
+        for retained, phase in ((True, "backward"), (False, "replay")):
             if phase == "replay":
                 self.add("replay", _only(states=self.fake.state_bytes()))
-            for tower, rows, repeats, _ in (group for group in ordered if group[3] == kept):
+            for tower, rows, repeats, _ in (group for group in ordered if group[3] == retained):
                 encoder = self.fake.encoder_index(tower)
                 freed = copies if phase == "replay" else 0 * copies
-                self.add_group(phase, tower, rows, repeats, kept, encoder not in seen, freed=freed)
+                self.add_group(phase, tower, rows, repeats, retained, encoder not in seen, freed=freed)
                 copies = copies - freed
                 seen.add(encoder)
 
@@ -187,7 +187,7 @@ class _Assembly:
         tower: int,
         rows: int,
         repeats: int,
-        kept: bool,
+        retained: bool,
         first: bool,
         freed: np.ndarray | int = 0,
     ) -> None:
@@ -195,7 +195,7 @@ class _Assembly:
 
         freed: bytes from before that the first lets go of when it has encoded.
         """
-        pieces = self.fake.chunk(tower, self.widths[tower], rows, kept)
+        pieces = self.fake.chunk(tower, self.widths[tower], rows, retained)
         if (phase, first) not in pieces:
             return  # a frozen tower: nothing is replayed
         if first:
@@ -216,13 +216,13 @@ def chunk_groups(
     for tower, (count, size) in enumerate(zip(rows, sizes, strict=True)):
         full, short = divmod(count, size)
         groups += [(tower, size, full)] * bool(full) + [(tower, short, 1)] * bool(short)
-    kept = dict.fromkeys(range(len(groups)), 0)
-    for number in sorted(kept, key=lambda n: -groups[n][1] * (widths[groups[n][0]] or 1)):
-        kept[number] = min(retain, groups[number][2])
-        retain -= kept[number]
+    retained = dict.fromkeys(range(len(groups)), 0)
+    for number in sorted(retained, key=lambda n: -groups[n][1] * (widths[groups[n][0]] or 1)):
+        retained[number] = min(retain, groups[number][2])
+        retain -= retained[number]
     split = []
     for number, (tower, size, count) in enumerate(groups):
-        split += [(tower, size, kept[number], True), (tower, size, count - kept[number], False)]
+        split += [(tower, size, retained[number], True), (tower, size, count - retained[number], False)]
     return [group for group in split if group[2]]
 
 

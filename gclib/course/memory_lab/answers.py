@@ -18,7 +18,7 @@ from gclib.memory.forecast import MemoryForecast, forecast_workload
 from gclib.memory.ledger import KINDS
 from gclib.memory.plan import last_true
 from gclib.memory.timeline import largest_kinds
-from gclib.memory.workload import OPTIMIZERS
+from gclib.memory.workload import OPTIMIZERS, Workload
 from gclib.models.encoder import SIZES, bert_config
 from gclib.models.presets import PRESETS, config_of
 from gclib.steps import STEPS
@@ -191,13 +191,13 @@ def advice(settings: LabSettings, forecast: MemoryForecast, budget_bytes: int, b
     at_peak = forecast.at_peak()
     made_of = ", ".join(f"{kind} {format_bytes(count)}" for kind, count in largest_kinds(at_peak, smallest_share=0.1))
     share = forecast.peak_bytes / budget_bytes
-    said = f"Peak {format_bytes(forecast.peak_bytes)}: {made_of}."
+    peak_words = f"Peak {format_bytes(forecast.peak_bytes)}: {made_of}."
     if share <= 1:
         room = "under 1 %" if share < 0.01 else f"{100 * share:.0f} %"
-        return f"{said} It fits within {budget_name} and takes {room} of it. {_room(settings, share)}"
+        return f"{peak_words} It fits within {budget_name} and takes {room} of it. {_room(settings, share)}"
     rest = forecast.peak_bytes - budget_bytes
     over = f"{share:,.1f} times too big" if share >= 2 else f"{format_bytes(rest)} too much"
-    return f"{said} It does not fit within {budget_name}: {over}. {way_out(settings, at_peak, budget_bytes)}"
+    return f"{peak_words} It does not fit within {budget_name}: {over}. {way_out(settings, at_peak, budget_bytes)}"
 
 
 def _room(settings: LabSettings, share: float) -> str:
@@ -276,15 +276,15 @@ def most_forecast(settings: LabSettings) -> int:
 def compared(pinned: LabSettings, now: LabSettings) -> str:
     """Two settings against each other, in words: their peaks, and the kind of bytes that moved most."""
     before, after = forecast_of(pinned), forecast_of(now)
-    said = f"Pinned: {pinned.described()}: {format_bytes(before.peak_bytes)}. Now: {format_bytes(after.peak_bytes)}"
+    peaks = f"Pinned: {pinned.described()}: {format_bytes(before.peak_bytes)}. Now: {format_bytes(after.peak_bytes)}"
     if after.peak_bytes == before.peak_bytes:
-        return f"{said}, the same to the byte."
+        return f"{peaks}, the same to the byte."
     moved = {kind: count - before.at_peak()[kind] for kind, count in after.at_peak().items()}
     kind = max(moved, key=lambda kind: abs(moved[kind]))
     sign = "more" if moved[kind] > 0 else "less"
     ratio = after.peak_bytes / before.peak_bytes
     share = f"{ratio:.3g} times as much" if ratio > 1 else f"{100 * ratio:.3g} % of that"
-    return f"{said}, {share}. Most of it: {format_bytes(abs(moved[kind]))} {sign} {kind}."
+    return f"{peaks}, {share}. Most of it: {format_bytes(abs(moved[kind]))} {sign} {kind}."
 
 
 def obstacle(forecast: MemoryForecast, free_bytes: int, *, card_free_bytes: int | None = None) -> str | None:
@@ -294,7 +294,7 @@ def obstacle(forecast: MemoryForecast, free_bytes: int, *, card_free_bytes: int 
     tensors, while the machine holds the ledger's notes; None where the processor runs it.
     """
     tensors, notes = int(1.25 * forecast.peak_bytes), EVENT_BYTES * operations(forecast)
-    said = f"Not run: the forecast is {format_bytes(forecast.peak_bytes)}. With a quarter more for what it can't see"
+    refusal = f"Not run: the forecast is {format_bytes(forecast.peak_bytes)}. With a quarter more for what it can't see"
     end = "Nothing was allocated. The forecast above holds all the same."
     if card_free_bytes is None:
         tensors, notes, counted = tensors + notes, 0, ", and the ledger's own notes,"
@@ -302,7 +302,7 @@ def obstacle(forecast: MemoryForecast, free_bytes: int, *, card_free_bytes: int 
     else:
         counted, where, room = "", "the card", card_free_bytes
     if tensors > room:
-        return f"{said}{counted} that is {format_bytes(tensors)}; {where} has {format_bytes(room)} free. {end}"
+        return f"{refusal}{counted} that is {format_bytes(tensors)}; {where} has {format_bytes(room)} free. {end}"
     if notes > free_bytes:
         has = f"this machine has {format_bytes(free_bytes)} free"
         return f"Not run: the ledger's own notes of this step would take {format_bytes(notes)}; {has}. {end}"

@@ -161,7 +161,7 @@ class LiveRun:
         self._check_stop()
         before = len(self.ledger.pieces)
         self.ledger.on_phase(phase, **place)
-        if len(self.ledger.pieces) > before and not _heads(self.ledger.pieces[-1][1]):
+        if len(self.ledger.pieces) > before and not is_heading(**self.ledger.pieces[-1][1]):
             self.begun += 1
             self.stage = PHASE_WORDS[phase].replace("\n", " ")
 
@@ -187,9 +187,9 @@ class LiveRun:
                 self.encoder.to("cpu")
             torch.cuda.empty_cache()
 
-    def _out_of_memory(self, told: str) -> str:
+    def _out_of_memory(self, message: str) -> str:
         """PyTorch's message as a person needs it: what was asked, what there is, and what to change."""
-        asked = re.search(r"allocate ([\d.,]+ (?:[KMGT]iB|bytes))", told)
+        asked = re.search(r"allocate ([\d.,]+ (?:[KMGT]iB|bytes))", message)
         held = f", and had held {format_bytes(self.ledger.peak_bytes)} at most" if self.ledger else ""
         place = f"in piece {self.begun:,} of {self.pieces:,}, {self.stage}" if self.begun else self.stage
         free, total = memory_of(self.device)
@@ -204,7 +204,7 @@ class LiveRun:
 def count_pieces(settings: LabSettings) -> int:
     """Pieces of the step, each between two reports: what progress counts."""
     timeline = forecast_of(settings).timeline
-    return sum(segment.repeats for segment in timeline if not is_heading(segment))
+    return sum(segment.repeats for segment in timeline if not is_heading(segment.phase, segment.tower, segment.chunk))
 
 
 def step_of(settings: LabSettings) -> tuple[Any, dict[str, Any]]:
@@ -299,19 +299,15 @@ class _Trace:
         return x, y
 
     def _finish(self, ledger: MemoryLedger, piece: tuple, stop: int) -> None:
-        found = self._piece(ledger, piece, stop)
-        if found is not None:
-            self._finished.append(found)
-            self._counts[found[0], found[1]] = found[3] + 1
+        points = self._piece(ledger, piece, stop)
+        if points is not None:
+            phase, tower, _, number = points
+            self._finished.append(points)
+            self._counts[phase, tower] = number + 1
 
     def _piece(self, ledger: MemoryLedger, piece: tuple, stop: int) -> tuple | None:
         start, place = piece
-        if _heads(place) or stop <= start:
+        if is_heading(**place) or stop <= start:
             return None
         totals = np.array([event.total_bytes for event in ledger.events[start:stop]])
         return place["phase"], place["tower"], totals, self._counts.get((place["phase"], place["tower"]), 0)
-
-
-def _heads(place: dict[str, Any]) -> bool:
-    """A place where a step only names what it begins with, as `timeline.is_heading`."""
-    return place["phase"] not in ("loss", "backward") and place["tower"] is None and place["chunk"] is None
