@@ -12,9 +12,9 @@ from gclib.losses.module import ContrastiveLoss
 from gclib.losses.ring import ring_contrastive_loss
 from gclib.losses.tiled import tiled_contrastive_loss
 from gclib.memory.devices import GPU_MEMORY_BYTES
-from gclib.memory.forecast import MemoryForecast, choose_retained, forecast_step, largest_batch, largest_chunk
+from gclib.memory.forecast import MemoryForecast, forecast_step
 from gclib.memory.ledger import MemoryLedger, record_memory
-from gclib.memory.plan import StepPlan, best_plan
+from gclib.memory.plan import StepPlan, best_plan, choose_retained, largest_batch, largest_chunk
 from gclib.models.encoder import Encoder
 from gclib.models.presets import PRESETS, config_of
 from gclib.randomness import RandomState

@@ -18,13 +18,13 @@ from IPython.display import Markdown, display
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 
-from gclib.audit.gradients import gradients_of, worst_error
+from gclib.audit.gradients import compare_gradients, gradients_by_part, gradients_of, worst_error
 from gclib.course import plots
 from gclib.course.checks.predictions import predict, recall, show_back
-from gclib.course.gradient_error import compare_gradients, gradients_by_part
 from gclib.course.memory_lab.answers import LabSettings
 from gclib.course.memory_lab.run import LiveRun
-from gclib.data.pairs import TextPair, load_pairs, train_tokenizer
+from gclib.data.pairs import TextPair, load_pairs
+from gclib.data.tokens import train_tokenizer
 from gclib.memory.ledger import record_memory
 from gclib.support import ROOT
 from gclib.support.validation import refuse

@@ -16,13 +16,14 @@ import platform
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
 
 from gclib.losses.module import ContrastiveLoss
-from gclib.memory.devices import run_device
+from gclib.memory.devices import context_bytes, device_words, memory_of, run_device, workspace_bytes
 from gclib.memory.forecast import forecast_step
 from gclib.models.encoder import Encoder
 from gclib.steps import STEPS
@@ -33,7 +34,7 @@ Meter = Callable[[Callable[[], object]], int]
 
 
 @dataclass(frozen=True)
-class Case:
+class CalibratedStep:
     """One step to run: rows of equally long, padded, random tokens. autocast: in bf16, or not at all."""
 
     step: str
@@ -51,7 +52,7 @@ class Reading:
     before it rounded sizes up; None on a processor, whose allocator does not tell.
     """
 
-    case: Case
+    case: CalibratedStep
     forecast_bytes: int
     measured_bytes: int
     requested_bytes: int | None = None
@@ -95,13 +96,13 @@ class Calibration:
 
 # A model and steps that a device of the kind finishes in half a minute; on a GPU, BERT-base at C = 8 ... 256.
 GPU_CASES = tuple(
-    Case(step, batch, chunk, 128, autocast)
+    CalibratedStep(step, batch, chunk, 128, autocast)
     for chunk in (8, 16, 32, 64, 128, 256)
     for autocast in (False, True)
     for step, batch, chunk in (("naive", chunk, None), ("grad_cache", 4 * chunk, chunk))
 )
 CPU_CASES = tuple(
-    Case(step, batch, chunk, 64)
+    CalibratedStep(step, batch, chunk, 64)
     for size in (8, 16, 32)
     for step, batch, chunk in (("naive", size, None), ("grad_cache", 4 * size, size))
 )
@@ -112,7 +113,7 @@ def calibrate(
     *,
     seconds: float = 30.0,
     model: str | None = None,
-    cases: Sequence[Case] | None = None,
+    cases: Sequence[CalibratedStep] | None = None,
     on_reading: Callable[[Reading], object] | None = None,
 ) -> Calibration:
     """Run the cases in order until `seconds` are over (at least one), and keep what was read in the cache folder.
@@ -131,7 +132,7 @@ def calibrate(
         raise refuse("cases", "must be at least one", "none")
     readings: list[Reading] = []
     started, workspace = time.perf_counter(), workspace_bytes(place)
-    context = _context_bytes(place)
+    context = context_bytes(place)
     for case in cases:
         if readings and time.perf_counter() - started > limit:
             break
@@ -145,22 +146,22 @@ def calibrate(
         if on_reading is not None:
             on_reading(readings[-1])
     versions = f"torch {torch.__version__}, transformers {transformers.__version__}"
-    name, total = _name(place), _total_bytes(place)
-    found = Calibration(name, model, total, context, tuple(readings), versions, workspace)
-    write_checked(_path(name), {"device": name}, json.dumps(dataclasses.asdict(found)).encode())
-    return found
+    name, total = _name(place), memory_of(place)[1]
+    calibration = Calibration(name, model, total, context, tuple(readings), versions, workspace)
+    write_checked(_path(name), {"device": name}, json.dumps(dataclasses.asdict(calibration)).encode())
+    return calibration
 
 
-def read(case: Case, model: str, device: torch.device, workspace_bytes: int = 0) -> Reading:
+def read(case: CalibratedStep, model: str, device: torch.device, workspace_bytes: int = 0) -> Reading:
     """One case: its forecast, and the peak of the same step run on the device, its encoder's weights included."""
     same = {"batch_size": case.batch_size, "query_length": case.length, "passage_length": case.length}
     same |= {"chunk_size": case.chunk_size, "device": device.type}
     autocast = torch.bfloat16 if case.autocast else None
-    told = forecast_step(case.step, config=model, autocast=autocast, **same).peak_bytes
+    forecast_bytes = forecast_step(case.step, config=model, autocast=autocast, **same).peak_bytes
     if device.type == "cuda":
         measured, requested = _cuda_peaks(lambda: run_case(case, model, device), device)
-        return Reading(case, told, measured + workspace_bytes, requested + workspace_bytes, workspace_bytes)
-    return Reading(case, told, _processor_peak(lambda: run_case(case, model, device)))
+        return Reading(case, forecast_bytes, measured + workspace_bytes, requested + workspace_bytes, workspace_bytes)
+    return Reading(case, forecast_bytes, _processor_peak(lambda: run_case(case, model, device)))
 
 
 def load(device: str | torch.device | None = None) -> Calibration | None:
@@ -175,17 +176,19 @@ def load(device: str | torch.device | None = None) -> Calibration | None:
 
 def from_fields(fields: dict[str, Any]) -> Calibration:
     """A calibration from its fields as JSON keeps them."""
-    readings = tuple(Reading(**{**reading, "case": Case(**reading["case"])}) for reading in fields["readings"])
+    readings = tuple(
+        Reading(**{**reading, "case": CalibratedStep(**reading["case"])}) for reading in fields["readings"]
+    )
     return Calibration(**{**fields, "readings": readings})
 
 
-def format_calibration(found: Calibration) -> str:
+def format_calibration(calibration: Calibration) -> str:
     """The readings as a table, and what follows from them, in words."""
     lines = [
-        f"{found.device}, {found.model} ({found.versions})",
+        f"{calibration.device}, {calibration.model} ({calibration.versions})",
         "step         batch  chunk  autocast   forecast  requested   measured  ratio",
     ]
-    for reading in found.readings:
+    for reading in calibration.readings:
         case, mib = reading.case, 2**20
         asked = "-" if reading.requested_bytes is None else f"{reading.requested_bytes / mib:,.1f}"
         lines.append(
@@ -193,16 +196,18 @@ def format_calibration(found: Calibration) -> str:
             f"{(reading.forecast_bytes + reading.workspace_bytes) / mib:11,.1f}{asked:>11}"
             f"{reading.measured_bytes / mib:11,.1f}{reading.ratio:7.3f}"
         )
-    context = "unknown" if found.context_bytes is None else f"{found.context_bytes / 2**20:,.0f} MiB"
+    context = "unknown" if calibration.context_bytes is None else f"{calibration.context_bytes / 2**20:,.0f} MiB"
     lines.append(
         f"(MiB.) Context, other programs included: {context}. Workspace, in every column: "
-        f"{found.workspace_bytes / 2**20:,.1f} MiB. "
-        f"Give forecasts a budget of {found.usable_bytes / 2**30:.2f} GiB."
+        f"{calibration.workspace_bytes / 2**20:,.1f} MiB. "
+        f"Give forecasts a budget of {calibration.usable_bytes / 2**30:.2f} GiB."
     )
     return "\n".join(lines)
 
 
-def run_case(case: Case, model: str, device: torch.device, encoder: Encoder | None = None, **options: Any) -> None:
+def run_case(
+    case: CalibratedStep, model: str, device: torch.device, encoder: Encoder | None = None, **options: Any
+) -> None:
     """The step of the case, its encoder made for it if none is given; every row has a masked position, as forecasts
     have. options: what else the step takes.
     """
@@ -237,22 +242,6 @@ def _cuda_peaks(run: Callable[[], object], device: torch.device) -> tuple[int, i
     return allocated, requested
 
 
-def workspace_bytes(device: torch.device) -> int:
-    """What the matrix library takes of the allocator's memory, for the thread that works forward and the one that
-    works backward; nothing on a processor.
-    """
-    if device.type != "cuda":
-        return 0
-    torch._C._cuda_clearCublasWorkspaces()
-    before = torch.cuda.memory_allocated(device)
-    for dtype in (torch.float32, torch.bfloat16):
-        layer = torch.nn.Linear(64, 64, device=device, dtype=dtype)
-        layer(layer(torch.ones(64, 64, device=device, dtype=dtype))).sum().backward()
-    del layer
-    gc.collect()
-    return torch.cuda.memory_allocated(device) - before
-
-
 def _processor_peak(run: Callable[[], object]) -> int:
     """The same of the processor's allocator, by the profiler's memory events."""
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profiler:
@@ -265,29 +254,10 @@ def _processor_peak(run: Callable[[], object]) -> int:
     return peak
 
 
-def _context_bytes(device: torch.device) -> int | None:
-    """What of the card is taken beside this process's tensors, other programs included; None on a processor."""
-    if device.type != "cuda":
-        return None
-    torch.zeros(1, device=device)
-    gc.collect()
-    torch.cuda.empty_cache()
-    free, total = torch.cuda.mem_get_info(device)
-    return total - free - torch.cuda.memory_reserved(device)
-
-
-def _total_bytes(device: torch.device) -> int:
-    if device.type == "cuda":
-        return torch.cuda.get_device_properties(device).total_memory
-    import psutil
-
-    return psutil.virtual_memory().total
-
-
 def _name(device: torch.device) -> str:
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else f"processor, {platform.machine()}"
+    return device_words(device, processor=f"processor, {platform.machine()}")
 
 
-def _path(name: str):
-    kept = "".join(letter if letter.isalnum() else "-" for letter in name.lower())
-    return cache_folder() / f"calibration-{kept}.json"
+def _path(name: str) -> Path:
+    file_name = "".join(letter if letter.isalnum() else "-" for letter in name.lower())
+    return cache_folder() / f"calibration-{file_name}.json"

@@ -21,7 +21,6 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
-DEVICES = ("cpu", "cuda")
 ALIGNED = 8  # columns that a fused attention kernel wants its mask to be padded to
 
 

@@ -10,6 +10,7 @@ Context and workspaces were measured on an H100 (`data/recordings`); another car
 `python -m gclib calibrate` measures your own, and the gaps that the allocator leaves.
 """
 
+import gc
 from pathlib import Path
 
 import psutil
@@ -18,6 +19,7 @@ import torch
 from gclib.support.validation import refuse
 from gclib.support.words import GiB, MiB
 
+DEVICES = ("cpu", "cuda")  # whose operations a forecast counts
 CONTEXT_BYTES = 769 * MiB  # on the H100 after a step in float32 and bf16; 619 MiB before the first matrix product
 WORKSPACE_BYTES = 2 * 8_519_680  # two of PyTorch's default
 HOPPER_WORKSPACE_BYTES = 2 * 32 * MiB  # measured, and PyTorch's default from the H100 on
@@ -56,6 +58,57 @@ def run_device(device: str | torch.device | None = None) -> torch.device:
     if place.type != "cuda" or not torch.cuda.is_available() or (place.index or 0) >= torch.cuda.device_count():
         raise refuse("device", rule, str(place))
     return place if place.index is not None else torch.device("cuda", torch.cuda.current_device())
+
+
+def device_words(device: torch.device, processor: str = "This machine") -> str:
+    """The card's name; or what a processor is to be called."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else processor
+
+
+def memory_of(device: torch.device) -> tuple[int, int]:
+    """(free, total) bytes of the device. On a card, what PyTorch's allocator keeps for later is free too."""
+    if device.type != "cuda":
+        total, free = ram_bytes()
+        return free, total
+    free, total = torch.cuda.mem_get_info(device)
+    return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device), total
+
+
+def fill_workspaces(device: torch.device) -> int:
+    """Bytes that a card's allocator has given out once the matrix library holds its workspaces; 0 on a processor.
+
+    The library takes one in each thread that calls it, here and in autograd's, and keeps it: no step's.
+    """
+    if device.type != "cuda":
+        return 0
+    for dtype in (torch.float32, torch.bfloat16):
+        layer = torch.nn.Linear(64, 64, device=device, dtype=dtype)
+        layer(layer(torch.ones(64, 64, device=device, dtype=dtype))).sum().backward()
+    del layer
+    gc.collect()
+    return torch.cuda.memory_allocated(device)
+
+
+def workspace_bytes(device: torch.device) -> int:
+    """What the matrix library takes of the allocator's memory, for the thread that works forward and the one that
+    works backward; nothing on a processor.
+    """
+    if device.type != "cuda":
+        return 0
+    torch._C._cuda_clearCublasWorkspaces()
+    before = torch.cuda.memory_allocated(device)
+    return fill_workspaces(device) - before
+
+
+def context_bytes(device: torch.device) -> int | None:
+    """What of the card is taken beside this process's tensors, other programs included; None on a processor."""
+    if device.type != "cuda":
+        return None
+    torch.zeros(1, device=device)
+    gc.collect()
+    torch.cuda.empty_cache()
+    free, total = torch.cuda.mem_get_info(device)
+    return total - free - torch.cuda.memory_reserved(device)
 
 
 def ram_bytes(cgroup: Path = CGROUP) -> tuple[int, int]:

@@ -8,8 +8,6 @@ Letters: B queries, N passages, D dimensions, T tokens, C rows of a chunk, R ret
 forward of all chunks / tokens of the padded batch; r = the share of the former that stands in retained chunks.
 """
 
-import statistics
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -20,7 +18,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 
 from gclib.chunks import Chunk, check_plan, plan_chunks, price_of_a_call, schedule
-from gclib.memory.laws import fake_copy, padded_tokens
+from gclib.memory.fake_modules import fake_copy, padded_tokens
 from gclib.support.validation import int_at_least, one_of, positive_int, positive_number, refuse
 from gclib.towers import as_tower_list
 
@@ -144,17 +142,17 @@ def encoder_cost(encoder: nn.Module) -> EncoderCost:
 
     def counts(rows: int, width: int) -> tuple[int, int, int]:
         with mode:
-            batch, kept = padded_tokens(rows, width), []
-            forward = count_flops(lambda: kept.append(copy(**batch)))
-            reps = _checked_reps(kept.pop(), rows)
+            batch, outputs = padded_tokens(rows, width), []
+            forward = count_flops(lambda: outputs.append(copy(**batch)))
+            reps = _checked_reps(outputs.pop(), rows)
             return forward, count_flops(reps.sum().backward) if trained else 0, reps.shape[1]
 
-    found = {width: counts(2, width) for width in WIDTHS}
-    laws = [FlopsLaw.through({width: count[n] // 2 for width, count in found.items()}) for n in (0, 1)]
+    by_width = {width: counts(2, width) for width in WIDTHS}
+    laws = [FlopsLaw.through({width: count[n] // 2 for width, count in by_width.items()}) for n in (0, 1)]
     for rows in (1, 3):
         if counts(rows, WIDTHS[-1])[:2] != tuple(law.at(rows, WIDTHS[-1]) for law in laws):
             raise refuse("encoder", "must cost FLOPs that are linear in the rows", f"others for {rows} of them")
-    return EncoderCost(*laws, dimensions=found[WIDTHS[0]][2])
+    return EncoderCost(*laws, dimensions=by_width[WIDTHS[0]][2])
 
 
 def forecast_flops(
@@ -162,34 +160,29 @@ def forecast_flops(
     costs: Sequence[EncoderCost],
     lengths: Sequence[Sequence[int]],
     *,
-    chunk_size: int | Sequence[int] | None = None,
-    chunk_tokens: int | Sequence[int] | None = None,
-    plan: Sequence[Sequence[Chunk]] | None = None,
-    sort_by_length: bool = True,
     retain_chunks: int = 0,
-    device: str = "cpu",
+    **cut: Any,
 ) -> FlopsForecast:
     """FLOPs of a "naive" or "grad_cache" step with two towers and the dense loss: what `count_flops` counts of it.
 
     costs: `encoder_cost` of each tower's encoder. lengths: each tower's rows in tokens; the batch is padded to its
-    longest. The other arguments are those of `grad_cache_step` (the naive step takes none); device: where it is to run,
-    which decides where its sorted chunks end. The loss: logits 2 B N D, their gradients 2 B N D for each tower that
-    asks for one. Raises ValueError for what does not fit.
+    longest. retain_chunks: R. cut: the keywords of `plan_towers` (the naive step has no chunks). The loss: logits
+    2 B N D, their gradients 2 B N D for each tower that asks for one. Raises ValueError for what does not fit.
     """
     one_of("step", step, ("naive", "grad_cache"))
     int_at_least("retain_chunks", retain_chunks, 0)
     if len(costs) != 2 or not all(isinstance(cost, EncoderCost) for cost in costs):
         raise refuse("costs", "must be two, as encoder_cost gives them (twice the same: tied)", costs)
-    options = {"chunk_size": chunk_size, "chunk_tokens": chunk_tokens, "plan": plan}
     if step == "naive":
-        given = [name for name, value in options.items() if value is not None] + ["retain_chunks"] * bool(retain_chunks)
-        if given:
-            raise refuse(given[0], "must not be given for the naive step, which has no chunks", "a value")
-        options, sort_by_length, retain_chunks = {"plan": [_whole(rows) for rows in _checked(lengths)]}, False, 2
+        for name, value in {**cut, "retain_chunks": retain_chunks or None}.items():
+            if value is not None and name not in ("sort_by_length", "device"):
+                raise refuse(name, "must not be given for the naive step, which has no chunks", "a value")
+        retain_chunks = 2
+        cut |= {"plan": [[Chunk(tuple(range(len(rows))), max(rows))] for rows in _checked(lengths)]}
     parts = dict.fromkeys(("first_forward", "second_forward", "backward"), 0)
-    plans = plan_step(lengths, sort_by_length=sort_by_length, device=device, **options)
-    for tower, number, kept in schedule(plans, retain_chunks):
-        cost, chunk = costs[tower], plans[tower][number]
+    chunks = plan_towers(lengths, **cut)
+    for tower, number, kept in schedule(chunks, retain_chunks):
+        cost, chunk = costs[tower], chunks[tower][number]
         parts["first_forward"] += cost.forward.at(len(chunk), chunk.width)
         parts["backward"] += cost.backward.at(len(chunk), chunk.width)
         if not kept and cost.trained:
@@ -202,21 +195,16 @@ def forecast_flops(
 def count_tokens(
     lengths: Sequence[Sequence[int]],
     *,
-    chunk_size: int | Sequence[int] | None = None,
-    chunk_tokens: int | Sequence[int] | None = None,
-    plan: Sequence[Sequence[Chunk]] | None = None,
-    sort_by_length: bool = True,
     retain_chunks: int = 0,
-    device: str = "cpu",
+    **cut: Any,
 ) -> TokenCount:
-    """The tokens that a `grad_cache_step` with these arguments encodes there, and those of the padded naive batch."""
-    options = {"chunk_size": chunk_size, "chunk_tokens": chunk_tokens, "plan": plan}
-    plans = plan_step(lengths, sort_by_length=sort_by_length, device=device, **options)
-    retained = schedule(plans, int_at_least("retain_chunks", retain_chunks, 0))
+    """The tokens that a `grad_cache_step` encodes, and those of the padded naive batch. cut: as for `plan_towers`."""
+    chunks = plan_towers(lengths, **cut)
+    retained = schedule(chunks, int_at_least("retain_chunks", retain_chunks, 0))
     return TokenCount(
         padded=sum(len(rows) * max(rows) for rows in lengths),
-        encoded=sum(chunk.tokens for tower in plans for chunk in tower),
-        retained=sum(plans[tower][number].tokens for tower, number, kept in retained if kept),
+        encoded=sum(chunk.tokens for tower in chunks for chunk in tower),
+        retained=sum(chunks[tower][number].tokens for tower, number, kept in retained if kept),
     )
 
 
@@ -233,47 +221,7 @@ def time_ratio(rho: float, retained_share: float = 0.0) -> float:
     return rho * (1 + (1 - retained_share) / 3)
 
 
-def seconds_by_round(calls: Mapping[str, Callable[[], object]], *, rounds: int = 5) -> dict[str, list[float]]:
-    """Seconds of each call in each round. Every call runs once to warm up; then each round runs all, in turn.
-
-    So a slow moment of the machine hits the calls alike: compare them by `median_ratio`, round by round. Raises
-    ValueError where there is nothing to call.
-    """
-    positive_int("rounds", rounds)
-    if not calls or not all(map(callable, calls.values())):
-        raise refuse("calls", "must hold a callable without arguments for each name", calls)
-    for call in calls.values():
-        call()
-    seconds: dict[str, list[float]] = {name: [] for name in calls}
-    for _ in range(rounds):
-        for name, call in calls.items():
-            start = time.perf_counter()
-            call()
-            seconds[name].append(time.perf_counter() - start)
-    return seconds
-
-
-def median_ratio(seconds: Sequence[float], others: Sequence[float]) -> float:
-    """The median over the rounds of one call's seconds / another's. ValueError where the rounds are not as many."""
-    if not seconds or len(seconds) != len(others):
-        raise refuse("others", f"must hold as many rounds as seconds, {len(seconds)} and not none", len(others))
-    return statistics.median(one / other for one, other in zip(seconds, others, strict=True))
-
-
-def page_faults() -> int | None:
-    """Pages of memory that the system has handed to this process so far (none read from disk); None on Windows.
-
-    A tensor on memory that was given back before is handed new pages, cleared, on first touch: that takes time which no
-    FLOP shows.
-    """
-    try:
-        import resource
-    except ImportError:
-        return None
-    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-
-
-def plan_step(
+def plan_towers(
     lengths: Sequence[Sequence[int]],
     *,
     chunk_size: int | Sequence[int] | None = None,
@@ -282,7 +230,7 @@ def plan_step(
     sort_by_length: bool = True,
     device: str = "cpu",
 ) -> list[list[Chunk]]:
-    """Each tower's chunks, as `grad_cache_step` plans them for a device; without sorting every row counts as the
+    """The chunks of each tower, as `grad_cache_step` plans them for a device; without sorting every row counts as the
     longest. That of one process: among several the step cuts evenly (`plan_chunks` with call_tokens=None).
     """
     lengths = _checked(lengths)
@@ -302,10 +250,6 @@ def plan_step(
         )
         for rows, size, budget in zip(lengths, sizes, tokens, strict=True)
     ]
-
-
-def _whole(lengths: Sequence[int]) -> list[Chunk]:
-    return [Chunk(tuple(range(len(lengths))), max(lengths))]
 
 
 def _checked(lengths: Sequence[Sequence[int]]) -> list[list[int]]:

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from gclib.memory.calibration import Calibration, Case, from_fields, run_case
+from gclib.memory.calibration import CalibratedStep, Calibration, from_fields, run_case
 from gclib.memory.ledger import record_memory
 from gclib.memory.timeline import TimelinePicture
 from gclib.models.encoder import Encoder
@@ -28,10 +28,10 @@ from gclib.support.validation import one_of, refuse
 
 FOLDER = ROOT / "data" / "recordings"
 RECORDED = (
-    Case("naive", 16, None, 128),
-    Case("grad_cache", 48, 16, 128),
-    Case("naive", 16, None, 128, autocast=True),
-    Case("grad_cache", 48, 16, 128, autocast=True),
+    CalibratedStep("naive", 16, None, 128),
+    CalibratedStep("grad_cache", 48, 16, 128),
+    CalibratedStep("naive", 16, None, 128, autocast=True),
+    CalibratedStep("grad_cache", 48, 16, 128, autocast=True),
 )
 SERIES = ("ledger_bytes", "allocator_bytes")
 MOST_ENTRIES = 1_000_000  # of the allocator's history
@@ -54,7 +54,7 @@ class RecordedPiece:
 class RecordedStep:
     """One step on a card. *_peak_bytes: the allocator's own, workspaces included; at_peak: the ledger's kinds."""
 
-    case: Case
+    case: CalibratedStep
     pieces: tuple[RecordedPiece, ...]
     at_peak: dict[str, int]
     requested_peak_bytes: int
@@ -87,7 +87,7 @@ class Recording:
     command: str
 
 
-def record_card(found: Calibration, folder: str | Path, *, cases: Sequence[Case] = RECORDED) -> Path:
+def record_card(found: Calibration, folder: str | Path, *, cases: Sequence[CalibratedStep] = RECORDED) -> Path:
     """Record the cases on the CUDA card that `found` is of, and write them beside it to a file in the folder.
 
     Raises ValueError where there is no such card.
@@ -110,7 +110,7 @@ def load_recordings(folder: str | Path = FOLDER) -> list[Recording]:
     return [_read(json.loads(path.read_text("utf-8"))) for path in sorted(Path(folder).glob("*.json"))]
 
 
-def _record(case: Case, encoder: Encoder) -> RecordedStep:
+def _record(case: CalibratedStep, encoder: Encoder) -> RecordedStep:
     device = torch.device("cuda")
 
     def run(on_phase: Callable[..., None] | None = None) -> None:
@@ -190,5 +190,5 @@ def _read(written: dict[str, Any]) -> Recording:
             RecordedPiece(**piece | {name: tuple(np.cumsum(piece[name], dtype=int).tolist()) for name in SERIES})
             for piece in step["pieces"]
         )
-        steps.append(RecordedStep(**step | {"case": Case(**step["case"]), "pieces": pieces}))
+        steps.append(RecordedStep(**step | {"case": CalibratedStep(**step["case"]), "pieces": pieces}))
     return Recording(from_fields(written["calibration"]), tuple(steps), written["command"])

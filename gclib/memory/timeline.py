@@ -101,11 +101,11 @@ class TimelinePicture:
 
     def span_peaks(self) -> list[tuple["Span", int]]:
         """Each span with the most bytes in it, in order."""
-        found = []
+        peaks = []
         for span in self.spans:
             inside = [panel.peak_bytes for panel in self.panels if span.start <= panel.start < span.stop]
-            found.append((span, max(inside)))
-        return found
+            peaks.append((span, max(inside)))
+        return peaks
 
     def place(self, phase: str, tower: int | None, piece: int) -> Panel | None:
         """The panel that stands for the `piece`-th piece (from 0) of a phase and tower; None where there is none."""
@@ -139,7 +139,7 @@ class TimelinePicture:
 
 def picture_of(timeline: Sequence[Segment]) -> TimelinePicture:
     """Panels and labels for a timeline, a ledger's or a forecast's. ValueError where there is nothing to draw."""
-    segments = [s for s in timeline if len(s.kind_bytes) and not is_heading(s)]
+    segments = [s for s in timeline if len(s.kind_bytes) and not is_heading(s.phase, s.tower, s.chunk)]
     if not segments:
         raise refuse("timeline", "must hold at least one piece of a step", "an empty timeline")
     counted: Counter = Counter()
@@ -164,9 +164,9 @@ def largest_kinds(kind_bytes: Mapping[str, int], *, smallest_share: float = 0.05
     return sorted(held, key=lambda entry: -entry[1])
 
 
-def is_heading(segment: Segment) -> bool:
+def is_heading(phase: str, tower: int | None, chunk: int | None) -> bool:
     """Where a step only names the tensors that it begins with; the next piece starts at the same bytes."""
-    return segment.phase not in ("loss", "backward") and segment.tower is None and segment.chunk is None
+    return phase not in ("loss", "backward") and tower is None and chunk is None
 
 
 def _groups(segments: Sequence[Segment]) -> Iterator[list[Segment]]:

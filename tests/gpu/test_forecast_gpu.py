@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from gclib import Encoder, forecast_step, record_memory
-from gclib.memory.calibration import GPU_CASES, Case, calibrate, format_calibration, run_case
+from gclib.memory.calibration import GPU_CASES, CalibratedStep, calibrate, format_calibration, run_case
 from gclib.memory.recording import RECORDED, load_recordings, record_card
 
 HOST_BYTES = 1024  # seeds of attention, which lie with the host on a card and are counted by the forecast
@@ -14,7 +14,7 @@ HOST_BYTES = 1024  # seeds of attention, which lie with the host on a card and a
 @pytest.mark.parametrize(("step", "batch", "chunk"), [("naive", 6, None), ("accumulation", 9, 4), ("grad_cache", 9, 4)])
 @pytest.mark.parametrize("model", ["bert-base", "minilm-l6", "distilbert-base", "modernbert-base"])
 def test_the_forecast_is_the_ledger_of_the_card(model, step, batch, chunk, autocast):
-    case = Case(step, batch, chunk, 100, autocast)
+    case = CalibratedStep(step, batch, chunk, 100, autocast)
     encoder = Encoder.from_config(model).cuda()
     run_case(case, model, torch.device("cuda"), encoder)
     encoder.zero_grad()

@@ -5,7 +5,7 @@ import torch
 from helpers.oracles import gradients, worst_error
 
 from gclib import ContrastiveLoss, Encoder, forecast_step, grad_cache_step, naive_step, record_memory
-from gclib.memory.calibration import workspace_bytes
+from gclib.memory.devices import workspace_bytes
 from tests.memory.test_ledger import batch
 
 

@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from gclib.memory import calibration
-from gclib.memory.calibration import Calibration, Case, Reading, calibrate, format_calibration, load
+from gclib.memory.calibration import CalibratedStep, Calibration, Reading, calibrate, format_calibration, load
 
-SMALL = (Case("naive", 4, None, 16), Case("grad_cache", 12, 4, 16))
+SMALL = (CalibratedStep("naive", 4, None, 16), CalibratedStep("grad_cache", 12, 4, 16))
 
 
 @pytest.fixture(autouse=True)

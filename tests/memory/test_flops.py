@@ -18,10 +18,7 @@ from gclib.memory.flops import (
     count_tokens,
     encoder_cost,
     forecast_flops,
-    median_ratio,
-    page_faults,
-    plan_step,
-    seconds_by_round,
+    plan_towers,
     time_ratio,
 )
 
@@ -219,11 +216,11 @@ def test_a_frozen_tower_is_encoded_once_and_never_backpropagated(step):
 def test_a_plan_is_the_one_that_the_step_makes():
     """Every row stands in one chunk; the step's own plans are compared by what they encode, above."""
     for options in ({"chunk_size": 4}, {"chunk_size": [2, 5]}, {"chunk_tokens": 20}):
-        plans = plan_step(LENGTHS, **options)
+        plans = plan_towers(LENGTHS, **options)
         assert [sorted(row for chunk in plan for row in chunk.rows) for plan in plans] == [
             list(range(len(rows))) for rows in LENGTHS
         ]
-    unsorted = plan_step(LENGTHS, chunk_size=4, sort_by_length=False)
+    unsorted = plan_towers(LENGTHS, chunk_size=4, sort_by_length=False)
     assert {chunk.width for chunk in unsorted[1]} == {16} and unsorted[0][0].rows == (0, 1, 2, 3)
 
 
@@ -267,22 +264,6 @@ def test_time_and_flops_agree_where_flops_go_with_tokens():
         assert ratio == pytest.approx(count_tokens(LENGTHS, **options).time_ratio)
 
 
-def test_calls_take_turns_and_the_warm_up_is_not_timed():
-    order = []
-    seconds = seconds_by_round({name: lambda n=name: order.append(n) for name in "ab"}, rounds=3)
-    assert "".join(order) == "ab" * 4
-    assert {name: len(times) for name, times in seconds.items()} == {"a": 3, "b": 3}
-    assert median_ratio([1.0, 9.0, 4.0], [2.0, 3.0, 4.0]) == 1.0
-
-
-def test_page_faults_count_fresh_memory():
-    if (before := page_faults()) is None:
-        pytest.skip("this system does not count page faults")
-    fresh = bytearray(64 * 2**20)
-    fresh[::4096] = bytes(len(fresh) // 4096)  # touch every page: until then none is handed out
-    assert page_faults() > before
-
-
 # --- refusals -------------------------------------------------------------------------------------------------
 
 
@@ -307,9 +288,6 @@ def test_page_faults_count_fresh_memory():
         (lambda costs: count_tokens([[1, 1]], plan=[[Chunk((0,), 1)]]), "must hold each of the 2 rows exactly once"),
         (lambda costs: time_ratio(0), "rho must be a finite number above 0"),
         (lambda costs: time_ratio(1, 1.1), "retained_share must be from 0 to 1"),
-        (lambda costs: seconds_by_round({}), "calls must hold a callable"),
-        (lambda costs: seconds_by_round({"a": print}, rounds=0), "rounds must be an int of at least 1"),
-        (lambda costs: median_ratio([1.0], []), "others must hold as many rounds"),
         (lambda costs: count_flops(3), "call must be callable"),
     ],
 )

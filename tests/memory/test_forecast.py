@@ -1,6 +1,7 @@
 """The forecast against the ledger of the step really run on the CPU: equal to the byte."""
 
 import random
+from dataclasses import replace
 
 import pytest
 import torch
@@ -11,8 +12,10 @@ from torch import nn
 
 from gclib import ContrastiveLoss, Encoder, choose_retained, forecast_step, largest_batch, plan_chunks, record_memory
 from gclib.chunks import Chunk, price_of_a_call, schedule
+from gclib.memory.fake_steps import fake_step
 from gclib.memory.forecast import chunk_groups
 from gclib.memory.ledger import KINDS
+from gclib.memory.workload import Workload
 from gclib.steps import STEPS
 from tests.memory.test_ledger import batch
 
@@ -217,11 +220,9 @@ def test_retained_chunks_fill_the_budget():
 
 
 def test_the_second_forecast_runs_no_encoder():
-    from gclib.memory.forecast import fake_step
-
     same = {"config": "tiny", "query_length": 8, "passage_length": 8}
     forecast_step("grad_cache", batch_size=64, chunk_size=4, **same)
-    fake = fake_step("tiny", None, None, True, torch.float32, None)
+    fake = fake_step(Workload(step="naive", batch_size=2, **same))
     runs = fake.runs
     for batch_size, chunk in ((100, 10), (1000, 8), (33, 3)):
         forecast_step("grad_cache", batch_size=batch_size, chunk_size=chunk, **same)
@@ -280,15 +281,14 @@ def test_bad_input_is_refused_in_words(change, names):
 
 
 def test_a_temperature_that_was_learned_asks_for_no_new_law():
-    from gclib.memory.forecast import fake_step
-
     encoders, loss = built("tiny", tied=True), ContrastiveLoss(0.1, learnable=True)
-    first = fake_step(None, encoders, loss, True, torch.float32, None)
+    workload = Workload(step="naive", batch_size=2, encoders=encoders, loss=loss, **SHAPES)
+    first = fake_step(workload)
     with torch.no_grad():
         loss.log_temperature.add_(1)
         next(encoders[0].parameters()).add_(1)
-    assert fake_step(None, encoders, loss, True, torch.float32, None) is first
-    assert fake_step(None, encoders, ContrastiveLoss(0.1), True, torch.float32, None) is not first
+    assert fake_step(replace(workload)) is first
+    assert fake_step(replace(workload, loss=ContrastiveLoss(0.1))) is not first
 
 
 class Quadratic(nn.Module):

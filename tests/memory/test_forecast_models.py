@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from gclib import ContrastiveLoss, Encoder, forecast_step, record_memory
-from gclib.memory.laws import picture_shape
+from gclib.memory.fake_modules import picture_shape
 from gclib.models.presets import PRESETS, config_of
 from gclib.steps import STEPS
 from tests.memory.test_ledger import batch

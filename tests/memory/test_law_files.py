@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from gclib import ContrastiveLoss, forecast_step
-from gclib.memory.fake_modules import _from_configs, fake_step
+from gclib.memory.fake_steps import _made, fake_step
+from gclib.memory.workload import Workload
 
 SAME = {"config": "tiny", "batch_size": 9, "query_length": 8, "passage_length": 12}
 CASES = [("naive", {}), ("grad_cache", {"chunk_size": 4, "retain_chunks": 1})]
@@ -14,13 +15,13 @@ CASES = [("naive", {}), ("grad_cache", {"chunk_size": 4, "retain_chunks": 1})]
 def folder(tmp_path, monkeypatch):
     """An empty cache, and no law in memory."""
     monkeypatch.setenv("GCLIB_CACHE", str(tmp_path))
-    _from_configs.cache_clear()
+    _made.cache_clear()
     yield tmp_path / "laws"
-    _from_configs.cache_clear()
+    _made.cache_clear()
 
 
 def runs(loss=None):
-    return fake_step("tiny", None, loss, True, torch.float32, None).runs
+    return fake_step(Workload(step="naive", loss=loss, **SAME)).runs
 
 
 def told(step, options):
@@ -32,7 +33,7 @@ def told(step, options):
 def test_a_later_session_runs_nothing(step, options):
     fresh, needed = told(step, options), runs()
     assert needed > 0
-    _from_configs.cache_clear()
+    _made.cache_clear()
     assert told(step, options) == fresh
     assert runs() == 0
 
@@ -47,7 +48,7 @@ def test_a_damaged_file_is_built_again(folder, damage):
     whole = [path.read_bytes() for path in paths]
     for path in paths:
         path.write_bytes(damage(path.read_bytes()))
-    _from_configs.cache_clear()
+    _made.cache_clear()
     assert told(*CASES[1]) == fresh and runs() > 0
     assert [path.read_bytes() for path in paths] == whole
     assert not list(folder.glob("*.part"))
@@ -70,7 +71,7 @@ def test_a_loss_that_no_text_describes_is_not_kept(folder):
 
 def test_where_nothing_can_be_written_forecasts_go_on(folder, monkeypatch):
     fresh = told(*CASES[0])
-    _from_configs.cache_clear()
+    _made.cache_clear()
     folder.parent.joinpath("file").write_text("in the way", "utf-8")
     monkeypatch.setenv("GCLIB_CACHE", str(folder.parent / "file"))
     assert told(*CASES[0]) == fresh

@@ -8,7 +8,7 @@ import pytest
 
 from gclib import __main__ as command
 from gclib import forecast_step
-from gclib.memory.calibration import Calibration, Case, Reading
+from gclib.memory.calibration import CalibratedStep, Calibration, Reading
 from gclib.memory.recording import (
     SERIES,
     RecordedPiece,
@@ -21,7 +21,7 @@ from gclib.memory.recording import (
 )
 from gclib.memory.timeline import picture_of
 
-CASE = Case("naive", 4, None, 16)
+CASE = CalibratedStep("naive", 4, None, 16)
 CARD = Calibration("A card", "tiny", 1000, None, (Reading(CASE, 90, 100, 95, 5),), "versions", 5)
 
 

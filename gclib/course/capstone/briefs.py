@@ -21,7 +21,8 @@ import torch
 from gclib.losses.module import ContrastiveLoss
 from gclib.memory.devices import GPU_MEMORY_BYTES
 from gclib.memory.flops import EncoderCost, encoder_cost, forecast_flops
-from gclib.memory.forecast import MemoryForecast, forecast_step, last_true
+from gclib.memory.forecast import MemoryForecast, forecast_step
+from gclib.memory.plan import last_true
 from gclib.models.encoder import Encoder
 from gclib.steps import STEPS
 from gclib.support.validation import int_at_least, one_of, positive_int, refuse

@@ -13,11 +13,12 @@ import torch
 
 from gclib.losses.module import ContrastiveLoss
 from gclib.losses.tiled import tiled_contrastive_loss
-from gclib.memory.cuda_operations import DEVICES
-from gclib.memory.devices import GPU_MEMORY_BYTES
-from gclib.memory.forecast import OPTIMIZERS, MemoryForecast, forecast_step, last_true
+from gclib.memory.devices import DEVICES, GPU_MEMORY_BYTES
+from gclib.memory.forecast import MemoryForecast, forecast_workload
 from gclib.memory.ledger import KINDS
+from gclib.memory.plan import last_true
 from gclib.memory.timeline import largest_kinds
+from gclib.memory.workload import OPTIMIZERS, Workload
 from gclib.models.encoder import SIZES, bert_config
 from gclib.models.presets import PRESETS, config_of
 from gclib.steps import STEPS
@@ -117,18 +118,23 @@ class LabSettings:
         """Rows of one encoder call with a graph: the chunk's, or the whole batch's."""
         return self.batch_size if self.step == "naive" else min(self.chunk_size, self.batch_size)
 
-    def arguments(self) -> dict[str, Any]:
-        """What `forecast_step` takes beside the step and the loss."""
+    @property
+    def workload(self) -> Workload:
+        """What is forecast: one encoder for both towers, every text padded to its length."""
         query_length, passage_length = self.lengths
-        found = {"config": self.model, "batch_size": self.batch_size}
-        if self.step != "naive":
-            found["chunk_size"] = self.chunk_size
-        if self.retained:
-            found["retain_chunks"] = self.retained
-        found |= {"query_length": query_length, "passage_length": passage_length, "optimizer": self.optimizer}
-        if self.device != "cpu":
-            found["device"] = self.device
-        return found | PRECISIONS[self.precision]
+        return Workload(
+            step=self.step,
+            config=self.model,
+            loss=loss_of(self.tile_size),
+            batch_size=self.batch_size,
+            chunk_size=None if self.step == "naive" else self.chunk_size,
+            retain_chunks=self.retained,
+            query_length=query_length,
+            passage_length=passage_length,
+            optimizer=self.optimizer,
+            device=self.device,
+            **PRECISIONS[self.precision],
+        )
 
     def described(self) -> str:
         """The settings in words."""
@@ -149,15 +155,11 @@ class LabSettings:
         lines = ["import torch", ""] if PRECISIONS[self.precision] else []
         if self.tile_size is not None:
             lines.append("from gclib import ContrastiveLoss")
-        lines += [
-            "from gclib.memory.forecast import forecast_step",
-            "",
-            "forecast = forecast_step(",
-            f'    "{self.step}",',
-        ]
-        for name, value in self.arguments().items():
-            shown = f'"{value}"' if isinstance(value, str) else str(value)
-            lines.append(f"    {name}={shown},")
+        lines += ["from gclib.memory.forecast import forecast_step", "", "forecast = forecast_step("]
+        lines.append(f'    "{self.step}",')
+        for name, value in self.workload.keywords().items():
+            if name != "loss":
+                lines.append(f'    {name}="{value}",' if isinstance(value, str) else f"    {name}={value},")
         if self.tile_size is not None:
             lines.append(f"    loss=ContrastiveLoss(tile_size={self.tile_size}),")
         return "\n".join([*lines, ")", 'print(f"{forecast.peak_bytes:,} bytes at the peak")'])
@@ -178,10 +180,10 @@ def is_ready(settings: LabSettings) -> bool:
 
 @lru_cache(maxsize=96)  # some hundreds of kilobytes each
 def forecast_of(settings: LabSettings) -> MemoryForecast:
-    """The exact forecast: one encoder for both towers, every text padded to its length, the optimizer's states too."""
-    found = forecast_step(settings.step, loss=loss_of(settings.tile_size), **settings.arguments())
+    """The exact forecast of the settings' workload, the optimizer's states too."""
+    exact = forecast_workload(settings.workload)
     _fitted.add(settings.law)
-    return found
+    return exact
 
 
 def advice(settings: LabSettings, forecast: MemoryForecast, budget_bytes: int, budget_name: str = "the card") -> str:
@@ -189,13 +191,13 @@ def advice(settings: LabSettings, forecast: MemoryForecast, budget_bytes: int, b
     at_peak = forecast.at_peak()
     made_of = ", ".join(f"{kind} {format_bytes(count)}" for kind, count in largest_kinds(at_peak, smallest_share=0.1))
     share = forecast.peak_bytes / budget_bytes
-    said = f"Peak {format_bytes(forecast.peak_bytes)}: {made_of}."
+    peak_words = f"Peak {format_bytes(forecast.peak_bytes)}: {made_of}."
     if share <= 1:
         room = "under 1 %" if share < 0.01 else f"{100 * share:.0f} %"
-        return f"{said} It fits within {budget_name} and takes {room} of it. {_room(settings, share)}"
+        return f"{peak_words} It fits within {budget_name} and takes {room} of it. {_room(settings, share)}"
     rest = forecast.peak_bytes - budget_bytes
     over = f"{share:,.1f} times too big" if share >= 2 else f"{format_bytes(rest)} too much"
-    return f"{said} It does not fit within {budget_name}: {over}. {way_out(settings, at_peak, budget_bytes)}"
+    return f"{peak_words} It does not fit within {budget_name}: {over}. {way_out(settings, at_peak, budget_bytes)}"
 
 
 def _room(settings: LabSettings, share: float) -> str:
@@ -274,15 +276,15 @@ def most_forecast(settings: LabSettings) -> int:
 def compared(pinned: LabSettings, now: LabSettings) -> str:
     """Two settings against each other, in words: their peaks, and the kind of bytes that moved most."""
     before, after = forecast_of(pinned), forecast_of(now)
-    said = f"Pinned: {pinned.described()}: {format_bytes(before.peak_bytes)}. Now: {format_bytes(after.peak_bytes)}"
+    peaks = f"Pinned: {pinned.described()}: {format_bytes(before.peak_bytes)}. Now: {format_bytes(after.peak_bytes)}"
     if after.peak_bytes == before.peak_bytes:
-        return f"{said}, the same to the byte."
+        return f"{peaks}, the same to the byte."
     moved = {kind: count - before.at_peak()[kind] for kind, count in after.at_peak().items()}
     kind = max(moved, key=lambda kind: abs(moved[kind]))
     sign = "more" if moved[kind] > 0 else "less"
     ratio = after.peak_bytes / before.peak_bytes
     share = f"{ratio:.3g} times as much" if ratio > 1 else f"{100 * ratio:.3g} % of that"
-    return f"{said}, {share}. Most of it: {format_bytes(abs(moved[kind]))} {sign} {kind}."
+    return f"{peaks}, {share}. Most of it: {format_bytes(abs(moved[kind]))} {sign} {kind}."
 
 
 def obstacle(forecast: MemoryForecast, free_bytes: int, *, card_free_bytes: int | None = None) -> str | None:
@@ -292,7 +294,7 @@ def obstacle(forecast: MemoryForecast, free_bytes: int, *, card_free_bytes: int 
     tensors, while the machine holds the ledger's notes; None where the processor runs it.
     """
     tensors, notes = int(1.25 * forecast.peak_bytes), EVENT_BYTES * operations(forecast)
-    said = f"Not run: the forecast is {format_bytes(forecast.peak_bytes)}. With a quarter more for what it can't see"
+    refusal = f"Not run: the forecast is {format_bytes(forecast.peak_bytes)}. With a quarter more for what it can't see"
     end = "Nothing was allocated. The forecast above holds all the same."
     if card_free_bytes is None:
         tensors, notes, counted = tensors + notes, 0, ", and the ledger's own notes,"
@@ -300,7 +302,7 @@ def obstacle(forecast: MemoryForecast, free_bytes: int, *, card_free_bytes: int 
     else:
         counted, where, room = "", "the card", card_free_bytes
     if tensors > room:
-        return f"{said}{counted} that is {format_bytes(tensors)}; {where} has {format_bytes(room)} free. {end}"
+        return f"{refusal}{counted} that is {format_bytes(tensors)}; {where} has {format_bytes(room)} free. {end}"
     if notes > free_bytes:
         has = f"this machine has {format_bytes(free_bytes)} free"
         return f"Not run: the ledger's own notes of this step would take {format_bytes(notes)}; {has}. {end}"

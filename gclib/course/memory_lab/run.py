@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from gclib.chunks import Chunk
@@ -24,7 +24,7 @@ from gclib.course.memory_lab.answers import PRECISIONS, LabSettings, forecast_of
 from gclib.data.corpus import fingerprint, installed_sources
 from gclib.data.pairs import load_pairs
 from gclib.data.tokens import tokenize_pairs, train_tokenizer
-from gclib.memory.devices import ram_bytes, run_device
+from gclib.memory.devices import device_words, fill_workspaces, memory_of, run_device
 from gclib.memory.ledger import MemoryLedger, record_memory
 from gclib.memory.timeline import PHASE_WORDS, TimelinePicture, is_heading
 from gclib.models.encoder import Encoder
@@ -36,7 +36,7 @@ from gclib.support.words import format_bytes
 PAIRS = 2_000  # real texts to draw a batch from; a larger batch repeats them
 
 
-class Stopped(Exception):
+class RunStopped(Exception):
     """Raised inside the step, from on_phase, when Stop was asked for."""
 
 
@@ -119,7 +119,7 @@ class LiveRun:
         with RandomState.record([torch.empty(0, device=self.device)]).replay():
             try:
                 loss = self._step()
-            except Stopped:
+            except RunStopped:
                 ending = "stopped"
             except torch.OutOfMemoryError as problem:
                 ending, full = "failed", str(problem)
@@ -138,7 +138,7 @@ class LiveRun:
     def _step(self) -> float:
         self.stage = "building the model"
         self._check_stop()
-        before = _warmed_up(self.device)
+        before = fill_workspaces(self.device)
         precision = PRECISIONS[self.settings.precision]
         encoder = Encoder.from_config(self.settings.model)
         self.encoder = encoder.to(self.device, precision.get("dtype", torch.float32))
@@ -162,13 +162,13 @@ class LiveRun:
         self._check_stop()
         before = len(self.ledger.pieces)
         self.ledger.on_phase(phase, **place)
-        if len(self.ledger.pieces) > before and not _heads(self.ledger.pieces[-1][1]):
+        if len(self.ledger.pieces) > before and not is_heading(**self.ledger.pieces[-1][1]):
             self.begun += 1
             self.stage = PHASE_WORDS[phase].replace("\n", " ")
 
     def _check_stop(self) -> None:
         if self._stop.is_set():
-            raise Stopped
+            raise RunStopped
 
     def _allocated_peak(self) -> int | None:
         """What the card's allocator had given out at most, beyond what was there before; None where no step began."""
@@ -188,9 +188,9 @@ class LiveRun:
                 self.encoder.to("cpu")
             torch.cuda.empty_cache()
 
-    def _out_of_memory(self, told: str) -> str:
+    def _out_of_memory(self, message: str) -> str:
         """PyTorch's message as a person needs it: what was asked, what there is, and what to change."""
-        asked = re.search(r"allocate ([\d.,]+ (?:[KMGT]iB|bytes))", told)
+        asked = re.search(r"allocate ([\d.,]+ (?:[KMGT]iB|bytes))", message)
         held = f", and had held {format_bytes(self.ledger.peak_bytes)} at most" if self.ledger else ""
         place = f"in piece {self.begun:,} of {self.pieces:,}, {self.stage}" if self.begun else self.stage
         free, total = memory_of(self.device)
@@ -202,37 +202,10 @@ class LiveRun:
         )
 
 
-def memory_of(device: torch.device) -> tuple[int, int]:
-    """(free, total) bytes of the device. On a card, what PyTorch's allocator keeps for later is free too."""
-    if device.type != "cuda":
-        total, free = ram_bytes()
-        return free, total
-    free, total = torch.cuda.mem_get_info(device)
-    return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device), total
-
-
-def device_words(device: torch.device) -> str:
-    """The card's name, or "This machine"."""
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else "This machine"
-
-
-def _warmed_up(device: torch.device) -> int:
-    """Bytes that CUDA's allocator has given out, once the matrix library's workspaces are there; 0 on the processor.
-
-    The library takes a workspace in each thread that calls it, here and in autograd's, and keeps it: no step's.
-    """
-    if device.type != "cuda":
-        return 0
-    layer = nn.Linear(64, 64, device=device)
-    layer(torch.ones(64, 64, device=device)).sum().backward()
-    del layer
-    return torch.cuda.memory_allocated(device)
-
-
 def count_pieces(settings: LabSettings) -> int:
     """Pieces of the step, each between two reports: what progress counts."""
     timeline = forecast_of(settings).timeline
-    return sum(segment.repeats for segment in timeline if not is_heading(segment))
+    return sum(segment.repeats for segment in timeline if not is_heading(segment.phase, segment.tower, segment.chunk))
 
 
 def step_of(settings: LabSettings) -> tuple[Any, dict[str, Any]]:
@@ -327,19 +300,15 @@ class _Trace:
         return x, y
 
     def _finish(self, ledger: MemoryLedger, piece: tuple, stop: int) -> None:
-        found = self._piece(ledger, piece, stop)
-        if found is not None:
-            self._finished.append(found)
-            self._counts[found[0], found[1]] = found[3] + 1
+        points = self._piece(ledger, piece, stop)
+        if points is not None:
+            phase, tower, _, number = points
+            self._finished.append(points)
+            self._counts[phase, tower] = number + 1
 
     def _piece(self, ledger: MemoryLedger, piece: tuple, stop: int) -> tuple | None:
         start, place = piece
-        if _heads(place) or stop <= start:
+        if is_heading(**place) or stop <= start:
             return None
         totals = np.array([event.total_bytes for event in ledger.events[start:stop]])
         return place["phase"], place["tower"], totals, self._counts.get((place["phase"], place["tower"]), 0)
-
-
-def _heads(place: dict[str, Any]) -> bool:
-    """A place where a step only names what it begins with, as `timeline.is_heading`."""
-    return place["phase"] not in ("loss", "backward") and place["tower"] is None and place["chunk"] is None

@@ -21,9 +21,9 @@ from matplotlib.figure import Figure
 from gclib.course import plots
 from gclib.course.memory_lab import answers as lab
 from gclib.course.memory_lab.answers import LabSettings
-from gclib.course.memory_lab.run import LiveRun, device_words, memory_of
+from gclib.course.memory_lab.run import LiveRun
 from gclib.course.widgets.keyboard import keyboard
-from gclib.memory.devices import GPU_MEMORY_BYTES, ram_bytes, run_device
+from gclib.memory.devices import GPU_MEMORY_BYTES, device_words, memory_of, ram_bytes, run_device
 from gclib.memory.forecast import MemoryForecast
 from gclib.memory.timeline import TimelinePicture, picture_of
 from gclib.models.encoder import SIZES, load_transformers

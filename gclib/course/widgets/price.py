@@ -21,6 +21,7 @@ from torch import Tensor
 
 from gclib.chunks import Chunk, schedule
 from gclib.course import plots
+from gclib.course.timing import median_ratio, seconds_by_round
 from gclib.course.widgets.keyboard import keyboard
 from gclib.losses.module import ContrastiveLoss
 from gclib.memory.flops import (
@@ -29,9 +30,7 @@ from gclib.memory.flops import (
     count_tokens,
     encoder_cost,
     forecast_flops,
-    median_ratio,
-    plan_step,
-    seconds_by_round,
+    plan_towers,
 )
 from gclib.models.encoder import Encoder
 from gclib.steps import grad_cache_step, naive_step
@@ -108,7 +107,7 @@ def lengths_of(settings: PriceSettings) -> list[list[int]]:
 
 def plan_of(settings: PriceSettings) -> tuple[list[list[Chunk]], set[tuple[int, int]]]:
     """Each tower's chunks, and which of them, as (tower, chunk), keep their graph."""
-    plans = plan_step(lengths_of(settings), chunk_size=settings.chunk_size, sort_by_length=settings.sort)
+    plans = plan_towers(lengths_of(settings), chunk_size=settings.chunk_size, sort_by_length=settings.sort)
     kept = {(tower, chunk) for tower, chunk, retained in schedule(plans, settings.retain_chunks) if retained}
     return plans, kept
 

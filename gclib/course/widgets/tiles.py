@@ -21,11 +21,12 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from gclib.course import plots
+from gclib.course.timing import median_ratio, seconds_by_round
 from gclib.course.widgets.keyboard import keyboard
 from gclib.losses.dense import contrastive_loss
 from gclib.losses.tiled import tiled_contrastive_loss
 from gclib.memory.devices import GPU_MEMORY_BYTES
-from gclib.memory.flops import count_flops, median_ratio, seconds_by_round
+from gclib.memory.flops import count_flops
 from gclib.memory.forecast import forecast_step
 from gclib.memory.ledger import record_memory
 from gclib.support.validation import one_of, positive_int

@@ -1,0 +1,359 @@
+"""The step, run with fake tensors: its laws are read off it, and nothing here imitates it.
+
+Fake tensors have shapes, dtypes and devices, and no numbers. What is run is `gclib.steps`, under the ledger.
+"""
+
+import math
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from gclib.chunks import Chunk
+from gclib.memory.cuda_operations import CudaKernels
+from gclib.memory.fake_modules import encoders_text, fake_copy, fake_encoders, module_text, padded_batch
+from gclib.memory.law_files import LawFiles
+from gclib.memory.laws import CHECKED, FEW, MANY, Law, LawBroken, Piece
+from gclib.memory.ledger import KINDS, MemoryLedger, Segment, record_memory
+from gclib.memory.workload import Workload
+from gclib.randomness import RandomState
+from gclib.steps import accumulation_step, cache_gradients, grad_cache_step, naive_step
+
+Events = list[tuple[Segment, np.ndarray]]  # a run's pieces, each with its bytes relative to its start
+PlacedLaws = list[tuple[dict[str, Any], Law]]  # where in the step a piece stands, and its law
+
+
+class PhaseReached(Exception):
+    """Raised where a run has shown what was asked of it."""
+
+
+def relative(ledger: MemoryLedger) -> Events:
+    """Each piece of a run, behind its start, with its bytes relative to the end of the piece before."""
+    start, *pieces = ledger.timeline
+    ends = [start.kind_bytes[0], *(piece.kind_bytes[-1] for piece in pieces)]
+    return [(piece, piece.kind_bytes - before) for piece, before in zip(pieces, ends, strict=False)]
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where in a step a piece belongs."""
+
+    phase: str
+    tower: int | None
+    chunk: int | None
+
+
+class _Described:
+    """A workload that is known by a text of what its laws depend on, and let go of once it was used."""
+
+    def __init__(self, workload: Workload):
+        self.workload: Workload | None = workload
+        self.loss = module_text(workload.loss)
+        self.encoders = f"{encoders_text(workload)} {workload.autocast} {workload.device}"
+        self.text = f"{self.encoders} {self.loss}"
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Described) and self.text == other.text
+
+    def __hash__(self) -> int:
+        return hash(self.text)
+
+
+def fake_step(workload: Workload) -> "FakeStep":
+    """The fake encoders and loss of a workload, with the laws that were found for them so far."""
+    return _made(_Described(workload))
+
+
+@lru_cache(maxsize=32)
+def _made(described: _Described) -> "FakeStep":
+    workload, described.workload = described.workload, None
+    files = None
+    if workload.encoders is None:
+        files = LawFiles(described.encoders, described.loss if isinstance(workload.loss, nn.Module) else None)
+    return FakeStep(workload, files)
+
+
+class FakeStep:
+    """A workload's encoders and loss as fake modules, and the laws of the steps that were run with them.
+
+    Parameters have shapes, dtypes and devices but take no memory. Laws are kept: the second forecast of a
+    configuration runs nothing but its loss. Safe to use from several threads.
+
+    files: where laws are kept from one session to the next; None for encoders that no text describes. runs: how often
+    a step was run so far.
+    """
+
+    def __init__(self, workload: Workload, files: LawFiles | None = None):
+        self.files = files
+        self.device = workload.device
+        self.autocast = workload.autocast
+        self.mode = FakeTensorMode()
+        self.lock = threading.RLock()
+        self.runs = 0
+        self._laws: dict[Any, Any] = {}
+        self._last_loss: tuple[Any, tuple[np.ndarray, np.ndarray]] | None = None
+        self.encoders, self.loss = fake_encoders(workload, self.mode), fake_copy(workload.loss, self.mode)
+
+    @property
+    def modules(self) -> list[nn.Module]:
+        """Encoders and loss, each once."""
+        modules = [*self.encoders, self.loss]
+        return list({id(module): module for module in modules if isinstance(module, nn.Module)}.values())
+
+    def start_bytes(self, optimizer: str | None) -> np.ndarray:
+        """Bytes of each kind before the step: parameters, and the optimizer's states from the second step on.
+
+        AdamW keeps two numbers for each parameter's number and a float32 count; SGD without momentum keeps nothing.
+        """
+        start = self._once("start", self._parameter_bytes).copy()
+        if optimizer == "adamw":
+            parameters = {id(p): p for module in self.modules for p in module.parameters() if p.requires_grad}
+            start[KINDS.index("optimizer")] = sum(2 * p.nbytes + 4 for p in parameters.values())
+        return start
+
+    def _parameter_bytes(self) -> np.ndarray:
+        with self._faked(), record_memory(*self.modules) as ledger:
+            return np.array(ledger.events[0].kind_bytes, dtype=np.int64)
+
+    def state_bytes(self) -> int:
+        """Bytes of the generator states that a step records at once: none on a card, whose states lie with the host."""
+        return 0 if self.device == "cuda" else self._once("states", self._state_bytes)
+
+    def _state_bytes(self) -> int:
+        with self._faked():
+            parameters = [parameter for encoder in self.encoders for parameter in encoder.parameters()]
+            return sum(tensor.nbytes for tensor in RandomState.record(parameters).tensors)
+
+    def encoder_index(self, tower: int) -> int:
+        """The first tower that has the same encoder: tied towers share laws and gradients."""
+        return next(number for number, other in enumerate(self.encoders) if other is self.encoders[tower])
+
+    def run(
+        self,
+        step: Callable[..., Tensor],
+        rows: Sequence[int],
+        widths: Sequence[int | None],
+        towers: Sequence[int] | None = None,
+        loss_fn: Any = None,
+        until: str = "",
+        on_encoded: Callable[[MemoryLedger, Tensor], None] | None = None,
+        **options: Any,
+    ) -> MemoryLedger:
+        """Run a step on a padded batch of fake inputs, up to a phase or to its end; return its ledger.
+
+        on_encoded: is called with the ledger so far and the representations at the end of each forward of an encoder.
+        """
+        encoders = self.encoders if towers is None else [self.encoders[tower] for tower in towers]
+        with self._faked():
+            self.runs += 1
+            inputs = [padded_batch(*tower) for tower in zip(encoders, rows, widths, strict=True)]
+            with record_memory(*self.modules) as ledger, ExitStack() as stack:
+                stack.enter_context(suppress(PhaseReached))
+                for encoder in encoders if on_encoded else ():
+                    hook = encoder.register_forward_hook(lambda module, inputs, reps: on_encoded(ledger, reps))
+                    stack.callback(hook.remove)
+
+                def on_phase(phase: str, **named: Any) -> None:
+                    if phase == until:
+                        raise PhaseReached
+                    if self.device == "cuda":
+                        named["tensors"] = [one for one in named.get("tensors", ()) if one[0] != "random states"]
+                    ledger.on_phase(phase, **named)
+
+                step(encoders, inputs, loss_fn or self.loss, on_phase=on_phase, **options)
+            return ledger
+
+    def input_bytes(self, tower: int, rows: int, width: int | None) -> int:
+        """Bytes of what a tower is given."""
+        with self._faked():
+            row = padded_batch(self.encoders[tower], 1, width)
+        return rows * sum(tensor.nbytes for tensor in row.values())
+
+    def whole(
+        self, step: str, queries: int, negatives: int, widths: tuple[int | None, ...]
+    ) -> list[tuple[Place, np.ndarray]]:
+        """The naive step's pieces; or those of accumulation's first and later chunk of this many queries."""
+        single = queries == 1
+        if not single:
+            self._check_loss(queries, negatives, widths)
+
+        def fit() -> PlacedLaws:
+            laws = _joined([self._whole_run(step, n, negatives, widths) for n in ((1,) if single else (2, 3, 4))])
+            if not single:
+                seen = self._whole_run(step, CHECKED, negatives, widths, until="loss")
+                for (_, law), (_, events) in zip(laws, seen, strict=False):
+                    law.check(CHECKED, events)
+            return laws
+
+        laws = self._kept(("whole", step, negatives, widths, single), fit, with_loss=True)
+        return [(Place(**place), law.at(FEW if single else queries)) for place, law in laws]
+
+    def _check_loss(self, queries: int, negatives: int, widths: tuple[int | None, ...]) -> None:
+        """Raise LawBroken for a loss that takes other operations for this many queries than for a few: tiles do."""
+        few = self._once(f"loss {negatives} {widths}", lambda: len(self._cached_loss(_rows(FEW, negatives), widths)[0]))
+        if len(self.cached_loss(_rows(queries, negatives), widths)[0]) != few:
+            raise LawBroken
+
+    def _whole_run(self, step: str, queries: int, negatives: int, widths: tuple[Any, ...], until: str = "") -> Events:
+        if step == "naive":
+            return relative(self.run(naive_step, _rows(queries, negatives), widths, until=until))
+        rows = _rows(2 * queries, negatives)
+        pieces = relative(self.run(accumulation_step, rows, widths, chunk_size=queries, until=until))
+        return [piece for piece in pieces if piece[0].chunk is not None]
+
+    def chunk(self, tower: int, width: int, rows: int, retained: bool) -> dict[tuple[str, bool], Piece]:
+        """The pieces of one chunk of gradient caching, by (phase, whether it is the first of its encoder)."""
+        single = rows == 1
+        key = (self.encoder_index(tower), width, retained, single)
+        laws = self._kept(("chunk", *key), lambda: self._chunk_laws(*key), with_loss=False)
+        n = FEW if single else rows
+        return {
+            (marks["phase"], marks["first"]): Piece(law.at(n), marks["room_at"], marks["encoded_at"])
+            for marks, law in laws
+        }
+
+    def _kept(self, key: tuple, fit: Callable[[], PlacedLaws], *, with_loss: bool) -> PlacedLaws:
+        """The laws under this key: of this session, of an earlier one, or fitted now."""
+        with self.lock:
+            if key not in self._laws:
+                kept = self.files.read(key, with_loss=with_loss) if self.files else None
+                laws = fit() if kept is None else [(place, Law(differences)) for place, differences in kept]
+                if kept is None and self.files:
+                    self.files.write(key, [(place, law.differences) for place, law in laws], with_loss=with_loss)
+                self._laws[key] = laws
+            return self._laws[key]
+
+    def _chunk_run(
+        self, encoder: int, width: int | None, sizes: Sequence[int], retained: bool, until: str = ""
+    ) -> dict[tuple[str, bool], Piece]:
+        """A step with a tower of chunks of these sizes: pieces by (phase, whether it is the first)."""
+        starts = [sum(sizes[:number]) for number in range(len(sizes))]
+        chunks = [Chunk(tuple(range(at, at + size)), width or 1) for at, size in zip(starts, sizes, strict=True)]
+        options = {"plan": chunks, "retain_chunks": len(sizes) if retained else 0, "until": until}
+        ends: list[int] = []
+
+        def on_encoded(ledger: MemoryLedger, reps: Tensor) -> None:
+            ends.append(len(ledger.events))
+            self._laws["row", encoder, width] = (tuple(reps.shape[1:]), reps.dtype)
+
+        ledger = self.run(grad_cache_step, [sum(sizes)], [width], [encoder], _total, on_encoded=on_encoded, **options)
+        room = sum(sizes) * self.row_bytes(encoder, width)
+        starts = [start for start, _ in ledger.pieces[1:]]
+        pieces = {}
+        for (segment, events), start in zip(relative(ledger), starts, strict=True):
+            if segment.chunk is not None:
+                end = next((end - start for end in ends if start <= end < start + len(events)), None)
+                pieces[segment.phase, segment.chunk == 0] = Piece.without_room(events, room, end)
+        return pieces
+
+    def _chunk_laws(self, encoder: int, width: int | None, retained: bool, single: bool) -> PlacedLaws:
+        """For each phase, a law of later chunks, and a law of the first beside it."""
+        pieces = self._chunk_run(encoder, width, (1, 1) if single else (FEW, MANY), retained)
+        laws: PlacedLaws = []
+        for phase in sorted({phase for phase, _ in pieces}):
+            first, later = pieces[phase, True], pieces[phase, False]
+            law = Law((later.kind_bytes,)) if single else Law.line(first.as_later(), later.kind_bytes)
+            beside = law.beside(first.kind_bytes, first.room_at)
+            for piece, fitted in ((first, beside), (later, law)):
+                marks = {"room_at": piece.room_at, "encoded_at": piece.encoded_at}
+                laws.append(({"phase": phase, "first": piece is first, **marks}, fitted))
+        if not single:
+            self._check_forward(encoder, width, retained, laws)
+        return laws
+
+    def _check_forward(self, encoder: int, width: int | None, retained: bool, laws: list) -> None:
+        """A first forward of CHECKED rows lies on its law. Raises LawBroken where it does not."""
+        seen = self._chunk_run(encoder, width, (CHECKED,), retained, until="loss")["first_forward", True]
+        law = next(law for marks, law in laws if marks["first"] and marks["phase"] == "first_forward")
+        law.check(CHECKED, seen.kind_bytes)
+
+    def row_of(self, tower: int, width: int) -> tuple[tuple[int, ...], torch.dtype]:
+        """Shape behind the rows, and dtype, of the tower's representations."""
+        key = ("row", self.encoder_index(tower), width)
+        with self._faked(), torch.no_grad():
+            if key not in self._laws:
+                reps = self.encoders[tower](**padded_batch(self.encoders[tower], 2, width))
+                self._laws[key] = (tuple(reps.shape[1:]), reps.dtype)
+        return self._laws[key]
+
+    def row_bytes(self, tower: int, width: int) -> int:
+        """Bytes of one representation."""
+        shape, dtype = self.row_of(tower, width)
+        return math.prod(shape) * dtype.itemsize
+
+    def cached_loss(self, rows: Sequence[int], widths: Sequence[int | None]) -> tuple[np.ndarray, np.ndarray]:
+        """Step 2 at its real size, for the loss alone is a few operations: bytes relative to its start.
+
+        And, by kind, what autocast's copies of representations hold until the next forward has ended. The last answer
+        is remembered: who looks for a chunk asks again and again for the same rows.
+        """
+        with self.lock:
+            asked = (tuple(rows), tuple(widths))
+            if self._last_loss is None or self._last_loss[0] != asked:
+                self._last_loss = (asked, self._cached_loss(rows, widths))
+            return self._last_loss[1]
+
+    def _cached_loss(self, rows: Sequence[int], widths: Sequence[int | None]) -> tuple[np.ndarray, np.ndarray]:
+        kinds = [self.row_of(tower, width) for tower, width in enumerate(widths)]
+        loss = [self.loss] if isinstance(self.loss, nn.Module) else []
+        with self._faked(), record_memory(*loss) as ledger:
+            reps = [torch.empty(count, *shape, dtype=dtype) for count, (shape, dtype) in zip(rows, kinds, strict=True)]
+            ledger.on_phase("first_forward", tensors=[("representations", rep) for rep in reps])
+            before = np.array(ledger.events[-1].kind_bytes, dtype=np.int64)
+            held = _cache(reps, self.loss, ledger)
+            events = ledger.timeline[-1].kind_bytes - before
+            torch.clear_autocast_cache()
+            copies = events[-1] + before - np.array(ledger.events[-1].kind_bytes, dtype=np.int64)
+            del held
+        return events, copies
+
+    def _once(self, key: str, compute: Callable[[], Any]) -> Any:
+        with self.lock:
+            if key not in self._laws:
+                self._laws[key] = compute()
+            return self._laws[key]
+
+    @contextmanager
+    def _faked(self) -> Iterator[None]:
+        """Fake tensors and the autocast of the forecast, one thread at a time, with no gradients left over."""
+        context = torch.autocast("cpu", self.autocast) if self.autocast else nullcontext()
+        kernels = CudaKernels() if self.device == "cuda" else nullcontext()
+        with self.lock, self.mode, context, kernels:
+            for module in self.modules:
+                module.zero_grad(set_to_none=True)
+            yield
+
+
+def _rows(queries: int, negatives: int) -> tuple[int, int]:
+    return queries, queries * (1 + negatives)
+
+
+def _cache(reps: list[Tensor], loss: Any, ledger: MemoryLedger) -> list[Any]:
+    """Step 2. Its representations are let go of, as the step does; loss and caches are returned."""
+    leaves = [rep.requires_grad_() for rep in reps]
+    reps.clear()
+    return [cache_gradients(leaves, loss, None, None, ledger.on_phase), *(leaf.grad for leaf in leaves)]
+
+
+def _total(reps: Tensor) -> Tensor:
+    """A loss for runs that ask only about the encoder."""
+    return reps.sum()
+
+
+def _joined(runs: Sequence[Events]) -> PlacedLaws:
+    """One law a piece, through the same piece of every run."""
+    if len({len(run) for run in runs}) != 1:
+        raise LawBroken
+    laws: PlacedLaws = []
+    for pieces in zip(*runs, strict=True):
+        segment = pieces[0][0]
+        place = {"phase": segment.phase, "tower": segment.tower, "chunk": segment.chunk}
+        laws.append((place, Law.through([events for _, events in pieces])))
+    return laws
