@@ -13,7 +13,8 @@ from gclib.course.capstone.briefs import Brief, draw_brief
 from gclib.course.capstone.review import judge_hours, judge_peak, review
 from gclib.course.widgets.keyboard import keyboard
 from gclib.steps import STEPS
-from gclib.support.validation import int_at_least, typed_number
+from gclib.support.validation import int_at_least
+from gclib.support.words import typed_number
 
 _STYLE = {"description_width": "90px"}
 _FIELDS = {"batch_size": "B", "tile_size": "tile", "chunk_size": "C", "retain_chunks": "R"}

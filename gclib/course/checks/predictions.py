@@ -11,7 +11,8 @@ from html import escape
 from numbers import Real
 from typing import TYPE_CHECKING
 
-from gclib.support.validation import int_at_least, refuse, typed_number
+from gclib.support.validation import int_at_least, refuse
+from gclib.support.words import typed_number
 
 from . import progress
 
