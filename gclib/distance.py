@@ -25,8 +25,10 @@ from torch import Tensor, nn
 from gclib.chunks import plan_chunks
 from gclib.randomness import RandomState
 from gclib.steps import OnPhase, grad_cache_step, silent
-from gclib.support.validation import describe, positive_int, refuse
-from gclib.towers import as_tower_list, refuse_batch_norm
+from gclib.support.modules import refuse_batch_norm
+from gclib.support.validation import describe, has_values, positive_int, refuse
+from gclib.towers import as_tower_list
+from gclib.verify import check_again, learn, seen
 
 
 def distance_cache_step(
@@ -36,6 +38,7 @@ def distance_cache_step(
     loss_fn: Callable[[Tensor], Tensor],
     *,
     chunk_size: int | Sequence[int],
+    verify: str = "first",
     on_phase: OnPhase | None = None,
     scaler: Any = None,
 ) -> Tensor:
@@ -49,7 +52,8 @@ def distance_cache_step(
     Holds, beside one chunk's or one block's activations and the representations with their gradients: the distances
     and w, 2 B N numbers, and what loss_fn keeps and needs (2 B N more for a cross entropy). Every pair is scored
     twice; dropout in the distance draws the same masks both times. on_phase hears of each block under "loss": the
-    n blocks are chunks 0 to n-1 of 2n, their replays n to 2n-1. scaler as in `grad_cache_step`.
+    n blocks are chunks 0 to n-1 of 2n, their replays n to 2n-1. scaler and verify as in `grad_cache_step`: of the
+    distance too, each block's second distances are held against its first.
 
     Adds to .grad, returns the detached, unscaled loss. Raises ValueError, before anything is computed, as
     `grad_cache_step` does, for anything but two towers, and for a distance in which BatchNorm trains; and
@@ -58,12 +62,13 @@ def distance_cache_step(
     """
     _check_distance(encoders, distance, loss_fn)
     sizes = [positive_int("chunk_size", size) for size in as_tower_list("chunk_size", chunk_size, 2)]
-    blocks = _Blocks(distance, sizes, on_phase or silent)
+    blocks = _Blocks(distance, sizes, on_phase or silent, verify)
 
     def loss_of_reps(query_reps: Tensor, passage_reps: Tensor) -> Tensor:
         return loss_fn(_CachedDistance.apply(query_reps, passage_reps, blocks))
 
-    return grad_cache_step(encoders, inputs, loss_of_reps, chunk_size=sizes, on_phase=on_phase, scaler=scaler)
+    options = {"verify": verify, "on_phase": on_phase, "scaler": scaler}
+    return grad_cache_step(encoders, inputs, loss_of_reps, chunk_size=sizes, **options)
 
 
 class _CachedDistance(torch.autograd.Function):
@@ -74,13 +79,15 @@ class _CachedDistance(torch.autograd.Function):
         ctx.blocks, ctx.autocast = blocks, _Autocast.ambient(query_reps.device.type)
         ctx.state = RandomState.record([query_reps, passage_reps, *blocks.parameters()])
         ctx.save_for_backward(query_reps, passage_reps)
-        return blocks.evaluate(query_reps, passage_reps)
+        distances = blocks.evaluate(query_reps, passage_reps)
+        ctx.first = distances.clone() if blocks.is_new(distances) else None
+        return distances
 
     @staticmethod
     def backward(ctx, cache: Tensor) -> tuple[Tensor, Tensor, None]:
         query_reps, passage_reps = ctx.saved_tensors
         with ctx.state.replay(), ctx.autocast.restored(), torch.enable_grad():
-            return *ctx.blocks.replay(query_reps, passage_reps, cache), None
+            return *ctx.blocks.replay(query_reps, passage_reps, cache, ctx.first), None
 
 
 @dataclass(frozen=True)
@@ -99,6 +106,12 @@ class _Blocks:
     distance: Callable[[Tensor, Tensor], Tensor]
     sizes: Sequence[int]
     report: OnPhase
+    verify: str
+
+    def is_new(self, distances: Tensor) -> bool:
+        """Whether the second distances are still to be held against the first."""
+        known = self.verify == "first" and seen(self.distance, "replay", distances.device.type)
+        return has_values(distances) and self.verify != "never" and not known
 
     def parameters(self) -> list[Tensor]:
         """The distance's parameters, whose devices its forward may draw random numbers on."""
@@ -127,7 +140,9 @@ class _Blocks:
             distances[block.rows, block.columns] = part
         return distances
 
-    def replay(self, query_reps: Tensor, passage_reps: Tensor, cache: Tensor) -> tuple[Tensor, Tensor]:
+    def replay(
+        self, query_reps: Tensor, passage_reps: Tensor, cache: Tensor, first: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
         """Backpropagate w block by block, equations (12)-(13): Phi's parameters add to .grad; u and v are returned."""
         gradients = torch.zeros_like(query_reps), torch.zeros_like(passage_reps)
         for block in self.each(query_reps, passage_reps, again=True):
@@ -135,12 +150,16 @@ class _Blocks:
             queries = query_reps[block.rows].detach().requires_grad_()
             passages = passage_reps[block.columns].detach().requires_grad_()
             part = self.of(queries, passages)
+            if first is not None:
+                check_again("distance", part, first[block.rows, block.columns])
             if part.requires_grad:
                 part.backward(cache[block.rows, block.columns])
             for gradient, at, leaf in zip(gradients, (block.rows, block.columns), (queries, passages), strict=True):
                 if leaf.grad is not None:
                     gradient[at] += leaf.grad
             del part
+        if first is not None:
+            learn(self.distance, "replay", cache.device.type, True)
         return gradients
 
     def of(self, queries: Tensor, passages: Tensor) -> Tensor:

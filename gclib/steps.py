@@ -22,7 +22,8 @@ from gclib.chunks import Chunk, plan_chunks
 from gclib.distributed import own_sync_off, world_size
 from gclib.randomness import RandomState
 from gclib.support.validation import describe, positive_int, refuse
-from gclib.towers import Job, Tower, check_towers, encode, generators_back_on_error, generators_of, plan_jobs, take
+from gclib.towers import Job, Tower, check_towers, encode, encode_chunk, generators_back_on_error, generators_of, take
+from gclib.verify import Verification, plan_verified, refuse_untrained, whole_shape
 
 OnPhase = Callable[..., None]
 
@@ -49,7 +50,7 @@ def naive_step(
     Adds to .grad, returns the detached, unscaled loss. Raises ValueError before anything is computed or changed.
     """
     options = {"mask": mask, "on_phase": on_phase, "scaler": scaler}
-    towers = check_towers(encoders, inputs, loss_fn, **options, batch_norm_allowed=True)
+    towers = check_towers(encoders, inputs, loss_fn, **options, in_chunks=False)
     report = on_phase or silent
     with own_sync_off(encoders), generators_back_on_error(towers) as entry:
         torch.clear_autocast_cache()
@@ -114,7 +115,9 @@ def grad_cache_step(
     chunk_tokens: int | Sequence[int] | None = None,
     retain_chunks: int = 0,
     sort_by_length: bool = True,
+    token_inputs: Sequence[str] | None = None,
     plan: Sequence[Any] | None = None,
+    verify: str = "first",
     mask: Tensor | None = None,
     on_phase: OnPhase | None = None,
     scaler: Any = None,
@@ -124,17 +127,27 @@ def grad_cache_step(
     Exactly one of: chunk_size, at most so many rows a chunk, one int or one a tower; chunk_tokens, padded tokens a
     chunk; plan, ready chunks (a list of Chunk a tower). sort_by_length: rows of like length are encoded together and
     trimmed (mappings with an attention mask; others are left as they are); loss and mask never see that order. Where
-    lengths fall steeply a sorted chunk ends early, if that saves more than a call costs (`plan_chunks`).
+    lengths fall steeply a sorted chunk ends early, if that saves more than a call costs (`plan_chunks`). Trimming is
+    exact for encoders that ignore padding, as transformers do; one that depends on it (an LSTM, a convolution or a
+    Fourier layer over padded rows) is found by `verify`, and left untrimmed with a warning. token_inputs: names of
+    further entries as long as the texts, beside `gclib.towers.TOKEN_INPUTS`; None trims nothing where an unknown one is
+    as wide as the mask.
     retain_chunks: R chunks, those with the most tokens, keep their graph and are encoded once; each row is encoded
     2 - (retained rows / all rows) times. Their graphs live during the loss. Other arguments as in `naive_step`.
+
+    verify: "first" checks an encoder in its first step, "always" in each, "never" trusts it (`gclib.verify`): that it
+    encodes a chunk the second time as the first, a row alike in any company, and trimmed as untrimmed. It costs two to
+    four forwards of two rows, the representations kept until the end, and a comparison a chunk. A module that is made
+    inside a lambda's call hides its BatchNorm; one that the lambda holds does not.
 
     Holds, beside one chunk's graph: all representations, then their gradients (the cache), and each chunk's
     generator states. An error or a raise from on_phase leaves the generators as at entry; `.grad` then holds what
     had been added. BatchNorm in training mode is refused: its statistics would be a chunk's, and be updated twice.
     """
-    towers = check_towers(encoders, inputs, loss_fn, mask=mask, on_phase=on_phase, scaler=scaler)
+    options = {"mask": mask, "on_phase": on_phase, "scaler": scaler}
+    towers = check_towers(encoders, inputs, loss_fn, **options, token_inputs=token_inputs)
     cut = {"chunk_size": chunk_size, "chunk_tokens": chunk_tokens, "plan": plan, "sort_by_length": sort_by_length}
-    jobs = plan_jobs(towers, **cut, retain_chunks=retain_chunks)
+    jobs, checks = plan_verified(towers, verify, **cut, retain_chunks=retain_chunks)
     report = on_phase or silent
     with own_sync_off(encoders), generators_back_on_error(towers) as entry:
         states: list[RandomState] = []
@@ -143,9 +156,12 @@ def grad_cache_step(
         reps = first_forward(towers, jobs, states, graphs, report)
         loss = cache_gradients(reps, loss_fn, mask, scaler, report)
         caches = [rep.grad for rep in reps]
+        checks.keep(reps)
         del reps
-        backward_retained(jobs, graphs, caches, report)
-        replay(jobs, states, caches, report)
+        trained = backward_retained(jobs, graphs, caches, report)
+        trained += replay(jobs, states, caches, report, checks)
+    if not trained:
+        refuse_untrained(loss_fn)
     return loss
 
 
@@ -161,12 +177,12 @@ def first_forward(
         states.append(generators_of([job.tower]))
         report("first_forward", **job.named(), tensors=_reps(reps) + _states(states[-1]))
         with torch.set_grad_enabled(job.retained):
-            output = _encode_chunk(job)
+            output = encode_chunk(job.tower, job.chunk)
         tower = job.tower.number
         if reps[tower] is None:
-            reps[tower] = _room(output, job)
+            reps[tower] = output.new_zeros(whole_shape(job, output))
             report("first_forward", **job.named(), tensors=_named("representations", [reps[tower]]))
-        _put(reps[tower], output.detach(), job.chunk)
+        _put(reps[tower], output.detach(), job)
         if job.retained:
             graphs.append(output)
         del output
@@ -189,59 +205,62 @@ def cache_gradients(
 
 def backward_retained(
     jobs: Sequence[Job], graphs: list[Tensor], caches: Sequence[Tensor | None], report: OnPhase
-) -> None:
-    """Step 3 for the retained chunks: their graphs are there; backpropagate the cached gradients and let go."""
+) -> int:
+    """Step 3 for the retained chunks: their graphs are there; backpropagate the cached gradients and let go.
+
+    Returns how many chunks had a graph to backpropagate through, as `replay` does.
+    """
+    trained = 0
     for job in (job for job in jobs if job.retained):
         report("backward", **job.named())
-        _backpropagate(graphs.pop(0), caches[job.tower.number], job.chunk)
+        trained += _backpropagate(graphs.pop(0), caches[job.tower.number], job.chunk)
+    return trained
 
 
 def replay(
-    jobs: Sequence[Job], states: Sequence[RandomState], caches: Sequence[Tensor | None], report: OnPhase
-) -> None:
+    jobs: Sequence[Job],
+    states: Sequence[RandomState],
+    caches: Sequence[Tensor | None],
+    report: OnPhase,
+    checks: Verification,
+) -> int:
     """Step 3: encode each chunk again, with its graph and the first forward's randomness; equations (8)-(9).
 
     The surrogate r . u has the gradient (dr/dtheta)^T u; backpropagating u from r is that product, without
     the multiplication.
     """
+    trained = 0
     drawn = generators_of([job.tower for job in jobs])
     report("replay", tensors=_states(drawn))
     for job, state in zip(jobs, states, strict=True):
         if not job.retained and caches[job.tower.number] is not None and job.tower.needs_gradient():
             report("replay", **job.named())
             state.restore()
-            _backpropagate(_encode_chunk(job), caches[job.tower.number], job.chunk)
+            output = encode_chunk(job.tower, job.chunk)
+            checks.compare(job, output)
+            trained += _backpropagate(output, caches[job.tower.number], job.chunk)
+            del output
     report("replay")
     drawn.restore()
+    checks.passed()
+    return trained
 
 
-def _encode_chunk(job: Job) -> Tensor:
-    """One chunk through its encoder. Autocast's copies of the weights do not outlive it: those made without a graph
-    must not serve a forward that needs one, and memory stays that of a chunk."""
-    output = encode(job.tower.encoder, take(job.tower.inputs, job.chunk))
-    torch.clear_autocast_cache()
-    return output
-
-
-def _backpropagate(output: Tensor, cache: Tensor | None, chunk: Chunk) -> None:
-    """Backpropagate the chunk's rows of the cache from its representations."""
+def _backpropagate(output: Tensor, cache: Tensor | None, chunk: Chunk) -> bool:
+    """Backpropagate the chunk's rows of the cache from its representations; False where they have no graph."""
     if cache is None or not output.requires_grad:
-        return
+        return False
     rows = cache[chunk.index(cache.device)]
     output.backward(rows[:, : output.shape[1]] if output.ndim == 3 else rows)
+    return True
 
 
-def _room(output: Tensor, job: Job) -> Tensor:
-    """Zeros for all representations of the tower; token representations get the full width."""
-    shape = [job.tower.rows, *output.shape[1:]]
-    if output.ndim == 3 and output.shape[1] == job.chunk.width and job.tower.width:
-        shape[1] = job.tower.width
-    return output.new_zeros(shape)
-
-
-def _put(reps: Tensor, output: Tensor, chunk: Chunk) -> None:
+def _put(reps: Tensor, output: Tensor, job: Job) -> None:
     """Write a chunk's representations into their own rows; trimmed token representations stay zero at the end."""
-    rows = chunk.index(output.device)
+    if list(reps.shape) != whole_shape(job, output):
+        rule = "must return representations of one shape for all rows, or with the tokens' width"
+        raise refuse(f"encoders[{job.tower.number}]", rule, f"{tuple(output.shape[1:])} after {tuple(reps.shape[1:])}")
+    rows = job.chunk.index(output.device)
     if output.ndim == 3:
         reps[rows, : output.shape[1]] = output
     else:
@@ -265,7 +284,7 @@ def _accumulate_chunk(
     for tower, span in zip(towers, spans, strict=True):
         report("first_forward", tower=tower.number, **named, tensors=_reps(reps))
         rows = Chunk(tuple(range(span.start, span.stop)), tower.width)
-        reps.append(encode(tower.encoder, take(tower.inputs, rows)))
+        reps.append(encode(tower.encoder, take(tower.inputs, rows, tower.trimmed)))
     report("loss", **named, tensors=_reps(reps))
     loss = _loss(loss_fn, reps, part) * ((last - first) / queries)
     del reps

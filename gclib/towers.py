@@ -15,20 +15,23 @@ from torch import Tensor, nn
 from gclib.chunks import Chunk, check_plan, plan_chunks, price_of_a_call, schedule
 from gclib.distributed import world_size
 from gclib.randomness import RandomState
+from gclib.support.modules import refuse_batch_norm
 from gclib.support.validation import check_mask, has_values, int_at_least, positive_int, refuse
 
-BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
+# Entries that are as long as the texts: cut with the attention mask where they are as wide as it.
+TOKEN_INPUTS = ("input_ids", "attention_mask", "token_type_ids", "position_ids", "inputs_embeds", "bbox")
 PASSED_THROUGH = (bool, int, float, str, type(None))
 
 
 @dataclass(frozen=True)
 class Tower:
-    """One encoder, the rows that it is given, and the plan to encode them by."""
+    """One encoder, the rows that it is given, which entries are cut to a chunk's width, and the plan to encode by."""
 
     number: int
     encoder: Callable[..., Tensor]
     inputs: Any
     rows: int
+    trimmed: tuple[str, ...]
     width: int
     plan: tuple[Chunk, ...] = ()
 
@@ -41,6 +44,11 @@ class Tower:
     def tensors(self) -> list[Tensor]:
         """The tensors of the inputs."""
         return list(named_tensors(self.inputs).values())
+
+    @property
+    def kind(self) -> str:
+        """The type of the device that the inputs are on: "cpu", "cuda"."""
+        return self.tensors[0].device.type
 
     def needs_gradient(self) -> bool:
         """False where a second forward would change nothing: a frozen tower. Unknown of what is not a module: True."""
@@ -95,28 +103,39 @@ def check_inputs(inputs: Any, tower: int) -> int:
         if count != first:
             raise refuse(key, f"must have the {first} rows that its tower's first tensor has", f"{count} rows")
     devices = {tensor.device for tensor in tensors.values()}
-    if len(devices) > 1:
-        raise refuse(name, "must be on one device", f"{sorted(map(str, devices))}")
+    if len(devices) > 1 or "meta" in {device.type for device in devices}:
+        raise refuse(name, "must be on one device, and not on meta", f"{sorted(map(str, devices))}")
+    if any(tensor.is_inference() for tensor in tensors.values()):
+        raise refuse(name, "must not be made under inference_mode, or be cloned outside of it", "an inference tensor")
     if isinstance(inputs, Mapping):
         _check_token_ids(inputs, name)
     return first
 
 
-def token_width(inputs: Any) -> int | None:
-    """Columns of a two-dimensional attention mask; None where there is none, and nothing can be trimmed."""
+def trimmed_names(inputs: Any, token_inputs: Sequence[str] | None = None) -> tuple[str, ...]:
+    """The entries that lose their last columns where rows are short: those of `TOKEN_INPUTS` and `token_inputs`.
+
+    None of them where there is no attention mask (rows, T), where such an entry is not as wide as the mask, or where
+    another one is (it may follow the tokens or be so wide by chance: `token_inputs`, if not None, says which do).
+    """
     mask = inputs.get("attention_mask") if isinstance(inputs, Mapping) else None
-    return mask.shape[1] if isinstance(mask, Tensor) and mask.ndim == 2 else None
+    if not isinstance(mask, Tensor) or mask.ndim != 2:
+        return ()
+    names = [name for name, value in inputs.items() if name in (*TOKEN_INPUTS, *(token_inputs or ()))]
+    wide = [n for n, v in inputs.items() if isinstance(v, Tensor) and v.ndim in (2, 3) and v.shape[1] == mask.shape[1]]
+    unsure = token_inputs is None and set(wide) - set(names)
+    return () if unsure or not set(names) <= set(wide) else tuple(names)
 
 
-def row_lengths(inputs: Any) -> list[int] | None:
-    """Each row's length: 1 + its last unmasked column, at least 1. None without an attention mask.
+def row_lengths(inputs: Any, trimmed: Sequence[str] | None = None) -> list[int] | None:
+    """Each row's length: 1 + its last unmasked column, at least 1. None where nothing can be trimmed.
 
     Reads the mask once, before the step begins. A fake mask has no values: every row then counts as full.
     """
-    width = token_width(inputs)
-    if width is None:
+    if not (trimmed_names(inputs) if trimmed is None else trimmed):
         return None
     mask = inputs["attention_mask"]
+    width = mask.shape[1]
     if not has_values(mask):
         return [width] * mask.shape[0]
     present = (mask.detach() != 0).cpu().numpy()
@@ -124,22 +143,18 @@ def row_lengths(inputs: Any) -> list[int] | None:
     return [int(width - skipped) if row.any() else 1 for skipped, row in zip(from_the_end, present, strict=True)]
 
 
-def take(inputs: Any, chunk: Chunk) -> Any:
-    """The chunk's rows of every tensor, trailing token columns cut to its width. Same structure as `inputs`."""
-    full = token_width(inputs)
+def take(inputs: Any, chunk: Chunk, trimmed: Sequence[str] | None = None) -> Any:
+    """The chunk's rows of every tensor, the `trimmed` entries cut to its width. Same structure as `inputs`."""
 
-    def cut(value: Any) -> Any:
-        if not isinstance(value, Tensor):
-            return value
-        if full is not None and chunk.width < full and value.ndim in (2, 3) and value.shape[1] == full:
-            value = value[:, : chunk.width]
-        return value[chunk.index(value.device)]
+    def rows(value: Any) -> Any:
+        return value[chunk.index(value.device)] if isinstance(value, Tensor) else value
 
     if isinstance(inputs, Tensor):
-        return cut(inputs)
-    if isinstance(inputs, Mapping):
-        return {key: cut(value) for key, value in inputs.items()}
-    return tuple(cut(value) for value in inputs)
+        return rows(inputs)
+    if not isinstance(inputs, Mapping):
+        return tuple(rows(value) for value in inputs)
+    names = trimmed_names(inputs) if trimmed is None else trimmed
+    return {key: rows(value[:, : chunk.width] if key in names else value) for key, value in inputs.items()}
 
 
 def encode(encoder: Callable[..., Tensor], inputs: Any) -> Tensor:
@@ -155,6 +170,20 @@ def encode(encoder: Callable[..., Tensor], inputs: Any) -> Tensor:
     return reps
 
 
+def encode_chunk(tower: Tower, chunk: Chunk) -> Tensor:
+    """The chunk's representations. Autocast's copies of the weights do not outlive it: those made without a graph
+    must not serve a forward that needs one, and memory stays that of a chunk. ValueError where inputs are written to.
+    """
+    inputs = take(tower.inputs, chunk, tower.trimmed)
+    versions = [tensor._version for tensor in named_tensors(inputs).values()]
+    output = encode(tower.encoder, inputs)
+    torch.clear_autocast_cache()
+    if versions != [tensor._version for tensor in named_tensors(inputs).values()]:
+        rule = "must not write into its inputs: the second forward would be given something else"
+        raise refuse(f"encoders[{tower.number}]", rule, "a batch that was changed in place")
+    return output
+
+
 def _check_token_ids(inputs: Mapping, name: str) -> None:
     ids = inputs.get("input_ids")
     if isinstance(ids, Tensor) and (ids.is_floating_point() or ids.dtype == torch.bool):
@@ -165,9 +194,19 @@ def _check_token_ids(inputs: Mapping, name: str) -> None:
 
 
 def check_towers(
-    encoders: Any, inputs: Any, loss_fn: Any, *, mask: Any, on_phase: Any, scaler: Any, batch_norm_allowed: bool = False
+    encoders: Any,
+    inputs: Any,
+    loss_fn: Any,
+    *,
+    mask: Any,
+    on_phase: Any,
+    scaler: Any,
+    in_chunks: bool = True,
+    token_inputs: Any = None,
 ) -> list[Tower]:
     """The towers of a step, once all of its arguments are found to fit; ValueError naming the one that does not."""
+    if not torch.is_grad_enabled():
+        raise refuse("torch.no_grad()", "or inference_mode must not be around a step, which makes gradients", "one")
     for name, value in (("encoders", encoders), ("inputs", inputs)):
         if not isinstance(value, (list, tuple)) or len(value) == 0:
             raise refuse(name, "must be a list or tuple with one entry for each tower", type(value).__name__)
@@ -183,10 +222,13 @@ def check_towers(
         if not callable(encoder):
             raise refuse(f"encoders[{number}]", "must be callable", type(encoder).__name__)
         rows = check_inputs(tower_inputs, number)
-        towers.append(Tower(number, encoder, tower_inputs, rows, token_width(tower_inputs) or 0))
+        names = trimmed_names(tower_inputs, token_inputs)
+        width = tower_inputs["attention_mask"].shape[1] if names else 0
+        towers.append(Tower(number, encoder, tower_inputs, rows, names, width))
         _check_devices(towers[-1])
-        if not batch_norm_allowed:
+        if in_chunks:
             refuse_batch_norm(f"encoders[{number}]", encoder, "a chunk")
+            _refuse_history(towers[-1])
     _check_positives_stay(mask, towers)
     return towers
 
@@ -199,15 +241,11 @@ def _check_devices(tower: Tower) -> None:
         raise refuse(f"inputs[{tower.number}]", rule, str(tower.tensors[0].device))
 
 
-def refuse_batch_norm(argument: str, module: Any, piece: str) -> None:
-    """ValueError for a module in which BatchNorm is in training mode, which chunks would give other statistics."""
-    modules = module.modules() if isinstance(module, nn.Module) else ()
-    if any(isinstance(part, BATCH_NORMS) and part.training for part in modules):
-        rule = (
-            f"must not hold BatchNorm in training mode: its statistics would be those of {piece}, updated twice. "
-            "Put these layers into eval mode, or use LayerNorm or GroupNorm"
-        )
-        raise refuse(argument, rule, "BatchNorm in training mode")
+def _refuse_history(tower: Tower) -> None:
+    """Each chunk would backpropagate through the graph that made the inputs, once more each time."""
+    if any(tensor.requires_grad and not tensor.is_leaf for tensor in tower.tensors):
+        rule = "must not have a graph of their own in a chunked step: detach them, or make that part of the encoder"
+        raise refuse(f"inputs[{tower.number}]", rule, "a tensor with a grad_fn")
 
 
 def _check_positives_stay(mask: Tensor | None, towers: Sequence[Tower]) -> None:
@@ -250,7 +288,7 @@ def _cut(tower: Tower, by: str, value: int, sort_by_length: bool) -> list[Chunk]
     """The tower's rows cut `by` chunk_size or chunk_tokens. Among several processes every one must call its encoder
     equally often, for a sharded encoder (FSDP) communicates at each call: their chunks are cut evenly.
     """
-    lengths = row_lengths(tower.inputs) if sort_by_length else None
+    lengths = row_lengths(tower.inputs, tower.trimmed) if sort_by_length else None
     call_tokens = price_of_a_call(tower.tensors[0].device) if world_size() == 1 else None
     widths = lengths or [tower.width or 1] * tower.rows
     return plan_chunks(widths, **{by: value}, sort=lengths is not None, call_tokens=call_tokens)

@@ -1,5 +1,7 @@
 """The step with a deep distance against plain autograd that keeps every graph."""
 
+from functools import partial
+
 import pytest
 import torch
 from helpers.oracles import TinyEncoder, gradients, token_batch, worst_error
@@ -128,8 +130,11 @@ def test_without_replay_of_the_distance_dropout_the_gradient_is_wrong(monkeypatc
     truth = gradients(modules, lambda: kept_graphs(encoders, distance, inputs, loss, [2, 4]))
     monkeypatch.setattr(RandomState, "replay", lambda state: nullcontext())
     torch.manual_seed(0)
-    found = gradients(modules, lambda: distance_cache_step(encoders, distance, inputs, loss, chunk_size=[2, 4]))
+    step = partial(distance_cache_step, encoders, distance, inputs, loss, chunk_size=[2, 4])
+    found = gradients(modules, lambda: step(verify="never"))
     assert worst_error(found[1], truth[1]) > 1e-2
+    with pytest.raises(ValueError, match="distance must return the second time"):
+        step()
 
 
 def test_every_pair_is_scored_twice_in_blocks_of_the_chunk_sizes():

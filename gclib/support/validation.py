@@ -4,15 +4,12 @@ Every message has the same three parts: the argument, the rule, and what was got
 """
 
 import math
-import re
 from collections.abc import Sequence
 from numbers import Integral, Real
 
 import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
-
-THOUSANDS = re.compile(r"[+-]?\d{1,3}(,\d{3})+(\.\d*)?")
 
 
 def refuse(argument: str, rule: str, got: object) -> ValueError:
@@ -47,22 +44,6 @@ def one_of(argument: str, value: object, choices: Sequence[object]) -> object:
     if value not in choices:
         raise refuse(argument, f"must be one of {', '.join(map(repr, choices))}", value)
     return value
-
-
-def typed_number(text: str, unit: str = "") -> int | float:
-    """The number that a reader typed, with or without commas between thousands, and the unit behind it or not.
-
-    Raises ValueError, as a sentence, for anything else: 7,5 is neither 75 nor a number that can be read for sure.
-    """
-    plain = text.strip().removesuffix(unit).strip()
-    if "," in plain and not THOUSANDS.fullmatch(plain):
-        raise ValueError(f"That is not a number: {text}. A comma stands between thousands, a point before decimals.")
-    for kind in (int, float):
-        try:
-            return kind(plain.replace(",", ""))
-        except ValueError:
-            pass
-    raise ValueError(f"That is not a number: {text}.")
 
 
 def check_representations(query_reps: Tensor, passage_reps: Tensor) -> None:

@@ -1,11 +1,13 @@
-"""Numbers where a person reads them: bytes as KiB, MiB, GiB and TiB, and rows as tables of text."""
+"""Numbers where a person reads or types them: bytes as KiB, MiB, GiB and TiB, rows as tables of text."""
 
 import math
+import re
 from collections.abc import Sequence
 from numbers import Real
 
 from gclib.support.validation import refuse
 
+THOUSANDS = re.compile(r"[+-]?\d{1,3}(,\d{3})+(\.\d*)?")
 KiB, MiB, GiB, TiB = 2**10, 2**20, 2**30, 2**40
 UNITS = (("TiB", TiB), ("GiB", GiB), ("MiB", MiB), ("KiB", KiB))
 
@@ -54,3 +56,19 @@ def _cell(value: object) -> str:
 
 def _is_number(text: str) -> bool:
     return text == "–" or text[:1].isdigit()
+
+
+def typed_number(text: str, unit: str = "") -> int | float:
+    """The number that a reader typed, with or without commas between thousands, and the unit behind it or not.
+
+    Raises ValueError, as a sentence, for anything else: 7,5 is neither 75 nor a number that can be read for sure.
+    """
+    plain = text.strip().removesuffix(unit).strip()
+    if "," in plain and not THOUSANDS.fullmatch(plain):
+        raise ValueError(f"That is not a number: {text}. A comma stands between thousands, a point before decimals.")
+    for kind in (int, float):
+        try:
+            return kind(plain.replace(",", ""))
+        except ValueError:
+            pass
+    raise ValueError(f"That is not a number: {text}.")

@@ -1,0 +1,87 @@
+"""The modules that a callable runs, as far as Python can tell, and their mode for a while."""
+
+import dis
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from functools import lru_cache, partial
+from types import CodeType, FunctionType, MethodType
+from typing import Any
+
+from torch import nn
+
+from gclib.support.validation import refuse
+
+BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
+DEEPEST = 3  # callables inside callables that are looked through
+
+
+def modules_of(encoder: Any) -> list[nn.Module]:
+    """The outermost modules behind a callable: itself, or those that it holds or names.
+
+    Looked through are functions (closures, defaults, the globals that they load), `functools.partial`, bound methods,
+    lists, mappings, and the attributes of other callable objects. A module that is made inside a call is not seen.
+    """
+    modules: dict[int, nn.Module] = {}
+    waiting, seen = [(encoder, DEEPEST)], set()
+    while waiting:
+        thing, depth = waiting.pop()
+        if isinstance(thing, nn.Module):
+            modules[id(thing)] = thing
+        elif depth and id(thing) not in seen:
+            seen.add(id(thing))
+            waiting += [(part, depth - 1) for part in _parts(thing)]
+    inner = {id(part) for module in modules.values() for part in module.modules() if part is not module}
+    return [module for module in modules.values() if id(module) not in inner]
+
+
+def _parts(thing: Any) -> Iterable[Any]:
+    """What a callable or a container holds."""
+    if isinstance(thing, FunctionType):
+        if (thing.__module__ or "").partition(".")[0] in ("torch", "transformers"):
+            return ()
+        parts = [thing.__globals__[name] for name in _globals_of(thing.__code__) if name in thing.__globals__]
+        for cell in thing.__closure__ or ():
+            with suppress(ValueError):  # a cell that is not filled yet
+                parts.append(cell.cell_contents)
+        return [*parts, *(thing.__defaults__ or ()), *(thing.__kwdefaults__ or {}).values()]
+    if isinstance(thing, partial):
+        return [thing.func, *thing.args, *thing.keywords.values()]
+    if isinstance(thing, MethodType):
+        return [thing.__self__, thing.__func__]
+    if isinstance(thing, (list, tuple)):
+        return thing
+    if isinstance(thing, Mapping):
+        return list(thing.values())
+    held = getattr(thing, "__dict__", None)
+    return list(held.values()) if isinstance(held, dict) and callable(thing) and not isinstance(thing, type) else ()
+
+
+@lru_cache(maxsize=256)
+def _globals_of(code: CodeType) -> frozenset[str]:
+    """The names that a function's code loads from its module."""
+    return frozenset(step.argval for step in dis.get_instructions(code) if step.opname == "LOAD_GLOBAL")
+
+
+def refuse_batch_norm(argument: str, encoder: Any, piece: str) -> None:
+    """ValueError where BatchNorm in training mode is among the modules: a chunk has other statistics than the batch."""
+    parts = (part for module in modules_of(encoder) for part in module.modules())
+    if any(isinstance(part, BATCH_NORMS) and part.training for part in parts):
+        rule = (
+            f"must not hold BatchNorm in training mode: its statistics would be those of {piece}, updated twice. "
+            "Put these layers into eval mode, or use LayerNorm or GroupNorm"
+        )
+        raise refuse(argument, rule, "BatchNorm in training mode")
+
+
+@contextmanager
+def training_mode(encoders: Iterable[Any], mode: bool) -> Iterator[None]:
+    """Every module in training (or eval) mode; at exit each is as it was, also where parts of one differed."""
+    roots = [root for encoder in encoders for root in modules_of(encoder)]
+    before = {part: part.training for root in roots for part in root.modules()}
+    for root in roots:
+        root.train(mode)
+    try:
+        yield
+    finally:
+        for part, was_training in before.items():
+            part.training = was_training

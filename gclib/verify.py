@@ -1,0 +1,274 @@
+"""What a step assumes of an encoder, checked the first time: the second forward is the first, and rows stand alone.
+
+A chunk's gradient is right if (1) encoding it again returns the same representations, (2) a row has the same one in
+whatever company, and (3) with or without its padding. Spectral norm, running statistics and generators of numpy break
+the first; BatchNorm, a mean over the batch or routing with a capacity the second; an LSTM, a convolution or a Fourier
+layer over padded rows the third. None of them raises: the gradient is another one, silently. So the first step of an
+encoder looks; later ones trust it.
+"""
+
+import random
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from gclib.chunks import Chunk
+from gclib.distributed import world_size
+from gclib.support.modules import modules_of, training_mode
+from gclib.support.validation import has_values, one_of, refuse
+from gclib.towers import Job, Tower, encode_chunk, generators_of, plan_jobs
+
+WHEN = ("first", "always", "never")
+# How far two forwards of the same rows may be apart, ||difference|| / ||representations||: their kernels may differ.
+TOLERANCES = {torch.float64: 1e-9, torch.float32: 1e-4, torch.float16: 5e-3, torch.bfloat16: 3e-2}
+TF32_TOLERANCE = 5e-3  # float32 products on a card that rounds their factors to 10 bits
+CAUSES = (
+    "The gradient would be another one. Modules that change their own state in a forward (spectral norm, running "
+    "statistics) belong into eval mode; random numbers must be torch's. verify='never' trusts the encoder all the same"
+)
+_seen: WeakKeyDictionary[Any, dict[tuple, bool]] = WeakKeyDictionary()
+_follows_tokens: WeakKeyDictionary[Any, bool] = WeakKeyDictionary()
+
+
+def plan_verified(towers: Sequence[Tower], verify: str, **cut: Any) -> tuple[list[Job], "Verification"]:
+    """`plan_jobs`, and what the step still has to see; once the rows of new encoders have been looked at.
+
+    A tower that padding changes is planned untrimmed, with a warning; ValueError where a ready plan would trim it.
+    """
+    one_of("verify", verify, WHEN)
+    jobs = plan_jobs(towers, **cut)
+    checks = Verification(jobs, verify)
+    padded = checks.find_padded()
+    if padded and cut["plan"] is not None:
+        rule = f"must not trim the rows of towers {sorted(padded)}, whose encoders depend on padding"
+        raise refuse("plan", rule, "chunks that are narrower than the batch")
+    if padded:
+        towers = [replace(tower, trimmed=(), width=0) if tower.number in padded else tower for tower in towers]
+        jobs = plan_jobs(towers, **cut)
+        checks = Verification(jobs, verify)
+    checks.check_company()
+    return jobs, checks
+
+
+class Verification:
+    """What a step still has to see of its towers' encoders before it trusts them.
+
+    verify: "first" until an encoder has passed once (in its mode and autocast), "always", or "never". A callable that
+    is made anew for each step, as a lambda may be, is a new encoder each time. Off under fake tensors.
+    """
+
+    def __init__(self, jobs: Sequence[Job], verify: str):
+        towers = {job.tower.number: job.tower for job in jobs}
+        seeing = verify != "never" and all(has_values(tensor) for tower in towers.values() for tensor in tower.tensors)
+        self._always = verify == "always"
+        self._towers = towers if seeing else {}
+        self._stored: dict[int, Tensor] = {}
+        self._compared: set[int] = set()
+
+    def find_padded(self) -> set[int]:
+        """The towers whose rows change with their padding. Among several processes each looks, trimmed or not, for the
+        sake of encoders that communicate.
+        """
+        padded = set()
+        for number, tower in self._towers.items():
+            narrow = min(tower.plan, key=lambda chunk: chunk.width)
+            if tower.trimmed and (narrow.width < tower.width or world_size() > 1):
+                if self._is_new(tower, "padding"):
+                    learn(tower.encoder, "padding", tower.kind, _ignores_padding(tower, narrow))
+                if not seen(tower.encoder, "padding", tower.kind):
+                    padded.add(number)
+        return padded
+
+    def check_company(self) -> None:
+        """ValueError for a tower whose rows depend on each other, unless it is one chunk: so the naive step has it."""
+        for tower in self._towers.values():
+            if (len(tower.plan) > 1 or world_size() > 1) and self._is_new(tower, "company"):
+                _check_company(tower, tower.plan[0])
+                learn(tower.encoder, "company", tower.kind, True)
+
+    def keep(self, reps: Sequence[Tensor]) -> None:
+        """The representations of the first forward, of the towers whose second one is to be seen."""
+        self._stored = {n: reps[n].detach() for n, tower in self._towers.items() if self._is_new(tower, "replay")}
+
+    def compare(self, job: Job, output: Tensor) -> None:
+        """A chunk's second representations against its first: one comparison, one value read. ValueError."""
+        stored = self._stored.get(job.tower.number)
+        if stored is not None:
+            first = stored[job.chunk.index(stored.device)]
+            first = first[:, : output.shape[1]] if output.ndim == 3 else first
+            check_again(f"encoders[{job.tower.number}]", output, first)
+            self._compared.add(job.tower.number)
+
+    def passed(self) -> None:
+        """The step is done: what was compared is trusted from now on."""
+        for number in self._compared:
+            tower = self._towers[number]
+            learn(tower.encoder, "replay", tower.kind, True)
+
+    def _is_new(self, tower: Tower, what: str) -> bool:
+        return self._always or seen(tower.encoder, what, tower.kind) is None
+
+
+def check_again(argument: str, second: Tensor, first: Tensor) -> None:
+    """ValueError where a second forward is another one than the first. Reads one value."""
+    if (off := _distance(second.detach(), first)) > tolerance(second):
+        rule = f"must return the second time what it returned the first. {CAUSES}"
+        raise refuse(argument, rule, f"numbers that are off by {off:.2g} of their length")
+
+
+def seen(encoder: Any, what: str, device_type: str) -> bool | None:
+    """Whether `what` holds of the encoder, as it was seen in its present mode and autocast; None where it was not."""
+    return _seen.get(_subject(encoder), {}).get((what, *_conditions(encoder, device_type)))
+
+
+def learn(encoder: Any, what: str, device_type: str, holds: bool) -> None:
+    """Remember for later steps whether `what` holds of the encoder."""
+    _seen.setdefault(_subject(encoder), {})[what, *_conditions(encoder, device_type)] = holds
+
+
+def _subject(encoder: Any) -> Any:
+    """What is trusted: the encoder, or for a bound method, which is made anew at each access, the object behind it."""
+    return getattr(encoder, "__self__", encoder)
+
+
+def _conditions(encoder: Any, device_type: str) -> tuple:
+    """Another method of the object, another mode or another autocast may take other operations."""
+    autocast = torch.get_autocast_dtype(device_type) if torch.is_autocast_enabled(device_type) else None
+    modes = tuple(module.training for module in modules_of(encoder))
+    return getattr(encoder, "__name__", ""), modes, device_type, autocast
+
+
+def tolerance(reps: Tensor) -> float:
+    """What rounding may do to these representations: that of the least precise type in use."""
+    kind = reps.device.type
+    used = [reps.dtype, *([torch.get_autocast_dtype(kind)] if torch.is_autocast_enabled(kind) else [])]
+    rounding = max(TOLERANCES.get(dtype, 3e-2) for dtype in used)
+    tf32 = reps.is_cuda and reps.dtype == torch.float32 and torch.backends.cuda.matmul.allow_tf32
+    return max(rounding, TF32_TOLERANCE) if tf32 else rounding
+
+
+def whole_shape(job: Job, output: Tensor) -> list[int]:
+    """The shape of all representations of a tower, by one chunk's: token representations get the full width.
+
+    What is a token is decided by how the output's width moves with the chunk's, once for an encoder: two rows are
+    encoded at full width too. ValueError where it moves in another way.
+    """
+    tower, missing = job.tower, job.tower.width - job.chunk.width
+    shape = [tower.rows, *output.shape[1:]]
+    if output.ndim == 3 and missing > 0:
+        if (follows := _follows_tokens.get(_subject(tower.encoder))) is None:
+            with torch.no_grad(), _generators_kept(tower):
+                moved = _encode_rows(tower, job.chunk.rows[:2], tower.width).shape[1] - output.shape[1]
+            if moved not in (0, missing):
+                rule = "must return one vector a token, or as many for every text, or be given sort_by_length=False"
+                raise refuse(f"encoders[{tower.number}]", rule, f"{moved} more vectors for {missing} more tokens")
+            follows = _follows_tokens[_subject(tower.encoder)] = moved == missing
+        shape[1] += missing * follows
+    return shape
+
+
+def refuse_untrained(loss_fn: Callable[..., Tensor]) -> None:
+    """ValueError, as in the naive step, where neither encoders nor loss have anything to train."""
+    if not any(p.requires_grad for module in modules_of(loss_fn) for p in module.parameters()):
+        rule = (
+            "must hold something to train: all is frozen, or reentrant checkpointing over a frozen base lost the graph "
+            "(use_reentrant=False, or model.enable_input_require_grads())"
+        )
+        raise refuse("encoders", rule, "representations without a graph")
+
+
+def _check_company(tower: Tower, chunk: Chunk) -> None:
+    """Two rows beside each other and each beside itself, in the encoder's own mode and with the same random numbers."""
+    pair = sorted(chunk.rows)[1::-1] if len(chunk) > 1 else (tower.rows - 1, 0)
+    name = f"encoders[{tower.number}]"
+    with torch.no_grad(), _generators_kept(tower) as again:
+        together = again(lambda: _encode_rows(tower, pair, chunk.width))
+        for place, row in enumerate(pair):
+            itself = again(lambda row=row: _encode_rows(tower, (row, row), chunk.width))
+            off = _distance(itself[place], together[place])
+            if off > tolerance(together):
+                check_again(name, again(lambda: _encode_rows(tower, pair, chunk.width)), together)
+                rule = (
+                    "must encode each row by itself, whatever rows stand beside it: BatchNorm in training mode, a mean "
+                    "over the batch or routing with a capacity do not, and chunks would train something else"
+                )
+                raise refuse(name, rule, f"a row that is off by {off:.2g} of its length in other company")
+
+
+def _ignores_padding(tower: Tower, chunk: Chunk) -> bool:
+    """Whether rows are the same as wide as the batch and as wide as their chunk; a warning where they are not.
+
+    In eval mode, for dropout falls otherwise on other widths; of an encoder that draws random numbers all the same
+    nothing can be said.
+    """
+    rows = (chunk.rows * 2)[:2][::-1]
+    with torch.no_grad(), training_mode([tower.encoder], False), _generators_kept(tower) as again:
+        full, drew = again(lambda: _encode_rows(tower, rows, tower.width), told=True)
+        trimmed = again(lambda: _encode_rows(tower, rows, chunk.width))
+    if trimmed.ndim == 3 and full.shape[1] - trimmed.shape[1] == tower.width - chunk.width:
+        trimmed = nn.functional.pad(trimmed, (0, 0, 0, tower.width - chunk.width))
+    off = _distance(trimmed, full) if trimmed.shape == full.shape else torch.inf
+    if drew or off <= tolerance(full):
+        return True
+    warnings.warn(
+        f"encoders[{tower.number}] depends on how far a row is padded (an LSTM, a convolution or a Fourier layer over "
+        f"padded rows does, or vectors of padding that are not zero): rows are off by {off:.2g} of their length once "
+        "trimmed. So its rows are encoded as wide as the batch, as with sort_by_length=False: right, but slower.",
+        stacklevel=5,
+    )
+    return False
+
+
+def _encode_rows(tower: Tower, rows: Sequence[int], width: int) -> Tensor:
+    """These rows at this width, by the module itself where it is compiled: for two rows nothing is compiled anew."""
+    encoder = getattr(tower.encoder, "_orig_mod", tower.encoder)
+    return encode_chunk(replace(tower, encoder=encoder), Chunk(tuple(rows), width))
+
+
+@contextmanager
+def _generators_kept(tower: Tower) -> Iterator[Callable]:
+    """Gives a function that calls another with generators and buffers as they are now; they are so at the end too.
+
+    again(call) returns what call() does; again(call, told=True) also whether random numbers were drawn.
+    """
+    state, others = generators_of([tower]), (random.getstate(), np.random.get_state())
+    buffers = [buffer for module in modules_of(tower.encoder) for buffer in module.buffers()]
+    values = [buffer.clone() for buffer in buffers]
+
+    def put_back() -> None:
+        state.restore()
+        random.setstate(others[0])
+        np.random.set_state(others[1])
+        for buffer, value in zip(buffers, values, strict=True):
+            buffer.copy_(value)
+
+    def again(call: Callable[[], Tensor], *, told: bool = False) -> Any:
+        put_back()
+        reps = call()
+        if not told:
+            return reps
+        moved = not all(map(torch.equal, generators_of([tower]).tensors, state.tensors))
+        return reps, moved or random.getstate() != others[0] or not np.array_equal(
+            np.random.get_state()[1], others[1][1]
+        )
+
+    try:
+        yield again
+    finally:
+        put_back()
+
+
+def _distance(one: Tensor, other: Tensor) -> float:
+    """||one - other|| / ||other||, where numbers that are the same, infinite or NaN in both count as equal."""
+    wide = torch.promote_types(other.dtype, torch.float32)
+    one, other = one.to(wide), other.to(wide)
+    off = torch.where((one == other) | (one.isnan() & other.isnan()), 0, one - other)
+    length = other.nan_to_num(0, 0, 0).norm().clamp(min=torch.finfo(wide).tiny)
+    return float((off.norm() / length).nan_to_num(torch.inf))
