@@ -1,7 +1,7 @@
 """How the memory lab draws: a step's bytes over its operations, and two peaks beside each other.
 
 What lies on the paper is `gclib.course.plots`: `plot_timeline` and `plot_peaks`. A view keeps one figure and draws it
-again, which is cheap enough for a slider. Any ipywidget with the same `show` can take a view's place.
+again, which is cheap enough for a slider. Any ipywidget with the same `show` and `clear` can take a view's place.
 """
 
 import io
@@ -24,6 +24,10 @@ class _View(widgets.HTML):
         with plots.style():
             self.figure = Figure(figsize=self.inches, layout="none")
             self.canvas = FigureCanvasAgg(self.figure)
+
+    def clear(self) -> None:
+        """Show nothing."""
+        self.value = ""
 
     def _image(self, alt: str) -> str:
         """The figure as it is now, as HTML."""

@@ -196,7 +196,7 @@ class MemoryLab(LiveLab):
     def _show_comparison(self) -> None:
         """The pinned settings and these, in words and as two bars."""
         if self._pinned is None:
-            self.compared.value = ""
+            self.compared.clear()
             return
         now = self.settings()
         if not (lab.is_ready(self._pinned) and lab.is_ready(now)):
@@ -259,7 +259,9 @@ class MemoryLab(LiveLab):
 
     def _clear(self, text: str) -> None:
         """No forecast, and why: no picture and no comparison of other settings stays beside the words."""
-        self.picture.value = self.code.value = self.compared.value = ""
+        self.picture.clear()
+        self.compared.clear()
+        self.code.value = ""
         self.forecast.value = sentence(text)
 
     def _on_run(self) -> None:
@@ -292,7 +294,7 @@ class MemoryLab(LiveLab):
         self._begin(run, REDRAW_SECONDS)
 
     def _on_stop(self) -> None:
-        if self.live is not None and self.live.result is None:
+        if self._is_busy("run"):
             super()._on_stop()
             self._say("Stopping before the next chunk…")
 

@@ -219,8 +219,8 @@ class MeasuredLab(Lab):
 class LiveLab(Lab):
     """A run that goes on in a thread: a button that begins it, Stop, and a bar of its progress. `live` is the last run.
 
-    A run has start, stop, join and running. A subclass has `_follow` (show how far the run is) and `_ended` (say how it
-    ended); both are called in a thread that watches the run.
+    A run has `run`, which raises nothing, and `stop`. A subclass has `_follow` (show how far the run is) and `_ended`
+    (say how it ended); both are called in a thread that watches the run.
     """
 
     def __init__(self, begin: widgets.Button, *, stop: str, progress: str) -> None:
@@ -231,21 +231,23 @@ class LiveLab(Lab):
         self.progress = widgets.IntProgress(0, 0, 1, tooltip=progress)
 
     def _begin(self, run: Any, redraw_seconds: float) -> None:
-        """Start `run`, and follow it in a thread."""
+        """Have `run` done in a thread, and follow it in another one."""
+        if "watch" in self._threads:
+            self._threads["watch"].join()  # it may still be drawing how the run before has ended
         self.live = run
         self._begin_button.disabled, self.stop.disabled = True, False
-        run.start()
+        self._start("run", run.run)
         self._start("watch", self._watch, run, redraw_seconds)
 
     def _on_stop(self) -> None:
-        if self.live is not None and self.live.running:
+        if self._is_busy("run"):
             self.stop.disabled = True
             self.live.stop()
 
     def _watch(self, run: Any, redraw_seconds: float) -> None:
         try:
-            while run.running:
-                run.join(redraw_seconds)
+            while self._is_busy("run"):
+                self._threads["run"].join(redraw_seconds)
                 self._follow(run)
         finally:
             self._begin_button.disabled, self.stop.disabled = False, True

@@ -54,7 +54,7 @@ class Curve:
 
 
 class LiveRace:
-    """The rows of a race, trained one after another. `start` does it in a thread, `run` in this one; `stop` ends it.
+    """The rows of a race, trained one after another by `run`; `stop`, from another thread, ends it.
 
     curves: name -> Curve, growing. done, total: queries. stage: in words. ending: "" while it runs, then "finished",
     "stopped" or "failed"; error: in words, where it failed.
@@ -66,24 +66,10 @@ class LiveRace:
         self.done, self.total = 0, 1
         self.stage, self.ending, self.error = "reading texts", "", ""
         self._stop = threading.Event()
-        self._thread = threading.Thread(target=self.run, name="race", daemon=True)
-
-    @property
-    def running(self) -> bool:
-        """Whether the thread is at work."""
-        return self._thread.is_alive()
-
-    def start(self) -> None:
-        """Run in a thread of its own."""
-        self._thread.start()
 
     def stop(self) -> None:
         """Ask the training to end after its step."""
         self._stop.set()
-
-    def join(self, seconds: float | None = None) -> None:
-        """Wait for the thread to end."""
-        self._thread.join(seconds)
 
     def run(self) -> str:
         """Train here and now; the ending. What goes wrong is told in `error`, and not raised."""

@@ -43,15 +43,8 @@ class Endless:
     """A run that goes on until it is stopped."""
 
     def __init__(self):
-        self.ended, self.started = threading.Event(), False
-        self.stop, self.join = self.ended.set, self.ended.wait
-
-    @property
-    def running(self):
-        return self.started and not self.ended.is_set()
-
-    def start(self):
-        self.started = True
+        ended = threading.Event()
+        self.run, self.stop = ended.wait, ended.set
 
 
 class EndlessLab(LiveLab):
@@ -72,7 +65,7 @@ def test_a_run_is_followed_and_stopped_and_its_buttons_come_back():
     lab = EndlessLab()
     lab._on_stop()  # nothing runs yet
     lab.go.click()
-    assert lab.live.running and lab.go.disabled and not lab.stop.disabled
+    assert lab._is_busy("run") and lab.go.disabled and not lab.stop.disabled
     lab.stop.click()
     lab.wait()
     assert text_of(lab.status) == "It has ended." and not lab.go.disabled and lab.stop.disabled
