@@ -123,8 +123,13 @@ def to_html(figure: Figure, alt: str) -> str:
     if not isinstance(alt, str) or len(alt.strip()) < 10:
         raise refuse("alt", "must say in words what the picture shows", alt)
     width = round(figure.get_figwidth() * 100)
-    encoded = base64.b64encode(to_png(figure, dpi=150)).decode("ascii")
-    return f'<img alt="{escape(alt)}" width="{width}" style="{FITTING}" src="data:image/png;base64,{encoded}">'
+    return image_tag(to_png(figure, dpi=150), alt, f'width="{width}"')
+
+
+def image_tag(png: bytes, alt: str, size: str) -> str:
+    """A PNG as an HTML image that never grows wider than its page. size: its width and height as HTML attributes."""
+    encoded = base64.b64encode(png).decode("ascii")
+    return f'<img alt="{escape(alt)}" {size} style="{FITTING}" src="data:image/png;base64,{encoded}">'
 
 
 def show(figure: Figure, alt: str) -> None:
@@ -192,17 +197,9 @@ def plot_peaks(
     axes.set(xlim=(0, 1.2 * max([*totals, card_bytes or 0]) / size), xlabel=f"peak of live bytes ({unit})")
     if card_bytes is not None:
         axes.axvline(card_bytes / size, color=CARD_COLOR, linestyle="--", linewidth=1.5)
-        said = f"{card_name}: {format_bytes(card_bytes)}"
-        axes.annotate(
-            said,
-            (card_bytes / size, 1),
-            (-4, 3),
-            axes.get_xaxis_transform(),
-            textcoords="offset points",
-            ha="right",
-            color=CARD_COLOR,
-            fontsize=9,
-        )
+        label, where = f"{card_name}: {format_bytes(card_bytes)}", (card_bytes / size, 1)
+        look = {"textcoords": "offset points", "ha": "right", "color": CARD_COLOR, "fontsize": 9}
+        axes.annotate(label, where, (-4, 3), axes.get_xaxis_transform(), **look)
     axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), fontsize=9)
 
 
@@ -227,16 +224,9 @@ def _draw_stack(axes: Axes, picture: TimelinePicture, size: int) -> None:
         look = {"facecolor": COLORS[kind], "hatch": HATCHES[kind], "edgecolor": INK}
         axes.fill_between(edges, base, top, step="post", linewidth=0.0, **look)
         base = top
-    handles = [Patch(facecolor=COLORS[KINDS[n]], hatch=HATCHES[KINDS[n]], edgecolor=INK, lw=0.3) for n in seen]
-    axes.legend(
-        handles[::-1],
-        [KINDS[n] for n in seen][::-1],
-        loc="center left",
-        bbox_to_anchor=(1.0, 0.5),
-        fontsize=9,
-        handlelength=1.4,
-        borderaxespad=0.6,
-    )
+    handles = [Patch(facecolor=COLORS[KINDS[n]], hatch=HATCHES[KINDS[n]], edgecolor=INK, lw=0.3) for n in seen[::-1]]
+    look = {"loc": "center left", "bbox_to_anchor": (1.0, 0.5), "fontsize": 9, "handlelength": 1.4}
+    axes.legend(handles, [KINDS[n] for n in seen[::-1]], borderaxespad=0.6, **look)
 
 
 def _draw_betweens(axes: Axes, picture: TimelinePicture, size: int) -> None:
@@ -249,24 +239,23 @@ def _draw_betweens(axes: Axes, picture: TimelinePicture, size: int) -> None:
 
 
 def _draw_card(axes: Axes, card_bytes: int, name: str, top: float, highest: float, size: int) -> None:
-    said = f"{name}: {format_bytes(card_bytes)}"
+    label, look = f"{name}: {format_bytes(card_bytes)}", {"color": CARD_COLOR, "fontsize": 9}
     if card_bytes <= top:
         axes.axhline(card_bytes / size, color=CARD_COLOR, linestyle="--", linewidth=1.5, zorder=4)
-        where = (0.005, card_bytes / size)
-        axes.annotate(said, where, (0, 3), textcoords="offset points", color=CARD_COLOR, fontsize=9, zorder=6)
+        axes.annotate(label, (0.005, card_bytes / size), (0, 3), textcoords="offset points", zorder=6, **look)
     else:
-        said = f"{said} ({card_bytes / highest:,.0f} times the peak: far above this picture)"
-        axes.text(0.005, 0.985, said, transform=axes.transAxes, va="top", color=CARD_COLOR, fontsize=9)
+        label += f" ({card_bytes / highest:,.0f} times the peak: far above this picture)"
+        axes.text(0.005, 0.985, label, transform=axes.transAxes, va="top", **look)
 
 
 def _draw_peak(axes: Axes, picture: TimelinePicture, size: int) -> None:
     x, peak = picture.peak_x, picture.peak_bytes
     axes.plot([x], [peak / size], marker="v", color=INK, markersize=5, zorder=6)
     side = "right" if x > 0.8 else "left" if x < 0.2 else "center"
-    said = f"peak {format_bytes(peak)}"
     look = {"fontsize": 9, "weight": "bold", "zorder": 6}
     look["bbox"] = {"facecolor": PAPER, "edgecolor": "none", "alpha": 0.8, "pad": 0.5}
-    axes.annotate(said, (x, peak / size), (0, 7), textcoords="offset points", ha=side, **look)
+    label = f"peak {format_bytes(peak)}"
+    axes.annotate(label, (x, peak / size), (0, 7), textcoords="offset points", ha=side, **look)
 
 
 def _draw_spans(axes: Axes, spans: Sequence[Span]) -> None:

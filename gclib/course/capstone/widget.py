@@ -11,51 +11,51 @@ import ipywidgets as widgets
 
 from gclib.course.capstone.briefs import Brief, draw_brief
 from gclib.course.capstone.review import judge_hours, judge_peak, review
-from gclib.course.widgets.keyboard import keyboard
+from gclib.course.widgets.base import Lab, aloud, button
 from gclib.steps import STEPS
 from gclib.support.validation import int_at_least
 from gclib.support.words import typed_number
 
-_STYLE = {"description_width": "90px"}
 _FIELDS = {"batch_size": "B", "tile_size": "tile", "chunk_size": "C", "retain_chunks": "R"}
 _UNITS = {"peak": "GiB", "hours": "hours"}
 
 
-class CapstoneForm(widgets.VBox):
+class CapstoneForm(Lab):
     """A brief's plan to fill in. All of it works from the keyboard; an empty field means none, and 0 for R.
 
     Attributes, each an ipywidget: seed, draw, words, step, batch_size, tile_size, chunk_size, retain_chunks, sort,
     peak, hours, judge, verdict. brief: the one that is asked now. Raises ValueError for a seed that can't be.
     """
 
+    label_width = "90px"
+
     def __init__(self, seed: int = 0):
+        super().__init__()
         self.seed = _text("seed", str(int_at_least("seed", seed, 0)), "Another seed is another brief")
-        self.draw = widgets.Button(description="Draw this brief", layout={"width": "auto"})
-        self.words, self.verdict = widgets.HTML(), widgets.HTML()
-        self.step = widgets.Dropdown(options=tuple(STEPS), value="grad_cache", description="step", style=_STYLE)
+        self.draw = button("Draw this brief", self._on_draw, layout={"width": "auto"})
+        self.verdict = self.status
+        self.step = widgets.Dropdown(options=tuple(STEPS), value="grad_cache", description="step")
         self.batch_size, self.tile_size, self.chunk_size, self.retain_chunks = (
             _text(shown, "", f"{name}: a whole number, or empty", name) for name, shown in _FIELDS.items()
         )
         self.sort = widgets.Checkbox(True, description="sort by length, trim each chunk", indent=False)
         self.peak = _text("peak, GiB", "", "Your prediction of the step's peak")
         self.hours = _text("hours", "", "Your prediction of the whole training's hours")
-        self.judge = widgets.Button(description="Judge my plan", layout={"width": "auto"})
-        self.draw.on_click(lambda _: self._on_draw())
-        self.judge.on_click(lambda _: self._on_judge())
-        rows = [[self.seed, self.draw], [self.step, self.batch_size, self.tile_size]]
-        rows += [[self.chunk_size, self.retain_chunks, self.sort], [self.peak, self.hours, self.judge]]
-        boxes = [widgets.HBox(row, layout={"flex_flow": "row wrap"}) for row in rows]
-        super().__init__([boxes[0], self.words, *boxes[1:], self.verdict, keyboard()])
+        self.judge = button("Judge my plan", self._on_judge, layout={"width": "auto"})
+        self.arrange(
+            *([self.seed, self.draw], self.words, [self.step, self.batch_size, self.tile_size]),
+            *([self.chunk_size, self.retain_chunks, self.sort], [self.peak, self.hours, self.judge], self.verdict),
+        )
         self.brief: Brief = draw_brief(seed)
         self._show_brief()
 
     def plan(self) -> dict[str, Any]:
         """What the fields say, as `review` reads it."""
-        found: dict[str, Any] = {"step": self.step.value, "sort_by_length": self.sort.value}
+        plan: dict[str, Any] = {"step": self.step.value, "sort_by_length": self.sort.value}
         for name in _FIELDS:
             text = getattr(self, name).value.strip()
-            found[name] = _number(text) if text else 0 if name == "retain_chunks" else None
-        return found
+            plan[name] = _number(text) if text else 0 if name == "retain_chunks" else None
+        return plan
 
     def report(self) -> str:
         """The judgement of what the fields say now, as text."""
@@ -92,8 +92,8 @@ class CapstoneForm(widgets.VBox):
 
 
 def _text(label: str, value: str, tooltip: str, placeholder: str = "") -> widgets.Text:
-    look = {"style": _STYLE, "layout": {"width": "220px"}}
-    return widgets.Text(value, description=label, tooltip=tooltip, placeholder=placeholder, **look)
+    look = {"placeholder": placeholder, "layout": {"width": "220px"}}
+    return widgets.Text(value, description=label, tooltip=tooltip, **look)
 
 
 def _number(text: str, unit: str = "") -> Any:
@@ -106,4 +106,4 @@ def _number(text: str, unit: str = "") -> Any:
 
 def _pre(text: str) -> str:
     look = "margin:0.3em 0;overflow-x:auto;line-height:1.35"
-    return f'<div role="status" aria-live="polite"><pre style="{look}">{escape(text)}</pre></div>'
+    return aloud(f'<pre style="{look}">{escape(text)}</pre>')

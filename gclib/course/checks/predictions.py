@@ -33,8 +33,8 @@ def record_prediction(chapter: int, key: str, value: Prediction) -> None:
         raise refuse("value", "must be a string or a finite number", value)
     if isinstance(value, Real) and not math.isfinite(value):
         raise refuse("value", "must be finite", value)
-    kept = value if isinstance(value, str) else float(value)
-    entry = {"value": kept, "when": datetime.now(UTC).isoformat(timespec="seconds")}
+    when = datetime.now(UTC).isoformat(timespec="seconds")
+    entry = {"value": value if isinstance(value, str) else float(value), "when": when}
 
     def change(record: dict) -> None:
         answers = record.get(name)
@@ -57,13 +57,12 @@ def show_back(chapter: int, key: str, measured: object, *, unit: str = "", how: 
     how: the word for the way in which it was found: "Measured", "Forecast", "Counted".
     """
     _check_key(key)
-    found = f"{_told(measured)} {unit}".strip()
+    finding = f"{how}: {_in_words(measured)} {unit}".strip()
     predicted = recall(chapter).get(key)
     if predicted is None:
-        print(f"You made no prediction here. {how}: {found}.")
+        print(f"You made no prediction here. {finding}.")
         return
-    said = f"You predicted {_told(predicted)} {unit}".strip()
-    print(f"{said}. {how}: {found}.")
+    print(f"{f'You predicted {_in_words(predicted)} {unit}'.strip()}. {finding}.")
     if isinstance(predicted, Real) and isinstance(measured, Real) and predicted > 0 and measured > 0:
         factor = max(predicted / measured, measured / predicted)
         near = f"within a factor of {factor:.2g}" if factor >= 1.05 else "as good as exact"
@@ -91,36 +90,31 @@ def predict(
         raise refuse("low", "must be below high", f"low={low!r}, high={high!r}")
     import ipywidgets as widgets
 
-    from gclib.course.widgets.keyboard import keyboard
+    from gclib.course.widgets.base import Lab, button
 
+    box = Lab()
+    box.label_width = "initial"
     earlier = recall(chapter).get(key)
-    ask = widgets.HTML(f"<b>Your prediction.</b> {escape(question)}")
+    box.words.value = f"<b>Your prediction.</b> {escape(question)}"
+    box.status.value = "" if earlier is None else f"Kept earlier: {escape(_in_words(earlier))}."
     if options is not None:
         chosen = earlier if earlier in options else None
-        answer = widgets.RadioButtons(options=list(options), value=chosen, layout={"width": "max-content"})
+        box.answer = widgets.RadioButtons(options=list(options), value=chosen, layout={"width": "max-content"})
     else:
-        start = earlier if isinstance(earlier, Real) else None
-        answer = widgets.Text(
-            value="" if start is None else f"{start:g}",
-            placeholder="a number",
-            description=unit,
-            style={"description_width": "initial"},
-            layout={"width": "18em"},
-        )
-    keep = widgets.Button(description="Keep my prediction", layout={"width": "auto"})
-    status = widgets.HTML("" if earlier is None else f"Kept earlier: {escape(_told(earlier))}.")
+        start = f"{earlier:g}" if isinstance(earlier, Real) else ""
+        look = {"placeholder": "a number", "layout": {"width": "18em"}}
+        box.answer = widgets.Text(value=start, description=unit, **look)
 
-    def keep_answer(_: object) -> None:
+    def keep_answer() -> None:
+        answer = box.answer.value
         try:
-            value = answer.value if options is not None else _read_number(answer.value, unit, low, high)
-            status.value = escape(_keep(chapter, key, value))
+            value = answer if options is not None else _read_number(answer, unit, low, high)
+            box.status.value = escape(_keep(chapter, key, value))
         except ValueError as refused:
-            status.value = escape(f"{refused}{_still_kept(chapter, key)}")
+            box.status.value = escape(f"{refused}{_still_kept(chapter, key)}")
 
-    keep.on_click(keep_answer)
-    box = widgets.VBox([ask, answer, keep, status, keyboard()])
-    box.add_class("gclib-prediction")
-    box.answer, box.keep, box.status = answer, keep, status
+    box.keep = button("Keep my prediction", keep_answer, layout={"width": "auto"})
+    box.arrange(box.words, box.answer, box.keep, box.status, classes={"prediction": box})
     return box
 
 
@@ -132,9 +126,9 @@ def _read_number(text: str, unit: str, low: float, high: float) -> float:
     if not -sys.float_info.max <= number <= sys.float_info.max:
         raise ValueError(f"That is not a number that can be kept: {text}.")
     if number < low:
-        raise ValueError(f"{_told(number)} is too low: it can't be below {_told(low)}.")
+        raise ValueError(f"{_in_words(number)} is too low: it can't be below {_in_words(low)}.")
     if number > high:
-        raise ValueError(f"{_told(number)} is too high: it can't be above {_told(high)}.")
+        raise ValueError(f"{_in_words(number)} is too high: it can't be above {_in_words(high)}.")
     return number
 
 
@@ -143,12 +137,12 @@ def _keep(chapter: int, key: str, value: Prediction | None) -> str:
     if value is None:
         raise ValueError("Choose an answer first.")
     record_prediction(chapter, key, value)
-    return f"Kept: {_told(value)}. Go on, and see."
+    return f"Kept: {_in_words(value)}. Go on, and see."
 
 
 def _still_kept(chapter: int, key: str) -> str:
     earlier = recall(chapter).get(key)
-    return "" if earlier is None else f" What you said earlier is still kept: {_told(earlier)}."
+    return "" if earlier is None else f" What you said earlier is still kept: {_in_words(earlier)}."
 
 
 def _check_question(chapter: int, key: str, question: str, options: Sequence[str] | None, unit: str | None) -> None:
@@ -171,7 +165,7 @@ def _chapter_name(chapter: int) -> str:
     return f"ch{int_at_least('chapter', chapter, 0):02d}"
 
 
-def _told(value: object) -> str:
+def _in_words(value: object) -> str:
     if isinstance(value, str):
         return value
     return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"

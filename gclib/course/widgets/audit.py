@@ -1,14 +1,14 @@
 """Which trap is it? A step that is not named, its audit on a slider's batch, and a guess. A view, and nothing more."""
 
-import html
 import random
 from collections.abc import Callable, Mapping, Sequence
+from html import escape
 
 import ipywidgets as widgets
 from torch import Tensor, nn
 
 from gclib.audit.audit import AuditReport, audit_step
-from gclib.course.widgets.keyboard import keyboard
+from gclib.course.widgets.base import Lab, aloud, button, on_change
 from gclib.course.wild.traps import TRAPS, Trap, right_step, rows_of
 from gclib.support.validation import refuse
 from gclib.support.words import format_table
@@ -24,10 +24,9 @@ MEASURED = (
     "“the second forward gives what the first gave”",
     "“both under one autocast”",
 )
-_STYLE = {"description_width": "70px"}
 
 
-class AuditLab(widgets.VBox):
+class AuditLab(Lab):
     """A choice of steps A, B, ... without their names, a slider for B, a guess, and Tell. All works from the keyboard.
 
     Attributes, each an ipywidget: step, rows, words, guess, tell, status. `table()` says all of it in text. inputs: the
@@ -42,28 +41,24 @@ class AuditLab(widgets.VBox):
         *,
         seed: int = 0,
     ):
-        most = min(len(next(iter(given.values()))) for given in inputs)
+        most = min(len(next(iter(tower.values()))) for tower in inputs)
         if most < SMALLEST:
             raise refuse("inputs", f"must have at least {SMALLEST} rows", most)
-        self._given = (list(encoders), list(inputs), loss_fn)
+        super().__init__()
+        self._encoders, self._inputs, self._loss_fn = list(encoders), list(inputs), loss_fn
         self._steps = random.Random(seed).sample([RIGHT, *TRAPS], 1 + len(TRAPS))
         self._reports: dict[tuple[int, int], AuditReport] = {}
         letters = [(f"step {chr(ord('A') + number)}", number) for number in range(len(self._steps))]
-        self.step = widgets.Dropdown(options=letters, value=0, description="Audit", style=_STYLE)
+        self.step = widgets.Dropdown(options=letters, value=0, description="Audit")
         self.rows = widgets.IntSlider(
-            min(7, most), SMALLEST, most, description="B", style=_STYLE, continuous_update=False, tooltip="Pairs"
+            min(7, most), SMALLEST, most, description="B", continuous_update=False, tooltip="Pairs"
         )
         names = [NOTHING, *sorted(trap.name for trap in TRAPS)]
-        self.guess = widgets.Dropdown(options=names, value=NOTHING, description="I say", style=_STYLE)
-        self.tell = widgets.Button(description="Tell", icon="check", tooltip="Is the guess right?")
-        self.words, self.status = widgets.HTML(), widgets.HTML()
-        for control in (self.step, self.rows):
-            control.observe(lambda _: self._draw(), names="value")
-        self.tell.on_click(lambda _: self._on_tell())
-        layout = {"flex_flow": "row wrap"}
-        controls = [widgets.HBox([self.step, self.rows], layout=layout), self.words]
-        super().__init__([*controls, widgets.HBox([self.guess, self.tell], layout=layout), self.status, keyboard()])
-        self._draw()
+        self.guess = widgets.Dropdown(options=names, value=NOTHING, description="I say")
+        self.tell = button("Tell", self._on_tell, icon="check", tooltip="Is the guess right?")
+        self.arrange([self.step, self.rows], self.words, [self.guess, self.tell], self.status)
+        on_change(self.refresh, self.step, self.rows)
+        self.refresh()
 
     def report(self) -> AuditReport:
         """The audit of the chosen step on the chosen rows."""
@@ -72,36 +67,33 @@ class AuditLab(widgets.VBox):
     def table(self) -> str:
         """The lab as text: what was measured of each step on as many rows as the slider says; no names."""
         heads = ["step", "scale", "cosine", "temperature's", "same second forward", "one autocast"]
-        rows = []
-        for label, number in self.step.options:
-            report = self._audit(number, self.rows.value)
-            rows.append([label, *self._numbers(report)])
-        return format_table(heads, rows)
+        audits = [(label, self._audit(number, self.rows.value)) for label, number in self.step.options]
+        return format_table(heads, [[label, *self._numbers(report)] for label, report in audits])
 
     def _audit(self, number: int, rows: int) -> AuditReport:
         if (number, rows) not in self._reports:
-            encoders, inputs, loss_fn = self._given
-            batch = [rows_of(given, 0, rows) for given in inputs]
-            self._reports[number, rows] = audit_step(self._steps[number].step, encoders, batch, loss_fn, ranks=RANKS)
+            batch, step = [rows_of(tower, 0, rows) for tower in self._inputs], self._steps[number].step
+            self._reports[number, rows] = audit_step(step, self._encoders, batch, self._loss_fn, ranks=RANKS)
         return self._reports[number, rows]
 
     @staticmethod
     def _numbers(report: AuditReport) -> list[str]:
-        own = "–" if report.temperature is None else f"{report.temperature:.3f}"
+        temperature = "–" if report.temperature is None else f"{report.temperature:.3f}"
         replayed = "no" if "random states not replayed" in report.names else "yes"
-        kept = "no" if "autocast not restored" in report.names else "yes"
-        return [f"{report.scale:.3f}", f"{report.cosine:.4f}", own, replayed, kept]
+        one_autocast = "no" if "autocast not restored" in report.names else "yes"
+        return [f"{report.scale:.3f}", f"{report.cosine:.4f}", temperature, replayed, one_autocast]
 
-    def _draw(self) -> None:
-        scale, cosine, own, replayed, kept = self._numbers(self.report())
+    def refresh(self) -> None:
+        """Bring the measurements up to the controls, and ask for a guess."""
+        scale, cosine, temperature, same, together = self._numbers(self.report())
         pieces = ", ".join(map(str, self.report().chunks))
-        said = [
+        lines = (
             f"Encoded with a graph in pieces of {pieces} rows.",
-            f"Gradient of the encoders: {scale} times the right one, cosine {cosine}. Of the temperature: {own} times.",
-            f"The second forward gives what the first gave, dropout on: {replayed}. Both under one autocast: {kept}.",
-        ]
-        lines = "<br>".join(html.escape(line) for line in said)
-        self.words.value = f'<div role="status" aria-live="polite">{lines}</div>'
+            f"Gradient of the encoders: {scale} times the right one, cosine {cosine}. "
+            f"Of the temperature: {temperature} times.",
+            f"The second forward gives what the first gave, dropout on: {same}. Both under one autocast: {together}.",
+        )
+        self.words.value = aloud("<br>".join(map(escape, lines)))
         self._say("Choose a name, then Tell.")
 
     def _on_tell(self) -> None:
@@ -119,6 +111,3 @@ class AuditLab(widgets.VBox):
             if other != own:
                 return f"For “{name}” {what} would be {other}, and here it is {own}."
         return "On so many rows both show the same numbers: move B."
-
-    def _say(self, text: str) -> None:
-        self.status.value = f'<div role="status" aria-live="polite">{html.escape(text)}</div>'

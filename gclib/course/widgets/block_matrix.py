@@ -6,18 +6,18 @@ Accumulation gives each chunk of C queries a loss of its own, over the chunk's o
 Letters: B queries, K hard negatives per query, N = B * (1 + K) passages, C queries of a chunk.
 """
 
-import html
-from typing import Any
+from collections.abc import Sequence
 
 import ipywidgets as widgets
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.colors import ListedColormap
+from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import MaxNLocator
 
 from gclib.course import plots
-from gclib.course.widgets.keyboard import keyboard
+from gclib.course.widgets.base import Lab, on_change, sentence
 from gclib.support.validation import int_at_least, one_of, positive_int, refuse
 
 LOST, SEEN, POSITIVE = 0, 1, 2
@@ -72,20 +72,18 @@ def plot_blocks(axes: Axes, seen: np.ndarray, *, title: str = "") -> None:
 def describe_blocks(batch_size: int, chunk_size: int, *, hard_negatives: int = 0) -> str:
     """One sentence: how many negatives a query keeps, how many the full batch gives, and the share of lit cells."""
     seen = seen_blocks(batch_size, chunk_size, hard_negatives=hard_negatives)
-    kept, full = negatives_of(seen), seen.shape[1] - 1
-    most, fewest = int(kept.max()), int(kept.min())
-    said = (
-        f"{most} of {full} negatives" if most == fewest else f"{most} of {full} negatives ({fewest} in the last chunk)"
-    )
+    counts = negatives_of(seen)
+    most, fewest = int(counts.max()), int(counts.min())
+    negatives = f"{most} of {seen.shape[1] - 1} negatives{'' if most == fewest else f' ({fewest} in the last chunk)'}"
     chunks = -(-batch_size // chunk_size)
     pieces = "1 chunk" if chunks == 1 else f"{chunks} chunks"
     return (
-        f"B = {batch_size} in {pieces} of at most C = {chunk_size}, K = {hard_negatives}: a query keeps {said}; "
+        f"B = {batch_size} in {pieces} of at most C = {chunk_size}, K = {hard_negatives}: a query keeps {negatives}; "
         f"{int(seen.sum()):,} of {seen.size:,} logits are computed ({seen.mean():.0%})."
     )
 
 
-class BlockMatrix(widgets.VBox):
+class BlockMatrix(Lab):
     """Sliders for the chunk and the hard negatives over the matrix of a batch of `batch_size`.
 
     Attributes, each an ipywidget: chunk_size and hard_negatives (sliders; arrow keys work), sentence and picture (HTML;
@@ -93,39 +91,37 @@ class BlockMatrix(widgets.VBox):
     start. Raises ValueError for a start that no slider can show.
     """
 
+    label_width = ""
+
     def __init__(self, *, batch_size: int = 16, chunk_size: int = 4, hard_negatives: int = 0):
+        super().__init__()
         self.batch_size = positive_int("batch_size", batch_size)
-        chunks = list(range(1, self.batch_size + 1))
-        self.chunk_size = _slider("Chunk C", chunks, one_of("chunk_size", chunk_size, chunks))
-        choices = [0, 1, 2, 3]
-        self.hard_negatives = _slider("Hard K", choices, one_of("hard_negatives", hard_negatives, choices))
-        self.sentence, self.picture = widgets.HTML(), widgets.HTML()
-        sliders = widgets.HBox([self.chunk_size, self.hard_negatives], layout={"flex_flow": "row wrap"})
-        super().__init__([sliders, self.sentence, self.picture, keyboard()])
-        self.add_class("gclib-block-matrix")
-        for slider in (self.chunk_size, self.hard_negatives):
-            slider.observe(self._on_move, names="value")
+        self.chunk_size = _slider("Chunk C", range(1, batch_size + 1), chunk_size, "chunk_size")
+        self.hard_negatives = _slider("Hard K", range(4), hard_negatives, "hard_negatives")
+        self.sentence = self.words
+        classes = {"block-matrix": self, "chunk": self.chunk_size, "hard": self.hard_negatives}
+        self.arrange([self.chunk_size, self.hard_negatives], self.sentence, self.picture, classes=classes)
+        on_change(self.refresh, self.chunk_size, self.hard_negatives)
         self.refresh()
 
     def refresh(self) -> None:
         """Bring sentence and picture up to the sliders."""
         chunk, hard = self.chunk_size.value, self.hard_negatives.value
-        said = describe_blocks(self.batch_size, chunk, hard_negatives=hard)
-        figure, axes = plots.new_figure(width=4.6 + 1.2 * min(hard, 3), height=4.2)
-        with plots.style():
-            plot_blocks(axes, seen_blocks(self.batch_size, chunk, hard_negatives=hard))
-        self.sentence.value = f'<div aria-live="polite" style="line-height:1.4">{html.escape(said)}</div>'
-        alt = f"Matrix of logits, queries down, passages across; lit blocks on the diagonal, the rest hatched. {said}"
-        self.picture.value = plots.to_html(figure, alt=alt)
+        counts = describe_blocks(self.batch_size, chunk, hard_negatives=hard)
+        self.sentence.value = sentence(counts)
+        alt = f"Matrix of logits, queries down, passages across; lit blocks on the diagonal, the rest hatched. {counts}"
+        self._show(alt)
 
-    def _on_move(self, _: Any) -> None:
-        self.refresh()
+    def _figure(self) -> Figure:
+        chunk, hard = self.chunk_size.value, self.hard_negatives.value
+        figure, axes = plots.new_figure(width=4.6 + 1.2 * hard, height=4.2)
+        plot_blocks(axes, seen_blocks(self.batch_size, chunk, hard_negatives=hard))
+        return figure
 
 
-def _slider(label: str, options: list[int], value: int) -> widgets.SelectionSlider:
-    slider = widgets.SelectionSlider(options=options, value=value, description=label, layout={"width": "320px"})
-    slider.add_class(f"gclib-{label.split()[0].lower()}")
-    return slider
+def _slider(label: str, options: Sequence[int], value: int, argument: str) -> widgets.SelectionSlider:
+    one_of(argument, value, options)
+    return widgets.SelectionSlider(options=options, value=value, description=label, layout={"width": "320px"})
 
 
 def _checked(seen: np.ndarray) -> np.ndarray:

@@ -4,7 +4,6 @@ A view and nothing more: tokens, FLOPs and the time's formula are `gclib.memory.
 texts are random tokens of chosen lengths, from all alike to a few very long ones.
 """
 
-import html
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -22,7 +21,7 @@ from torch import Tensor
 from gclib.chunks import Chunk, schedule
 from gclib.course import plots
 from gclib.course.timing import median_ratio, seconds_by_round
-from gclib.course.widgets.keyboard import keyboard
+from gclib.course.widgets.base import MeasuredLab, on_change, slider
 from gclib.losses.module import ContrastiveLoss
 from gclib.memory.flops import (
     TokenCount,
@@ -34,8 +33,7 @@ from gclib.memory.flops import (
 )
 from gclib.models.encoder import Encoder
 from gclib.steps import grad_cache_step, naive_step
-from gclib.support.validation import int_at_least, one_of, positive_int, refuse
-from gclib.support.words import format_table
+from gclib.support.validation import int_at_least, positive_int, refuse
 
 BATCH = 64
 TOWERS = ("queries", "passages")
@@ -108,8 +106,7 @@ def lengths_of(settings: PriceSettings) -> list[list[int]]:
 def plan_of(settings: PriceSettings) -> tuple[list[list[Chunk]], set[tuple[int, int]]]:
     """Each tower's chunks, and which of them, as (tower, chunk), keep their graph."""
     plans = plan_towers(lengths_of(settings), chunk_size=settings.chunk_size, sort_by_length=settings.sort)
-    kept = {(tower, chunk) for tower, chunk, retained in schedule(plans, settings.retain_chunks) if retained}
-    return plans, kept
+    return plans, {(tower, chunk) for tower, chunk, retained in schedule(plans, settings.retain_chunks) if retained}
 
 
 def plot_plan(axes: Axes, lengths: Sequence[int], plan: Sequence[Chunk], kept: Sequence[int], *, name: str) -> None:
@@ -139,9 +136,9 @@ def plot_plan(axes: Axes, lengths: Sequence[int], plan: Sequence[Chunk], kept: S
 
 def plot_plans(figure: Figure, panels: Sequence[Axes], settings: PriceSettings) -> None:
     """Draw both towers' plans on two panels, and name the looks below them."""
-    plans, kept = plan_of(settings)
+    plans, retained = plan_of(settings)
     for tower, (axes, lengths) in enumerate(zip(panels, lengths_of(settings), strict=True)):
-        mine = [chunk for place, chunk in kept if place == tower]
+        mine = [chunk for place, chunk in retained if place == tower]
         plot_plan(axes, lengths, plans[tower], mine, name=TOWERS[tower])
     handles = [
         Patch(facecolor=_USED, hatch="///", edgecolor=plots.INK, linewidth=0.3, label="used tokens"),
@@ -152,42 +149,36 @@ def plot_plans(figure: Figure, panels: Sequence[Axes], settings: PriceSettings) 
     figure.legend(handles=handles, loc="outside lower center", ncols=4, fontsize=9)
 
 
-class PriceLab(widgets.VBox):
+class PriceLab(MeasuredLab):
     """Sliders for C, R and the spread of lengths, a switch for sorting, and Measure. All works from the keyboard.
 
     Attributes, each an ipywidget: chunk_size, retain, spread, sort, words, picture, measure, status. `table()` says all
     of it in text, with every measurement so far. The keywords set where the controls start.
     """
 
+    compares = "the naive and the cached step"
+    unmeasured = "Not measured with these settings. Measure takes some seconds."
+    heads = ("C", "R", "spread", "sorted", "time, predicted", "measured", "FLOPs, predicted", "counted")
+
     def __init__(self, *, chunk_size: int = 8, retain_chunks: int = 0, spread: float = 0.5, sort: bool = True):
-        one_of("chunk_size", chunk_size, CHUNKS)
-        one_of("spread", spread, SPREADS)
+        super().__init__("Run the naive and the cached step on this machine, a few times in turn")
+        tooltip = "The most rows that are encoded at once"
+        self.chunk_size = slider("Chunk", CHUNKS, chunk_size, tooltip, argument="chunk_size")
+        self.spread = slider("Spread", SPREADS, spread, "How unlike the lengths are: 0 is all alike")
         chunks = _chunks(PriceSettings(chunk_size, 0, spread, sort))
         if int_at_least("retain_chunks", retain_chunks, 0) > chunks:
             raise refuse("retain_chunks", f"must be at most the {chunks} chunks of this plan", retain_chunks)
-        self.measured: dict[PriceSettings, Measured] = {}
+        tooltip = "Chunks that keep their graph"
+        self.retain = widgets.IntSlider(retain_chunks, 0, chunks, description="Retained", tooltip=tooltip)
+        self.sort = widgets.Checkbox(sort, description="sort by length, trim each chunk", indent=False)
         with torch.random.fork_rng():
             self._encoder = Encoder.from_config("mini", vocab_size=VOCABULARY).train()
         self._cost = encoder_cost(self._encoder)
-        self.chunk_size = _slider("Chunk", CHUNKS, chunk_size, "The most rows that are encoded at once")
-        self.retain = widgets.IntSlider(
-            retain_chunks, 0, chunks, description="Retained", tooltip="Chunks that keep their graph", style=_STYLE
-        )
-        self.spread = _slider("Spread", SPREADS, spread, "How unlike the lengths are: 0 is all alike")
-        self.sort = widgets.Checkbox(sort, description="sort by length, trim each chunk", indent=False)
-        self.words, self.picture, self.status = widgets.HTML(), widgets.HTML(), widgets.HTML()
-        tip = "Run the naive and the cached step on this machine, a few times in turn"
-        self.measure = widgets.Button(description="Measure", icon="play", tooltip=tip)
-        for control, name in ((self.chunk_size, "chunk"), (self.retain, "retained"), (self.spread, "spread")):
-            control.add_class(f"gclib-price-{name}")
-        self.retain.observe(lambda _: self._draw(), names="value")
-        for control in (self.chunk_size, self.spread, self.sort):
-            control.observe(self._on_plan, names="value")
-        self.measure.on_click(lambda _: self._on_measure())
-        rows = [[self.chunk_size, self.retain], [self.spread, self.sort]]
-        boxes = [widgets.HBox(row, layout={"flex_flow": "row wrap"}) for row in rows]
-        super().__init__([*boxes, self.words, self.picture, self.measure, self.status, keyboard()])
-        self._draw()
+        classes = {"price-chunk": self.chunk_size, "price-retained": self.retain, "price-spread": self.spread}
+        self.arrange([self.chunk_size, self.retain], [self.spread, self.sort], *self.outputs, classes=classes)
+        on_change(self.refresh, self.retain)
+        on_change(self._on_plan, self.chunk_size, self.spread, self.sort)
+        self.refresh()
 
     def settings(self) -> PriceSettings:
         """What the controls say now."""
@@ -203,41 +194,33 @@ class PriceLab(widgets.VBox):
 
     def describe(self) -> str:
         """Picture and prediction in words, for an alt text."""
-        settings, (plans, kept) = self.settings(), plan_of(self.settings())
+        settings, (plans, retained) = self.settings(), plan_of(self.settings())
         parts = []
         for tower, (name, plan) in enumerate(zip(TOWERS, plans, strict=True)):
             widths = [chunk.width for chunk in plan]
-            bold = sum(place[0] == tower for place in kept)
-            sides = (
-                f"{min(widths)} to {max(widths)} tokens wide" if len(set(widths)) > 1 else f"{widths[0]} tokens wide"
-            )
-            parts.append(f"{name}: {_count(len(plan), 'chunk')}, {sides}, {bold} of them kept")
+            bold = sum(place[0] == tower for place in retained)
+            sides = f"{min(widths)} to {max(widths)}" if len(set(widths)) > 1 else widths[0]
+            parts.append(f"{name}: {_count(len(plan), 'chunk')}, {sides} tokens wide, {bold} of them kept")
         named = f"The plan of {BATCH} pairs in chunks of at most {settings.chunk_size}"
-        return f"{named}. {'; '.join(parts)}. {self._told()}"
+        return f"{named}. {'; '.join(parts)}. {self._prediction()}"
 
-    def table(self) -> str:
-        """The lab as text: the plan, the prediction, and predicted beside measured for all that was measured."""
-        plans, kept = plan_of(self.settings())
+    def _plan(self) -> tuple[list[str], list[list[object]]]:
+        plans, retained = plan_of(self.settings())
         rows = []
         for tower, (name, plan, lengths) in enumerate(zip(TOWERS, plans, lengths_of(self.settings()), strict=True)):
             tokens = sum(chunk.tokens for chunk in plan)
             padding = f"{1 - sum(lengths) / tokens:.0%}"
-            bold = sum(place[0] == tower for place in kept)
+            bold = sum(place[0] == tower for place in retained)
             rows.append([name, len(plan), bold, len(lengths) * max(lengths), tokens, sum(lengths), padding])
-        heads = ["tower", "chunks", "kept", "naive tokens", "encoded", "used", "padding"]
-        parts = [self._told(), format_table(heads, rows)]
-        if self.measured:
-            heads = ["C", "R", "spread", "sorted", "time, predicted", "measured", "FLOPs, predicted", "counted"]
-            parts.append(format_table(heads, [self._row(*pair) for pair in self.measured.items()]))
-        return "\n\n".join(parts)
+        return ["tower", "chunks", "kept", "naive tokens", "encoded", "used", "padding"], rows
 
-    def _row(self, settings: PriceSettings, found: Measured) -> list[object]:
+    def _row(self, settings: PriceSettings, measured: Measured) -> list[object]:
         price = self.predict(settings)
         row = [settings.chunk_size, settings.retain_chunks, f"{settings.spread:g}", settings.sort]
-        ratios = (price.tokens.time_ratio, found.time_ratio, price.flops_ratio, found.flops_ratio)
+        ratios = (price.tokens.time_ratio, measured.time_ratio, price.flops_ratio, measured.flops_ratio)
         return [*row, *(f"{ratio:.3f}" for ratio in ratios)]
 
-    def _told(self) -> str:
+    def _prediction(self) -> str:
         price = self.predict()
         tokens = price.tokens
         return (
@@ -246,35 +229,18 @@ class PriceLab(widgets.VBox):
             f"{tokens.retained_share:.0%} of them keep their graph (r = {tokens.retained_share:.2f})."
         )
 
-    def _on_plan(self, _: Any) -> None:
+    def _figure(self) -> Figure:
+        figure, panels = plots.new_figure(1, 2, width=7.8, height=3.1)
+        plot_plans(figure, panels, self.settings())
+        return figure
+
+    def _on_plan(self) -> None:
         before = self.retain.value
         self.retain.max = _chunks(self.settings())
         if self.retain.value == before:
-            self._draw()
+            self.refresh()
 
-    def _draw(self) -> None:
-        figure, panels = plots.new_figure(1, 2, width=7.8, height=3.1)
-        with plots.style():
-            plot_plans(figure, panels, self.settings())
-        self.picture.value = plots.to_html(figure, self.describe())
-        self.words.value = f'<div role="status" aria-live="polite">{html.escape(self._told())}</div>'
-        found = self.measured.get(self.settings())
-        self._say(self._compared(found) if found else "Not measured with these settings. Measure takes some seconds.")
-
-    def _on_measure(self) -> None:
-        self.measure.disabled = True
-        self._say("Measuring: the naive and the cached step, in turn…")
-        try:
-            found = self._run(self.settings())
-        except (RuntimeError, ValueError) as error:
-            self._say(f"Not measured: {error}")
-        else:
-            self.measured[self.settings()] = found
-            self._say(self._compared(found))
-        finally:
-            self.measure.disabled = False
-
-    def _run(self, settings: PriceSettings) -> Measured:
+    def _measure(self, settings: PriceSettings) -> Measured:
         loss_fn, towers = ContrastiveLoss(0.05), [self._encoder, self._encoder]
         with torch.random.fork_rng():
             batch = [random_tokens(lengths) for lengths in lengths_of(settings)]
@@ -287,29 +253,18 @@ class PriceLab(widgets.VBox):
             self._encoder.zero_grad()
         return Measured(median_ratio(seconds["cached"], seconds["naive"]), flops["cached"] / flops["naive"])
 
-    def _compared(self, found: Measured) -> str:
+    def _compared(self, measured: Measured) -> str:
         price = self.predict()
         return (
-            f"Measured here: time {found.time_ratio:.2f} (predicted {price.tokens.time_ratio:.2f}); FLOPs counted "
-            f"{found.flops_ratio:.4f} (predicted {price.flops_ratio:.4f})."
+            f"Measured here: time {measured.time_ratio:.2f} (predicted {price.tokens.time_ratio:.2f}); FLOPs counted "
+            f"{measured.flops_ratio:.4f} (predicted {price.flops_ratio:.4f})."
         )
-
-    def _say(self, text: str) -> None:
-        self.status.value = f'<div role="status" aria-live="polite">{html.escape(text)}</div>'
 
 
 def random_tokens(lengths: Sequence[int]) -> dict[str, Tensor]:
     """A batch of random token ids of these lengths, padded to the longest."""
     mask = (torch.arange(max(lengths)) < torch.tensor(lengths)[:, None]).long()
     return {"input_ids": torch.randint(5, VOCABULARY, mask.shape) * mask, "attention_mask": mask}
-
-
-_STYLE = {"description_width": "70px"}
-
-
-def _slider(label: str, values: Sequence[float], value: float, tooltip: str) -> widgets.SelectionSlider:
-    options = [(f"{number:g}", number) for number in values]
-    return widgets.SelectionSlider(options=options, value=value, description=label, tooltip=tooltip, style=_STYLE)
 
 
 def _chunks(settings: PriceSettings) -> int:

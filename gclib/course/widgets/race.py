@@ -4,7 +4,6 @@ Losses of unlike batches can't be compared: chance alone is log B. So the pictur
 loss minus the loss of chance. `LiveRace` is the run, `RaceLab` the view of it.
 """
 
-import html
 import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -12,11 +11,12 @@ from statistics import fmean
 
 import ipywidgets as widgets
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 
 from gclib.course import plots
 from gclib.course.experiments.recipes import LARGEST, QUICK, RECIPES, Recipe, Setting, steps_for
 from gclib.course.experiments.results import fresh_encoder, pairs_and_tokenizer, train_encoder
-from gclib.course.widgets.keyboard import keyboard
+from gclib.course.widgets.base import LiveLab, button
 from gclib.models.encoder import Encoder
 from gclib.support.validation import int_at_least, refuse
 from gclib.support.words import format_table
@@ -31,7 +31,7 @@ READY = "Choose rows, then press Train. They train one after another; Stop ends 
 LABELS = ("top-1 on the pool (%)", "loss minus chance (nats)")
 
 
-class Stopped(Exception):
+class RaceStopped(Exception):
     """Raised from a record when Stop was asked for: `train` then ends after that step."""
 
 
@@ -45,7 +45,7 @@ class Curve:
 
 
 class LiveRace:
-    """The rows of a race, trained one after another. `start` does it in a thread, `run` in this one; `stop` ends it.
+    """The rows of a race, trained one after another by `run`; `stop`, from another thread, ends it.
 
     curves: name -> Curve, growing. done, total: queries. stage: in words. ending: "" while it runs, then "finished",
     "stopped" or "failed"; error: in words, where it failed.
@@ -57,19 +57,10 @@ class LiveRace:
         self.done, self.total = 0, 1
         self.stage, self.ending, self.error = "reading texts", "", ""
         self._stop = threading.Event()
-        self._thread = threading.Thread(target=self.run, name="race", daemon=True)
-
-    def start(self) -> None:
-        """Run in a thread of its own."""
-        self._thread.start()
 
     def stop(self) -> None:
         """Ask the training to end after its step."""
         self._stop.set()
-
-    def join(self, seconds: float | None = None) -> None:
-        """Wait for the thread to end."""
-        self._thread.join(seconds)
 
     def run(self) -> str:
         """Train here and now; the ending. What goes wrong is told in `error`, and not raised."""
@@ -79,7 +70,7 @@ class LiveRace:
             self.total = each * len(self.recipes)
             for recipe in self.recipes:
                 self._train(recipe, each)
-        except Stopped:
+        except RaceStopped:
             self.ending = "stopped"
         except Exception as problem:  # a thread has nobody to raise to: it is told in words
             self.ending, self.error = "failed", f"{type(problem).__name__}: {problem}"
@@ -99,7 +90,7 @@ class LiveRace:
                 self._look(recipe, encoder, record.examples, fmean(losses))
                 losses.clear()
             if self._stop.is_set():
-                raise Stopped
+                raise RaceStopped
 
         train_encoder(encoder, recipe, self.setting, seed=self.seed, on_record=on_record)
 
@@ -132,13 +123,15 @@ def plot_race(panels: Sequence[Axes], curves: Mapping[str, Curve]) -> None:
         panels[0].figure.legend(handles, names, loc="outside lower center", ncols=2, fontsize=9)
 
 
-class RaceLab(widgets.VBox):
+class RaceLab(LiveLab):
     """Checkboxes for the rows, a seed, the epochs, Train and Stop; curves while it trains. All from the keyboard.
 
     Attributes, each an ipywidget: choices (a checkbox a row), seed, epochs, train, stop, progress, picture, status.
     `table()` says all of it in text; `wait()` returns when the training has ended; `live` is the last run.
     setting: data, model and lengths; its epochs are where the control starts.
     """
+
+    label_width = ""
 
     def __init__(self, *, setting: Setting = QUICK, recipes: Sequence[Recipe] = RECIPES, seed: int = 0):
         if not recipes or len({recipe.name for recipe in recipes}) < len(recipes):
@@ -147,22 +140,21 @@ class RaceLab(widgets.VBox):
             raise refuse("seed", "must be from 0 to 9", seed)
         if not 1 <= setting.epochs <= 8:
             raise refuse("setting", "must have from 1 to 8 epochs", setting.epochs)
+        self.train = button("Train", self._on_train, icon="play", tooltip="Train the chosen rows")
+        super().__init__(self.train, stop="End after this step", progress="Queries that were trained on")
         self.setting, self.recipes = setting, tuple(recipes)
-        self.live: LiveRace | None = None
-        self._watcher: threading.Thread | None = None
-        self._make_controls(seed)
-        self.train.on_click(lambda _: self._on_train())
-        self.stop.on_click(lambda _: self._on_stop())
-        rows = [widgets.VBox(self.choices), widgets.HBox([self.seed, self.epochs], layout=_WRAP)]
+        self.choices = [
+            widgets.Checkbox(True, description=f"{recipe.name} (top rate {recipe.learning_rate:.2g})", indent=False)
+            for recipe in self.recipes
+        ]
+        tooltip = "Of the first weights, the order of the pairs and dropout"
+        self.seed = widgets.IntSlider(seed, 0, 9, description="Seed", tooltip=tooltip)
+        tooltip = "How often every pair is seen"
+        self.epochs = widgets.IntSlider(setting.epochs, 1, 8, description="Epochs", tooltip=tooltip)
         buttons = widgets.HBox([self.train, self.stop, self.progress])
-        super().__init__([*rows, buttons, self.status, self.picture, keyboard()])
-        self.add_class("gclib-race")
+        rows = [widgets.VBox(self.choices), [self.seed, self.epochs], buttons]
+        self.arrange(*rows, self.status, self.picture, classes={"race": self})
         self._say(READY)
-
-    def wait(self, seconds: float = 300.0) -> None:
-        """Return when the training has ended, or after so many seconds."""
-        if self._watcher is not None:
-            self._watcher.join(seconds)
 
     def describe(self) -> str:
         """The curves in words, for an alt text: where each row has come to."""
@@ -186,67 +178,36 @@ class RaceLab(widgets.VBox):
             for name, curve in self.live.curves.items()
             for examples, top1, excess in zip(curve.examples, curve.top1, curve.excess, strict=False)
         ]
-        return f"{self._told(self.live)}\n\n{format_table(heads, rows)}" if rows else self._told(self.live)
-
-    def _make_controls(self, seed: int) -> None:
-        self.choices = [
-            widgets.Checkbox(True, description=f"{recipe.name} (top rate {recipe.learning_rate:.2g})", indent=False)
-            for recipe in self.recipes
-        ]
-        tip = "Of the first weights, the order of the pairs and dropout"
-        self.seed = widgets.IntSlider(seed, 0, 9, description="Seed", tooltip=tip)
-        tip = "How often every pair is seen"
-        self.epochs = widgets.IntSlider(self.setting.epochs, 1, 8, description="Epochs", tooltip=tip)
-        self.train = widgets.Button(description="Train", icon="play", tooltip="Train the chosen rows")
-        self.stop = widgets.Button(description="Stop", icon="stop", tooltip="End after this step", disabled=True)
-        self.progress = widgets.IntProgress(0, 0, 1, tooltip="Queries that were trained on")
-        self.picture, self.status = widgets.HTML(), widgets.HTML()
+        return "\n\n".join([self._report(self.live), *([format_table(heads, rows)] if rows else [])])
 
     def _on_train(self) -> None:
         chosen = [recipe for recipe, box in zip(self.recipes, self.choices, strict=True) if box.value]
         if not chosen:
             self._say("Choose at least one row.")
             return
-        self.train.disabled, self.stop.disabled = True, False
-        self.live = LiveRace(chosen, replace(self.setting, epochs=self.epochs.value), self.seed.value)
-        self.live.start()
-        self._watcher = threading.Thread(target=self._watch, args=(self.live,), name="race-watch", daemon=True)
-        self._watcher.start()
+        self._drawn_points = 0
+        live = LiveRace(chosen, replace(self.setting, epochs=self.epochs.value), self.seed.value)
+        self._say(self._report(live))
+        self._begin(live, REDRAW_SECONDS)
 
-    def _on_stop(self) -> None:
-        self.stop.disabled = True
-        if self.live is not None:
-            self.live.stop()
-
-    def _watch(self, live: LiveRace) -> None:
-        """Redraw until the run has ended. Runs in its own thread."""
-        drawn = -1
-        while not live.ending:
-            points = sum(len(curve.examples) for curve in live.curves.values())
-            self._show(live, draw=points > drawn)
-            drawn = points
-            live.join(REDRAW_SECONDS)
-        self._show(live, draw=True)
-        self.train.disabled, self.stop.disabled = False, True
-
-    def _show(self, live: LiveRace, *, draw: bool) -> None:
+    def _follow(self, live: LiveRace) -> None:
         self.progress.max, self.progress.value = live.total, live.done
-        if draw and any(curve.examples for curve in live.curves.values()):
-            figure, panels = plots.new_figure(1, 2, width=7.8, height=3.4)
-            with plots.style():
-                plot_race(panels, live.curves)
-            self.picture.value = plots.to_html(figure, self.describe())
-        self._say(self._told(live))
+        points = sum(len(curve.examples) for curve in live.curves.values())
+        if points > self._drawn_points:
+            self._drawn_points = points
+            self._show(self.describe())
+        self._say(self._report(live))
 
-    def _told(self, live: LiveRace) -> str:
+    _ended = _follow
+
+    def _figure(self) -> Figure:
+        figure, panels = plots.new_figure(1, 2, width=7.8, height=3.4)
+        plot_race(panels, self.live.curves)
+        return figure
+
+    def _report(self, live: LiveRace) -> str:
         if live.ending == "failed":
             return f"The race failed: {live.error}"
         if live.ending:
             return f"The race has {live.ending}, seed {live.seed}. {self.describe()}"
         return f"{live.stage[0].upper()}{live.stage[1:]}: {live.done:,} of {live.total:,} queries."
-
-    def _say(self, text: str) -> None:
-        self.status.value = f'<div role="status" aria-live="polite">{html.escape(text)}</div>'
-
-
-_WRAP = {"flex_flow": "row wrap"}

@@ -4,7 +4,6 @@ A view and nothing more. W ranks stand in a circle, each with its own queries Q.
 owner and moves to the next rank at each hop; in the backward pass its gradient ∂P moves along and ends at home.
 """
 
-import html
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,10 +11,11 @@ from typing import Any
 
 import ipywidgets as widgets
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 from matplotlib.patches import FancyBboxPatch, Patch, Rectangle
 
 from gclib.course import plots
-from gclib.course.widgets.keyboard import keyboard
+from gclib.course.widgets.base import MomentLab
 from gclib.support.validation import int_at_least, refuse
 from gclib.support.words import format_table
 
@@ -144,7 +144,7 @@ def plot_tiles(axes: Axes, moments: Sequence[RingMoment], index: int) -> None:
     axes.legend(handles=handles, loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=2, fontsize=9)
 
 
-class RingWalk(widgets.VBox):
+class RingWalk(MomentLab):
     """Sliders for the number of ranks and for the moment, with Previous and Next; all of it works from the keyboard.
 
     Attributes, each an ipywidget: ranks, moment, previous, next, words, picture. Raises ValueError for a number of
@@ -152,54 +152,31 @@ class RingWalk(widgets.VBox):
     """
 
     def __init__(self, ranks: int = 3):
-        self._moments = ring_moments(ranks)
-        style = {"description_width": "60px"}
-        self.ranks = widgets.IntSlider(ranks, 2, MOST_RANKS, description="Ranks", style=style)
-        self.moment = widgets.IntSlider(1, 1, len(self._moments), description="Moment", style=style)
-        self.previous = widgets.Button(description="Previous", icon="arrow-left", tooltip="One hop back")
-        self.next = widgets.Button(description="Next", icon="arrow-right", tooltip="One hop on")
-        self.words, self.picture = widgets.HTML(), widgets.HTML()
-        for control, name in ((self.ranks, "ranks"), (self.moment, "moment"), (self.next, "next")):
-            control.add_class(f"gclib-ring-{name}")
-        self.ranks.observe(self._on_ranks, names="value")
-        self.moment.observe(lambda _: self._draw(), names="value")
-        self.previous.on_click(lambda _: self._move(-1))
-        self.next.on_click(lambda _: self._move(1))
-        controls = [self.ranks, self.moment, self.previous, self.next]
-        row = widgets.HBox(controls, layout={"flex_flow": "row wrap"})
-        super().__init__([row, self.words, self.picture, keyboard()])
-        self._draw()
+        super().__init__()
+        ring_moments(ranks)
+        self.ranks = widgets.IntSlider(ranks, 2, MOST_RANKS, description="Ranks")
+        self._arrange(self.ranks, name="ring", step="One hop")
 
     def describe(self) -> str:
         """The picture that stands there now, in words."""
-        return describe_moment(self._moments, self.moment.value - 1)
+        return describe_moment(self._moments(), self.index)
 
     def table(self) -> str:
         """All moments of the chosen number of ranks, as a text table."""
         return format_table(*table_of(self.ranks.value))
 
-    def _move(self, by: int) -> None:
-        self.moment.value = min(max(self.moment.value + by, 1), self.moment.max)
+    def _moments(self) -> list[RingMoment]:
+        return ring_moments(self.ranks.value)
 
-    def _on_ranks(self, _: Any) -> None:
-        self._moments = ring_moments(self.ranks.value)
-        self.moment.max = len(self._moments)
-        if self.moment.value == 1:
-            self._draw()
-        self.moment.value = 1
+    def _title_and_sentence(self) -> tuple[str, str]:
+        moment = self._moments()[self.index]
+        return title_of(moment), sentence_of(moment)
 
-    def _draw(self) -> None:
-        index = self.moment.value - 1
+    def _figure(self) -> Figure:
         figure, (left, right) = plots.new_figure(1, 2, width=8, height=3.6)
-        with plots.style():
-            plot_ring(left, self._moments[index], title="")
-            plot_tiles(right, self._moments, index)
-        moment = self._moments[index]
-        place = f"<b>{self.moment.value} of {self.moment.max} · {html.escape(title_of(moment))}.</b>"
-        said = html.escape(sentence_of(moment))
-        self.words.value = f'<div role="status" aria-live="polite">{place} {said}</div>'
-        self.picture.value = plots.to_html(figure, self.describe())
-        self.previous.disabled, self.next.disabled = index == 0, self.moment.value == self.moment.max
+        plot_ring(left, self._moments()[self.index], title="")
+        plot_tiles(right, self._moments(), self.index)
+        return figure
 
 
 def _owners(ranks: int, hop: int) -> tuple[int, ...]:
@@ -211,8 +188,8 @@ def _moving(moment: RingMoment) -> str:
     last = moment.hop + 1 == moment.ranks
     if moment.phase == "forward":
         return "No block moves on: every rank has seen all of them." if last else "Meanwhile the next block arrives."
-    said = "Each adds its part to ∂P of the block that is here, and sends ∂P on"
-    return f"{said}: one hop more, and it is home." if last else f"{said}, behind its block."
+    adding = "Each adds its part to ∂P of the block that is here, and sends ∂P on"
+    return f"{adding}: one hop more, and it is home." if last else f"{adding}, behind its block."
 
 
 def _leaving(moment: RingMoment, rank: int) -> str:
@@ -241,13 +218,12 @@ def _draw_rank(axes: Axes, moment: RingMoment, rank: int) -> None:
 
 
 def _draw_arrow(axes: Axes, moment: RingMoment, rank: int) -> None:
-    said = _leaving(moment, rank)
-    if not said:
+    cargo = _leaving(moment, rank)
+    if not cargo:
         return
     gap = 0.27 if moment.ranks < 5 else 0.33
     start, end = (_place(moment.ranks, place, 1.0) for place in (rank + gap, rank + 1 - gap))
     arrow = {"arrowstyle": "-|>", "linewidth": 1.4, "color": plots.INK, "shrinkA": 0, "shrinkB": 0}
     axes.annotate("", xy=end, xytext=start, arrowprops=arrow)
-    axes.text(
-        *_place(moment.ranks, rank + 0.5, 1.28 if moment.ranks > 2 else 0.3), said, ha="center", va="center", fontsize=8
-    )
+    middle = _place(moment.ranks, rank + 0.5, 1.28 if moment.ranks > 2 else 0.3)
+    axes.text(*middle, cargo, ha="center", va="center", fontsize=8)

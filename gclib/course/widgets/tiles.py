@@ -5,11 +5,9 @@ queries and as many passages, D dimensions, S the side of a tile, n = ceil(B / S
 chunk; everything in float32.
 """
 
-import html
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache, partial
-from typing import Any
 
 import ipywidgets as widgets
 import psutil
@@ -22,15 +20,15 @@ from torch.nn import functional as F
 
 from gclib.course import plots
 from gclib.course.timing import median_ratio, seconds_by_round
-from gclib.course.widgets.keyboard import keyboard
+from gclib.course.widgets.base import MeasuredLab, on_change, slider
 from gclib.losses.dense import contrastive_loss
 from gclib.losses.tiled import tiled_contrastive_loss
 from gclib.memory.devices import GPU_MEMORY_BYTES
 from gclib.memory.flops import count_flops
 from gclib.memory.forecast import forecast_step
 from gclib.memory.ledger import record_memory
-from gclib.support.validation import one_of, positive_int
-from gclib.support.words import format_bytes, format_table, unit_for
+from gclib.support.validation import positive_int
+from gclib.support.words import format_bytes, unit_for
 
 BATCHES = tuple(2**power for power in range(10, 21))
 TILES = (64, 128, 256, 512, 1024, 2048, 4096, 8192)
@@ -116,8 +114,8 @@ class TilesMeasured:
 @lru_cache(maxsize=1)
 def _encoder_bytes() -> tuple[int, int]:
     """(parameters; parameters, gradients and activations while a chunk is replayed), from the step's forecast."""
-    given = {"batch_size": CHUNK_ROWS, "chunk_size": CHUNK_ROWS, "query_length": TOKENS, "passage_length": TOKENS}
-    at_peak = forecast_step("grad_cache", config=ENCODER, **given).at_peak()
+    sizes = {"batch_size": CHUNK_ROWS, "chunk_size": CHUNK_ROWS, "query_length": TOKENS, "passage_length": TOKENS}
+    at_peak = forecast_step("grad_cache", config=ENCODER, **sizes).at_peak()
     return at_peak["parameters"], sum(at_peak[kind] for kind in ("parameters", "gradients", "activations"))
 
 
@@ -242,13 +240,12 @@ def bars_of(forecast: LossForecast) -> dict[str, int]:
 def plot_bars(axes: Axes, forecast: LossForecast) -> None:
     """A bar for each part on a logarithmic axis, its bytes beside it, and a line at the card."""
     looks = zip(("sky blue", "purple", "vermillion", "green"), ("", "//", "xx", ".."), strict=True)
-    bars = bars_of(forecast)
+    bars, paper = bars_of(forecast), {"facecolor": plots.PAPER, "edgecolor": "none", "pad": 0.8}
+    beside = {"textcoords": "offset points", "va": "center", "fontsize": 9, "zorder": 5, "bbox": paper}
     for (name, count), (color, hatch) in zip(bars.items(), looks, strict=True):
         look = {"color": plots.OKABE_ITO[color], "hatch": hatch, "edgecolor": plots.INK, "linewidth": 0.4}
         axes.barh([name], [count], 0.6, **look)
-        look = {"va": "center", "fontsize": 9, "zorder": 5}
-        look["bbox"] = {"facecolor": plots.PAPER, "edgecolor": "none", "pad": 0.8}
-        axes.annotate(format_bytes(count), (count, name), (5, 0), textcoords="offset points", **look)
+        axes.annotate(format_bytes(count), (count, name), (5, 0), **beside)
     card = GPU_MEMORY_BYTES[CARD]
     axes.axvline(card, color=plots.CARD_COLOR, linestyle="--", linewidth=1.3)
     look = {"textcoords": "offset points", "ha": "center", "fontsize": 8, "color": plots.CARD_COLOR}
@@ -275,36 +272,31 @@ def plot_lab(figure: Figure, panels: Sequence[Axes], settings: TileSettings) -> 
     figure.legend(handles=handles, loc="outside lower center", ncols=4, fontsize=9)
 
 
-class TileLab(widgets.VBox):
+class TileLab(MeasuredLab):
     """Sliders for B, S and D, a switch for the second direction, and Measure. All works from the keyboard.
 
     Attributes, each an ipywidget: batch, tile, dimensions, symmetric, words, picture, measure, status. `table()` says
     all of it in text, with every measurement so far. The keywords set where the controls start.
     """
 
+    compares = "the dense and the tiled loss"
+    unmeasured = "Not measured with these settings."
+    heads = ("B", "S", "D", "both", "dense, forecast", "counted", "tiled, forecast", "counted", "time", "FLOPs")
+    note = "time and FLOPs: tiled over dense."
+
     def __init__(
         self, *, batch_size: int = 32_768, tile_size: int = 1024, dimensions: int = 768, symmetric: bool = True
     ):
-        one_of("batch_size", batch_size, BATCHES)
-        one_of("tile_size", tile_size, TILES)
-        one_of("dimensions", dimensions, DIMENSIONS)
-        self.measured: dict[TileSettings, TilesMeasured] = {}
-        self.batch = _slider("Batch B", BATCHES, batch_size, "Queries, and as many passages")
-        self.tile = _slider("Tile S", TILES, tile_size, "Side of a tile of logits")
-        self.dimensions = _slider("Width D", DIMENSIONS, dimensions, "Numbers of a representation")
+        super().__init__("Run both losses on this machine: bytes, FLOPs, seconds")
+        self.batch = slider("Batch B", BATCHES, batch_size, "Queries, and as many passages", argument="batch_size")
+        self.tile = slider("Tile S", TILES, tile_size, "Side of a tile of logits", argument="tile_size")
+        tooltip = "Numbers of a representation"
+        self.dimensions = slider("Width D", DIMENSIONS, dimensions, tooltip, argument="dimensions")
         self.symmetric = widgets.Checkbox(symmetric, description="both directions (symmetric)", indent=False)
-        self.words, self.picture, self.status = widgets.HTML(), widgets.HTML(), widgets.HTML()
-        tip = "Run both losses on this machine: bytes, FLOPs, seconds"
-        self.measure = widgets.Button(description="Measure", icon="play", tooltip=tip)
-        for control, name in ((self.batch, "batch"), (self.tile, "tile"), (self.dimensions, "dimensions")):
-            control.add_class(f"gclib-tile-{name}")
-        for control in (self.batch, self.tile, self.dimensions, self.symmetric):
-            control.observe(lambda _: self._draw(), names="value")
-        self.measure.on_click(lambda _: self._on_measure())
-        rows = [[self.batch, self.tile], [self.dimensions, self.symmetric]]
-        boxes = [widgets.HBox(row, layout={"flex_flow": "row wrap"}) for row in rows]
-        super().__init__([*boxes, self.words, self.picture, self.measure, self.status, keyboard()])
-        self._draw()
+        classes = {"tile-batch": self.batch, "tile-tile": self.tile, "tile-dimensions": self.dimensions}
+        self.arrange([self.batch, self.tile], [self.dimensions, self.symmetric], *self.outputs, classes=classes)
+        on_change(self.refresh, self.batch, self.tile, self.dimensions, self.symmetric)
+        self.refresh()
 
     def settings(self) -> TileSettings:
         """What the controls say now."""
@@ -322,90 +314,52 @@ class TileLab(widgets.VBox):
         return (
             f"The square of {settings.batch_size:,} queries against {settings.batch_size:,} passages, cut into "
             f"{settings.side:,} x {settings.side:,} tiles, one of them alive, with log-sum-exps of {sums}. Bars: "
-            f"{bars}. {self._told()}"
+            f"{bars}. {self._prediction()}"
         )
 
-    def table(self) -> str:
-        """The lab as text: every batch at this tile and width, and forecast beside measured for all measured."""
-        now = self.settings()
+    def _plan(self) -> tuple[list[str], list[list[object]]]:
         rows = []
         for batch in BATCHES[::2]:
-            found = forecast_loss(TileSettings(batch, now.tile_size, now.dimensions, now.symmetric))
-            peaks = [found.peak(tiled=tiled) for tiled in (False, True)]
-            rows.append([batch, *map(format_bytes, (*bars_of(found).values(), *peaks))])
-        heads = ["B", "one chunk", "texts, reps", "dense loss", "tiled loss", "peak, dense", "peak, tiled"]
-        parts = [self._told(), format_table(heads, rows)]
-        if self.measured:
-            heads = ["B", "S", "D", "both", "dense, forecast", "counted", "tiled, forecast", "counted", "time", "FLOPs"]
-            parts.append(format_table(heads, [self._row(*pair) for pair in self.measured.items()]))
-            parts.append("time and FLOPs: tiled over dense.")
-        return "\n\n".join(parts)
+            forecast = forecast_loss(replace(self.settings(), batch_size=batch))
+            peaks = [forecast.peak(tiled=tiled) for tiled in (False, True)]
+            rows.append([batch, *map(format_bytes, (*bars_of(forecast).values(), *peaks))])
+        return ["B", "one chunk", "texts, reps", "dense loss", "tiled loss", "peak, dense", "peak, tiled"], rows
 
-    def _row(self, settings: TileSettings, found: TilesMeasured) -> list[object]:
+    def _row(self, settings: TileSettings, measured: TilesMeasured) -> list[object]:
         law = forecast_loss(settings)
         row = [settings.batch_size, settings.tile_size, settings.dimensions, settings.symmetric]
-        row += [law.dense, found.dense_bytes, law.tiled, found.tiled_bytes]
-        return [*row, f"{found.time_ratio:.2f}", f"{found.flops_ratio:.3f}"]
+        row += [law.dense, measured.dense_bytes, law.tiled, measured.tiled_bytes]
+        return [*row, f"{measured.time_ratio:.2f}", f"{measured.flops_ratio:.3f}"]
 
-    def _told(self) -> str:
-        settings, found, card = self.settings(), self.forecast(), GPU_MEMORY_BYTES[CARD]
-        said = [
-            f"{name} {format_bytes(found.peak(tiled=tiled))}, which "
-            + ("fits" if found.peak(tiled=tiled) <= card else "does not fit")
-            for name, tiled in (("dense", False), ("tiled", True))
-        ]
-        times = found.dense / found.tiled
+    def _prediction(self) -> str:
+        settings, forecast, peaks = self.settings(), self.forecast(), []
+        for name, tiled in (("dense", False), ("tiled", True)):
+            peak = forecast.peak(tiled=tiled)
+            fits = "fits" if peak <= GPU_MEMORY_BYTES[CARD] else "does not fit"
+            peaks.append(f"{name} {format_bytes(peak)}, which {fits}")
+        times = forecast.dense / forecast.tiled
         ratio = f"{times:,.1f} times less" if times >= 1 else "which is more"
         return (
-            f"B = {settings.batch_size:,}: the dense loss takes {format_bytes(found.dense)}; in tiles of "
-            f"{settings.tile_size:,} it takes {format_bytes(found.tiled)}, {ratio}. Peak of a gradient-cache step "
-            f"({ENCODER}, {TOKENS} tokens, chunks of {CHUNK_ROWS}): {said[0]}; {said[1]}, on a card of 80 GB."
+            f"B = {settings.batch_size:,}: the dense loss takes {format_bytes(forecast.dense)}; in tiles of "
+            f"{settings.tile_size:,} it takes {format_bytes(forecast.tiled)}, {ratio}. Peak of a gradient-cache step "
+            f"({ENCODER}, {TOKENS} tokens, chunks of {CHUNK_ROWS}): {'; '.join(peaks)}, on a card of 80 GB."
         )
 
-    def _draw(self) -> None:
+    def _figure(self) -> Figure:
         figure, panels = plots.new_figure(1, 2, width=8.6, height=3.3)
-        with plots.style():
-            plot_lab(figure, panels, self.settings())
-        self.picture.value = plots.to_html(figure, self.describe())
-        self.words.value = f'<div role="status" aria-live="polite">{html.escape(self._told())}</div>'
-        found = self.measured.get(self.settings())
-        self._say(self._compared(found) if found else "Not measured with these settings.")
+        plot_lab(figure, panels, self.settings())
+        return figure
 
-    def _on_measure(self) -> None:
-        settings = self.settings()
-        refused = obstacle(settings, psutil.virtual_memory().available)
-        if refused:
-            self._say(refused)
-            return
-        self.measure.disabled = True
-        self._say("Measuring: the dense and the tiled loss, in turn…")
-        try:
-            found = measure(settings)
-        except KeyboardInterrupt:
-            self._say("Interrupted: nothing was measured.")
-        except (RuntimeError, ValueError) as error:
-            self._say(f"Not measured: {error}")
-        else:
-            self.measured[settings] = found
-            self._say(self._compared(found))
-        finally:
-            self.measure.disabled = False
+    def _obstacle(self, settings: TileSettings) -> str | None:
+        return obstacle(settings, psutil.virtual_memory().available)
 
-    def _compared(self, found: TilesMeasured) -> str:
+    def _measure(self, settings: TileSettings) -> TilesMeasured:
+        return measure(settings)
+
+    def _compared(self, measured: TilesMeasured) -> str:
         law = self.forecast()
         return (
-            f"Measured here: dense {format_bytes(found.dense_bytes)} (forecast {format_bytes(law.dense)}), tiled "
-            f"{format_bytes(found.tiled_bytes)} (forecast {format_bytes(law.tiled)}). Tiled over dense: time "
-            f"{found.time_ratio:.2f}, FLOPs {found.flops_ratio:.3f}."
+            f"Measured here: dense {format_bytes(measured.dense_bytes)} (forecast {format_bytes(law.dense)}), tiled "
+            f"{format_bytes(measured.tiled_bytes)} (forecast {format_bytes(law.tiled)}). Tiled over dense: time "
+            f"{measured.time_ratio:.2f}, FLOPs {measured.flops_ratio:.3f}."
         )
-
-    def _say(self, text: str) -> None:
-        self.status.value = f'<div role="status" aria-live="polite">{html.escape(text)}</div>'
-
-
-_STYLE: dict[str, Any] = {"description_width": "70px"}
-
-
-def _slider(label: str, values: Sequence[int], value: int, tooltip: str) -> widgets.SelectionSlider:
-    options = [(f"{number:,}", number) for number in values]
-    return widgets.SelectionSlider(options=options, value=value, description=label, tooltip=tooltip, style=_STYLE)

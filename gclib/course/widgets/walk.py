@@ -5,9 +5,7 @@ that autograd keeps for the backward), "held" (a tensor that stays, without a gr
 moment), "gone" (not there).
 """
 
-import html
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import ipywidgets as widgets
 from matplotlib.artist import Artist
@@ -17,7 +15,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import FancyBboxPatch, Patch
 
 from gclib.course import plots
-from gclib.course.widgets.keyboard import keyboard
+from gclib.course.widgets.base import MomentLab
 from gclib.memory.walk import AFTER, WHOLE, Moment, Piece, Walk
 from gclib.support.validation import refuse
 from gclib.support.words import format_bytes
@@ -54,42 +52,42 @@ def states(walk: Walk, index: int) -> dict[Node, str]:
 
     A step that never caches gradients has no node for them.
     """
-    moment, found = walk.moments[index], {}
+    moment, state = walk.moments[index], {}
     caches = any(other.kind_bytes["cache"] for other in walk.moments)
     had_graph = {piece for earlier in walk.moments[:index] for piece in earlier.graph_bytes}
     caching = moment.phase == "loss" and any(later.kind_bytes["cache"] for later in walk.moments)
     for row in walk.rows:
         remembered, made_now = row in moment.graph_bytes, row == moment.piece
         stored = moment.kind_bytes["representations"] and row in moment.encoded and row not in had_graph
-        found["graph", row] = "remembered" if remembered else "passing" if made_now else "gone"
-        found["rep", row] = "held" if remembered or stored and not made_now else "passing" if made_now else "gone"
+        state["graph", row] = "remembered" if remembered else "passing" if made_now else "gone"
+        state["rep", row] = "held" if remembered or stored and not made_now else "passing" if made_now else "gone"
         if caches:
-            found["cache", row] = "held" if moment.kind_bytes["cache"] else "passing" if caching else "gone"
-    found["loss", WHOLE] = "remembered" if any(tower is None for tower, _ in moment.graph_bytes) else "gone"
+            state["cache", row] = "held" if moment.kind_bytes["cache"] else "passing" if caching else "gone"
+    state["loss", WHOLE] = "remembered" if any(tower is None for tower, _ in moment.graph_bytes) else "gone"
     growing = moment.phase in ("replay", "backward") and moment.graph_bytes
     held = moment.kind_bytes["gradients"]
-    found["gradients", WHOLE] = "held" if held else "passing" if growing else "gone"
-    return found
+    state["gradients", WHOLE] = "held" if held else "passing" if growing else "gone"
+    return state
 
 
 def edges(walk: Walk, index: int) -> list[tuple[Node, Node, str]]:
     """What is joined at moment `index`: (from, to, "remembered" | "passing" | "backward")."""
     state, phase = states(walk, index), walk.moments[index].phase
-    loss, gradients, found = ("loss", WHOLE), ("gradients", WHOLE), []
+    loss, gradients, joined = ("loss", WHOLE), ("gradients", WHOLE), []
     for row in walk.rows:
         graph, rep, cache = ("graph", row), ("rep", row), ("cache", row)
         if state[graph] != "gone":
-            found.append((graph, rep, state[graph]))
+            joined.append((graph, rep, state[graph]))
         if state[loss] == "remembered" and state[rep] != "gone":
-            found.append((rep, loss, "remembered"))
+            joined.append((rep, loss, "remembered"))
             if state.get(cache) == "passing":
-                found.append((loss, cache, "backward"))
+                joined.append((loss, cache, "backward"))
         if state[graph] == "remembered" and phase in ("replay", "backward"):
             source = cache if state.get(cache) == "held" else rep
-            found += [(source, graph, "backward"), (graph, gradients, "backward")]
+            joined += [(source, graph, "backward"), (graph, gradients, "backward")]
             if source == rep and state[loss] == "remembered":
-                found.append((loss, rep, "backward"))
-    return found
+                joined.append((loss, rep, "backward"))
+    return joined
 
 
 def row_name(row: Piece) -> str:
@@ -140,9 +138,9 @@ def describe_moment(walk: Walk, index: int) -> str:
     by_state: dict[str, list[str]] = {}
     for node, state in states(walk, index).items():
         if state != "gone":
-            by_state.setdefault(state, []).append(_said(node))
-    told = " ".join(f"{state.capitalize()}: {'; '.join(nodes)}." for state, nodes in by_state.items())
-    return f"{title_of(walk, index)}. {sentence_of(walk, index)} {told} Everything else is gone."
+            by_state.setdefault(state, []).append(_node_name(node))
+    nodes = " ".join(f"{state.capitalize()}: {'; '.join(names)}." for state, names in by_state.items())
+    return f"{title_of(walk, index)}. {sentence_of(walk, index)} {nodes} Everything else is gone."
 
 
 def table_of(walk: Walk) -> tuple[list[str], list[list[str]]]:
@@ -172,7 +170,7 @@ def plot_moment(axes: Axes, walk: Walk, index: int, *, title: str | None = None)
     axes.axis("off")
 
 
-class GraphWalk(widgets.VBox):
+class GraphWalk(MomentLab):
     """A slider over a step's moments, with Previous and Next, and a menu of steps. All of it works from the keyboard.
 
     walks: {name of the step: its Walk}. Attributes, each an ipywidget: step, moment (the slider), previous, next,
@@ -182,49 +180,31 @@ class GraphWalk(widgets.VBox):
     def __init__(self, walks: Mapping[str, Walk]):
         if not walks or not all(isinstance(walk, Walk) for walk in walks.values()):
             raise refuse("walks", "must hold a Walk for each name", walks)
+        super().__init__()
         self._walks = dict(walks)
-        style = {"description_width": "60px"}
-        self.step = widgets.Dropdown(options=list(walks), description="Step", style=style)
-        last = len(self.walk.moments)
-        self.moment = widgets.IntSlider(1, 1, last, description="Moment", style=style, layout={"width": "340px"})
-        self.previous = widgets.Button(description="Previous", icon="arrow-left", tooltip="One moment back")
-        self.next = widgets.Button(description="Next", icon="arrow-right", tooltip="One moment on")
-        self.words, self.picture = widgets.HTML(), widgets.HTML()
-        for control, name in ((self.step, "step"), (self.moment, "moment"), (self.next, "next")):
-            control.add_class(f"gclib-walk-{name}")
-        self.step.observe(self._on_step, names="value")
-        self.moment.observe(lambda _: self._draw(), names="value")
-        self.previous.on_click(lambda _: self._move(-1))
-        self.next.on_click(lambda _: self._move(1))
-        controls = widgets.HBox([self.step, self.moment, self.previous, self.next], layout={"flex_flow": "row wrap"})
-        super().__init__([controls, self.words, self.picture, keyboard()])
-        self._draw()
+        self.step = widgets.Dropdown(options=list(walks), description="Step")
+        self._arrange(self.step, name="walk", step="One moment", layout={"width": "340px"})
 
     @property
     def walk(self) -> Walk:
         """The walk of the step that is chosen."""
         return self._walks[self.step.value]
 
-    def _move(self, by: int) -> None:
-        self.moment.value = min(max(self.moment.value + by, 1), self.moment.max)
+    def describe(self) -> str:
+        """The picture that stands there now, in words."""
+        return describe_moment(self.walk, self.index)
 
-    def _on_step(self, _: Any) -> None:
-        self.moment.max = len(self.walk.moments)
-        if self.moment.value == 1:
-            self._draw()
-        self.moment.value = 1
+    def _moments(self) -> list[Moment]:
+        return self.walk.moments
 
-    def _draw(self) -> None:
-        index = self.moment.value - 1
+    def _title_and_sentence(self) -> tuple[str, str]:
+        return title_of(self.walk, self.index), sentence_of(self.walk, self.index)
+
+    def _figure(self) -> Figure:
         figure, axes = plots.new_figure(width=7.6, height=1.1 + 0.72 * max(3, len(self.walk.rows)))
-        with plots.style():
-            plot_moment(axes, self.walk, index, title="")
-            _add_legend(figure, self.walk)
-        place = f"<b>{self.moment.value} of {self.moment.max} · {html.escape(title_of(self.walk, index))}.</b>"
-        said = html.escape(sentence_of(self.walk, index))
-        self.words.value = f'<div role="status" aria-live="polite">{place} {said}</div>'
-        self.picture.value = plots.to_html(figure, describe_moment(self.walk, index))
-        self.previous.disabled, self.next.disabled = index == 0, self.moment.value == self.moment.max
+        plot_moment(axes, self.walk, self.index, title="")
+        _add_legend(figure, self.walk)
+        return figure
 
 
 def plot_walk(panels: Sequence[Axes], walk: Walk, indices: Sequence[int]) -> None:
@@ -255,7 +235,7 @@ def _spoken(phase: str) -> str:
     return phase.replace("_", " ")
 
 
-def _said(node: Node) -> str:
+def _node_name(node: Node) -> str:
     kind, row = node
     if kind in ("loss", "gradients"):
         return {"loss": "the loss's graph", "gradients": "gradients of θ"}[kind]

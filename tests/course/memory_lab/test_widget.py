@@ -6,18 +6,19 @@ import re
 import time
 import weakref
 from dataclasses import replace
-from html import unescape
 
 import ipywidgets
 import numpy as np
 import psutil
 import pytest
 import torch
+from helpers.page import alt_of, text_of
 
 from gclib.course.memory_lab import answers as lab
 from gclib.course.memory_lab import run as live
 from gclib.course.memory_lab import widget as widgets
 from gclib.course.memory_lab.answers import LabSettings, advice, forecast_of, obstacle, seconds_here
+from gclib.course.memory_lab.picture import PeaksView
 from gclib.course.memory_lab.run import LiveRun, make_batch, step_of, warm_optimizer
 from gclib.course.memory_lab.widget import MemoryLab
 from gclib.memory.devices import GPU_MEMORY_BYTES
@@ -42,14 +43,6 @@ def memory_lab():
     yield made
     made.stop.click()
     made.wait()
-
-
-def text_of(widget):
-    return unescape(re.sub(r"<[^>]+>", "", widget.value))
-
-
-def alt_of(memory_lab):
-    return unescape(re.search(r'alt="([^"]*)"', memory_lab.picture.value)[1])
 
 
 def values_of(control):
@@ -226,8 +219,8 @@ def test_compare_two_settings(memory_lab):
 
 
 def test_the_bars_have_room_for_a_legend_of_every_kind():
-    bars = widgets._Bars()
-    bars.render({name: dict.fromkeys(KINDS, 2**20) for name in ("pinned", "now")})
+    bars = PeaksView()
+    bars.show({name: dict.fromkeys(KINDS, 2**20) for name in ("pinned", "now")}, "two peaks")
     legend = bars.figure.axes[0].get_legend().get_window_extent(bars.canvas.get_renderer())
     assert legend.y0 >= 0 and legend.y1 <= bars.figure.bbox.y1 and legend.x1 <= bars.figure.bbox.x1
 

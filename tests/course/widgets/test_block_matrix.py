@@ -1,11 +1,11 @@
 """The blocks that accumulation sees: counted against a plain loop, drawn as they are, on sliders that never raise."""
 
-import re
 from html import unescape
 
 import numpy as np
 import pytest
 import torch
+from helpers.page import alt_of
 from hypothesis import given
 from hypothesis import strategies as st
 from matplotlib.patches import Rectangle
@@ -79,7 +79,7 @@ def test_every_position_of_the_sliders_redraws_sentence_picture_and_alt_text():
             matrix.chunk_size.value, matrix.hard_negatives.value = chunk, hard
             said = describe_blocks(6, chunk, hard_negatives=hard)
             assert said in unescape(matrix.sentence.value)
-            assert said in unescape(re.search(r'alt="([^"]*)"', matrix.picture.value)[1])
+            assert said in alt_of(matrix)
 
 
 @pytest.mark.parametrize(

@@ -1,11 +1,11 @@
 """The price on sliders: what is drawn is the step's own plan, predictions are the cost model's, moves never raise."""
 
 import random
-import re
 from html import unescape
 
 import pytest
 import torch
+from helpers.page import alt_of
 
 from gclib.course import plots
 from gclib.course.widgets.price import (
@@ -34,10 +34,6 @@ def lab(shared):
     """One lab for all tests, put back to where it starts."""
     shared.chunk_size.value, shared.spread.value, shared.sort.value, shared.retain.value = 8, 0.5, True, 0
     return shared
-
-
-def alt_of(lab):
-    return unescape(re.search(r'alt="([^"]*)"', lab.picture.value)[1])
 
 
 def test_lengths_are_always_the_same_and_as_unlike_as_asked():

@@ -1,10 +1,10 @@
 """The race on buttons: it trains what was chosen, stops when asked, and says the same in words, text and picture."""
 
-import re
 from html import unescape
 
 import pytest
 import torch
+from helpers.page import alt_of
 
 from gclib.course import plots
 from gclib.course.experiments import results
@@ -81,7 +81,7 @@ def test_train_on_the_buttons():
     lab.wait()
     assert lab.live.ending == "finished" and list(lab.live.curves) == [RECIPES[2].name]
     assert (lab.progress.value, lab.progress.max) == (512, 512)
-    alt = unescape(re.search(r'alt="([^"]*)"', lab.picture.value)[1])
+    alt = alt_of(lab)
     assert alt == lab.describe() and alt in unescape(lab.status.value) and alt in lab.table()
     assert "after 512 queries" in alt
     assert 'role="status" aria-live="polite"' in lab.status.value

@@ -1,10 +1,9 @@
 """The ring as a picture: the tiles are the library's, gradients come home complete, moves never raise."""
 
 import random
-import re
-from html import unescape
 
 import pytest
+from helpers.page import alt_of
 
 from gclib.course import plots
 from gclib.course.widgets.ring import (
@@ -22,10 +21,6 @@ from gclib.course.widgets.ring import (
 from gclib.losses.ring import Ring
 
 every_size = pytest.mark.parametrize("ranks", range(2, MOST_RANKS + 1))
-
-
-def alt_of(walk):
-    return unescape(re.search(r'alt="([^"]*)"', walk.picture.value)[1])
 
 
 @every_size

@@ -1,12 +1,11 @@
 """The tile lab: its laws are the ledger's bytes, what is drawn is what is told, moves never raise."""
 
 import random
-import re
-from html import unescape
 
 import pytest
 import torch
 from helpers.allocator import allocator_peak
+from helpers.page import alt_of
 
 from gclib.course import plots
 from gclib.course.widgets.tiles import (
@@ -46,10 +45,6 @@ def lab(shared):
     shared.measured.clear()
     shared.batch.value, shared.tile.value, shared.dimensions.value, shared.symmetric.value = 32_768, 1024, 768, True
     return shared
-
-
-def alt_of(lab):
-    return unescape(re.search(r'alt="([^"]*)"', lab.picture.value)[1])
 
 
 @pytest.mark.parametrize("symmetric", [False, True])

@@ -1,11 +1,11 @@
 """The picture of a walk: what is lit was measured, every moment can be drawn, and buttons stay inside the slider."""
 
 import random
-import re
 from html import unescape
 
 import pytest
 import torch
+from helpers.page import alt_of
 from matplotlib.patches import FancyBboxPatch
 
 from gclib import ContrastiveLoss, Encoder, accumulation_step, grad_cache_step, naive_step
@@ -47,10 +47,6 @@ def every_moment(walks):
     for walk in walks.values():
         for index in range(len(walk.moments)):
             yield walk, index
-
-
-def alt_of(widget):
-    return unescape(re.search(r'alt="([^"]*)"', widget.picture.value)[1])
 
 
 def test_what_is_lit_was_measured(walks):
