@@ -21,6 +21,7 @@ from gclib.course.memory_lab.answers import LabSettings, advice, forecast_of, ob
 from gclib.course.memory_lab.picture import PeaksView
 from gclib.course.memory_lab.run import LiveRun, make_batch, step_of, warm_optimizer
 from gclib.course.memory_lab.widget import MemoryLab
+from gclib.memory import devices
 from gclib.memory.devices import GPU_MEMORY_BYTES
 from gclib.memory.ledger import KINDS
 from gclib.memory.timeline import picture_of
@@ -413,7 +414,7 @@ def steps_that_run_out_of_memory(times):
 def test_out_of_memory_is_told_in_words_all_is_let_go_of_and_the_next_run_finishes(monkeypatch):
     full, held = steps_that_run_out_of_memory(1)
     monkeypatch.setattr(live, "step_of", full)
-    monkeypatch.setattr(live, "ram_bytes", lambda: (2**33, 2**32))
+    monkeypatch.setattr(devices, "ram_bytes", lambda: (2**33, 2**32))
     settings = LabSettings(**TINY, batch_size=12, chunk_size=4)
     run, before = LiveRun(settings, "cpu"), torch.get_rng_state()
     result = run.run()
