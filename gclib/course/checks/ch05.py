@@ -1,6 +1,6 @@
 """Chapter 05's exercises and their misconceptions: the first forward, the cache, the replay, the whole step.
 
-The step is that of Gao et al. 2021, section 3.3. The encoder here is a small network over rows of numbers, with dropout,
+The step is that of Gao et al. 2021, section 3.3. The encoder here is a small network over rows of numbers with dropout,
 that counts how often it built a graph, and how many graphs were alive at once. Wrong answers that train as well as the
 right one, but hold the memory of the whole batch, are known by that.
 
