@@ -238,7 +238,7 @@ def _run(step: Step, exam: Exam) -> Outcome:
 
 def _batch_norm(step: Step, exam: Exam) -> list[Finding]:
     """BatchNorm in training mode: did a step count more forwards than one for each tower?"""
-    layers = [part for encoder in _once(exam.encoders) for part in encoder.modules() if isinstance(part, BATCH_NORMS)]
+    layers = [part for part in nn.ModuleList(exam.encoders).modules() if isinstance(part, BATCH_NORMS)]
     layers = [part for part in layers if part.training and part.num_batches_tracked is not None]
     if not layers:
         return []
@@ -258,10 +258,9 @@ def _batch_norm(step: Step, exam: Exam) -> list[Finding]:
 
 
 def _freeze_batch_norms(exam: Exam) -> None:
-    for encoder in exam.encoders:
-        for part in encoder.modules():
-            if isinstance(part, BATCH_NORMS):
-                part.eval()
+    for part in nn.ModuleList(exam.encoders).modules():
+        if isinstance(part, BATCH_NORMS):
+            part.eval()
 
 
 def _judge_loss(exam: Exam, truth: Outcome, outcome: Outcome) -> list[Finding]:
@@ -408,11 +407,7 @@ def _judge_kept_graphs(exam: Exam, outcome: Outcome, plan: Sequence[Sequence[Chu
 
 
 def _trained(modules: Sequence[nn.Module]) -> list[nn.Parameter]:
-    return list({id(p): p for module in modules for p in module.parameters() if p.requires_grad}.values())
-
-
-def _once(modules: Sequence[nn.Module]) -> list[nn.Module]:
-    return list({id(module): module for module in modules}.values())
+    return [parameter for parameter in nn.ModuleList(modules).parameters() if parameter.requires_grad]
 
 
 def _draws(exam: Exam) -> bool:

@@ -86,7 +86,8 @@ class LoggedEncoder(StandIn):
         reps = self.original(*args, **kwargs)
         if isinstance(reps, Tensor):
             tensors = [*named_tensors(args).values(), *named_tensors(kwargs).values()]
-            autocast = torch.get_autocast_dtype(reps.device.type) if _autocast_on(reps) else None
+            kind = reps.device.type
+            autocast = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
             copies = [tensor.detach().clone() for tensor in tensors]
             call = Call(copies, reps.detach().clone(), reps.requires_grad, autocast, state)
             self.call_log.calls.append(call)
@@ -117,7 +118,3 @@ def logged(encoders: Sequence[nn.Module], loss_fn: Callable, log: CallLog) -> tu
     for encoder in encoders:
         stand_ins.setdefault(id(encoder), LoggedEncoder(encoder, log))
     return [stand_ins[id(encoder)] for encoder in encoders], LoggedLoss(loss_fn, log)
-
-
-def _autocast_on(reps: Tensor) -> bool:
-    return torch.is_autocast_enabled(reps.device.type)

@@ -16,7 +16,7 @@ from gclib.support.validation import refuse
 
 @dataclass(frozen=True)
 class GradientError:
-    """What is wrong with a gradient, against the one that is expected.
+    """How a gradient differs from the expected one.
 
     cosine: of the angle between the two (NaN where one is zero). size: ||found|| / ||expected||.
     error: ||found - expected|| / ||expected||.

@@ -98,14 +98,8 @@ def judge(machine: Machine) -> list[Assessment]:
 
     The topics are always the same, in this order: Python, Packages, Memory, Processor cores, Disk, GPU.
     """
-    return [
-        _judge_python(machine),
-        _judge_packages(machine),
-        _judge_memory(machine),
-        _judge_cores(machine),
-        _judge_disk(machine),
-        _judge_gpu(machine),
-    ]
+    topics = (_judge_python, _judge_packages, _judge_memory, _judge_cores, _judge_disk, _judge_gpu)
+    return [judge_topic(machine) for judge_topic in topics]
 
 
 def report(assessments: Sequence[Assessment]) -> str:

@@ -1,9 +1,8 @@
 """The capstone's briefs: a card, a model, a corpus and a deadline, and the plan that serves them best.
 
 `draw_brief(seed)` puts a `Scenario` in words. A `TrainingPlan` says how to train in it: step, batch, tile, chunk, R,
-sorted or not. Its bytes are `forecast_step`'s, its time is `forecast_flops` over the card's rate, and a little for
-every pass over a chunk. `reference` is the best plan among those that fit, found by trying; so every brief that is
-drawn can be solved.
+sorted or not. Its bytes are `forecast_step`'s, its time is `forecast_flops` over the card's rate, and a little for each
+pass over a chunk. `reference` is the best plan that fits, found by trying; so every brief that is drawn can be solved.
 
 Letters: B queries, K hard negatives, N = B * (1 + K) passages, C rows of a chunk, R retained chunks.
 """
@@ -132,12 +131,11 @@ class Brief:
 
     def __str__(self) -> str:
         scenario, corpus = self.scenario, CORPORA[self.scenario.corpus]
-        count = scenario.negatives
+        count, rate = scenario.negatives, RATES[scenario.card] / 1e12
         hard = f" and K = {count} hard negative for each of them" if count else ", no hard negatives"
         rows = {
             "card": f"{scenario.card}: {format_bytes(scenario.budget_bytes)} of it can be used",
-            "speed": f"{RATES[scenario.card] / 1e12:g} TFLOP/s; a pass over a chunk takes "
-            f"{1000 * PASS_SECONDS:g} ms more",
+            "speed": f"{rate:g} TFLOP/s; a pass over a chunk takes {1000 * PASS_SECONDS:g} ms more",
             "model": f"{scenario.model} for both towers, float32, AdamW",
             "batch": f"B = {scenario.batch_size:,} queries an update{hard}: "
             f"{scenario.wanted_negatives:,} negatives a query",

@@ -1,10 +1,8 @@
 """Chapter 05's exercises and their misconceptions: the first forward, the cache, the replay, the whole step.
 
-The step is that of Gao et al. 2021, section 3.3.
-
-The encoder here is a small network over rows of numbers, with dropout, that counts what it is asked for: how often it
-built a graph, and how many graphs were alive at once. Wrong answers that train as well as the right one, but hold the
-memory of the whole batch, are known by that.
+The step is that of Gao et al. 2021, section 3.3. The encoder here is a small network over rows of numbers with dropout,
+that counts how often it built a graph, and how many graphs were alive at once. Wrong answers that train as well as the
+right one, but hold the memory of the whole batch, are known by that.
 
 Letters: B queries (and B passages), F features of a row, D dimensions of a representation, C rows of a chunk.
 """
@@ -431,9 +429,6 @@ class _Replay:
             total.backward()
 
 
-_replay = _Replay()
-
-
 def _replay_outcome(
     result: Any, encoder: SmallEncoder, chunks: Sequence[Tensor], cache: Tensor, states: list[Tensor]
 ) -> dict[str, Any]:
@@ -514,13 +509,13 @@ replay = Exercise(
         Misconception(
             "states reversed",
             "It looks as if the states were put back in reverse order: chunk i takes state i, as in the first forward.",
-            lambda encoder, chunks, cache, states: _replay(encoder, chunks, cache, states[::-1]),
+            lambda encoder, chunks, cache, states: _Replay()(encoder, chunks, cache, states[::-1]),
         ),
         Misconception(
             "gradients cleared for each chunk",
             "Only the last chunk's gradient is left: it looks as if .grad was cleared for every chunk. The chunks' "
             "gradients add up.",
-            lambda encoder, *recorded: _replay(encoder, *recorded, before=encoder.zero_grad),
+            lambda encoder, *recorded: _Replay()(encoder, *recorded, before=encoder.zero_grad),
         ),
         Misconception(
             "mean over the chunks",
@@ -619,7 +614,7 @@ class _CachedStep:
     cleared: str = "first"
     passages_trained: bool = True
     stepped: str = "once"
-    replay: _Replay = _replay
+    replay: _Replay = _Replay()
 
     def __call__(self, setup: Setup, queries: Tensor, passages: Tensor, chunk_size: int) -> Tensor:
         nothing, (clear, step) = lambda: None, (setup.optimizer.zero_grad, setup.optimizer.step)
@@ -665,7 +660,7 @@ def _both_forwards(setup: Setup, queries: Tensor, passages: Tensor, chunk_size: 
     loss = setup.loss_fn(*(reps for reps, _ in first))
     loss.backward()
     for chunks, (reps, states) in zip(towers, first, strict=True):
-        _replay(setup.encoder, chunks, reps.grad, states)
+        _Replay()(setup.encoder, chunks, reps.grad, states)
     setup.optimizer.step()
     return loss.detach()
 

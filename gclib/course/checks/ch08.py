@@ -352,9 +352,6 @@ class _TiledLoss:
         return self.last(losses)
 
 
-_tiled_loss = _TiledLoss()
-
-
 def _diagonal_tiles(logits: Logits, batch_size: int, tile_size: int) -> Tensor:
     """Accumulation's loss: each diagonal tile a batch of its own, averaged by rows."""
     blocks = _parts(batch_size, tile_size)
@@ -395,12 +392,12 @@ def _last_diagonal(logits: Logits, batch_size: int, tile_size: int) -> Tensor:
 
 def _down_the_columns(logits: Logits, batch_size: int, tile_size: int) -> Tensor:
     """The other direction: each passage's softmax over the queries."""
-    return _tiled_loss(lambda rows, columns: logits(columns, rows).T, batch_size, tile_size)
+    return _TiledLoss()(lambda rows, columns: logits(columns, rows).T, batch_size, tile_size)
 
 
 def _both_directions(logits: Logits, batch_size: int, tile_size: int) -> Tensor:
     """The symmetric loss."""
-    return (_tiled_loss(logits, batch_size, tile_size) + _down_the_columns(logits, batch_size, tile_size)) / 2
+    return (_TiledLoss()(logits, batch_size, tile_size) + _down_the_columns(logits, batch_size, tile_size)) / 2
 
 
 def _everything_at_once(logits: Logits, batch_size: int, tile_size: int) -> Tensor:

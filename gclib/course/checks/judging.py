@@ -41,9 +41,8 @@ class Task:
     """What an answer is judged by.
 
     oracle          the right answer; it shares no code with the solution in the notebook
-    makers          functions of a numpy Generator that return inputs, from ordinary to extreme: the answer is
-                    judged on several draws of each in turn, and compared with the misconceptions, in their
-                    order, on the first that it fails
+    makers          functions of a numpy Generator that return inputs, from ordinary to extreme: the answer is judged on
+                    draws of each in turn, and compared with the misconceptions, in order, on the first that it fails
     outcome         outcome(result, *inputs afterwards) -> the values to compare; by default the result itself
     note            note(expected, got, *inputs) -> a sentence about their first difference, or ""
     slips           mistakes that end in an error, known by its text
