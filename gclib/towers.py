@@ -70,9 +70,6 @@ class Job:
         return {"tower": self.tower.number, "chunk": self.number, "chunks": len(self.tower.plan)}
 
 
-# --- what a tower is fed ------------------------------------------------------------------------------------------
-
-
 def named_tensors(inputs: Any) -> dict[str, Tensor]:
     """The tensors of one tower's inputs under the names that an error message uses."""
     if isinstance(inputs, Tensor):
@@ -190,9 +187,6 @@ def _check_token_ids(inputs: Mapping, name: str) -> None:
         raise refuse(f"{name}['input_ids']", "must be whole numbers (torch.long)", str(ids.dtype))
 
 
-# --- what every step asks of its arguments ------------------------------------------------------------------------
-
-
 def check_towers(
     encoders: Any,
     inputs: Any,
@@ -261,9 +255,6 @@ def _check_positives_stay(mask: Tensor | None, towers: Sequence[Tower]) -> None:
         raise refuse("mask", "must not leave out a positive (query i, passage i * (1 + K))", "a mask that does")
 
 
-# --- which rows are encoded together ------------------------------------------------------------------------------
-
-
 def plan_jobs(
     towers: Sequence[Tower], *, chunk_size: Any, chunk_tokens: Any, plan: Any, sort_by_length: bool, retain_chunks: int
 ) -> list[Job]:
@@ -315,9 +306,6 @@ def as_tower_list(name: str, value: Any, towers: int) -> list[Any]:
             raise refuse(name, f"must be one value or one for each of the {towers} towers", value)
         return list(value)
     return [value] * towers
-
-
-# --- the generators that towers draw from -------------------------------------------------------------------------
 
 
 def generators_of(towers: Sequence[Tower]) -> RandomState:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from gclib.towers import named_tensors
+from gclib.verify import trust
 
 
 @dataclass
@@ -117,4 +118,5 @@ def logged(encoders: Sequence[nn.Module], loss_fn: Callable, log: CallLog) -> tu
     stand_ins: dict[int, nn.Module] = {}
     for encoder in encoders:
         stand_ins.setdefault(id(encoder), LoggedEncoder(encoder, log))
+        trust(stand_ins[id(encoder)])  # the audit looks itself
     return [stand_ins[id(encoder)] for encoder in encoders], LoggedLoss(loss_fn, log)

@@ -209,7 +209,7 @@ def count_pieces(settings: LabSettings) -> int:
 
 
 def step_of(settings: LabSettings) -> tuple[Any, dict[str, Any]]:
-    """The step and its own arguments. Chunks keep their full width, as the forecast assumes."""
+    """The step and its own arguments. Chunks keep their full width, as the forecast assumes; it is a later step's."""
     if settings.step == "naive":
         return naive_step, {}
     if settings.step == "accumulation":
@@ -217,7 +217,7 @@ def step_of(settings: LabSettings) -> tuple[Any, dict[str, Any]]:
     starts = range(0, settings.batch_size, settings.chunk_size)
     rows = [tuple(range(at, min(at + settings.chunk_size, settings.batch_size))) for at in starts]
     plans = [[Chunk(chunk, length) for chunk in rows] for length in settings.lengths]
-    return grad_cache_step, {"plan": plans, "retain_chunks": settings.retained}
+    return grad_cache_step, {"plan": plans, "retain_chunks": settings.retained, "verify": "never"}
 
 
 def make_batch(settings: LabSettings) -> tuple[list[dict[str, Tensor]], str]:

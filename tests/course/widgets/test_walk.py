@@ -25,8 +25,8 @@ from gclib.course.widgets.walk import (
 from gclib.memory.walk import AFTER, WHOLE, record_walk
 
 STEPS = {
-    "gradient cache": (grad_cache_step, {"chunk_size": 2}),
-    "one retained": (grad_cache_step, {"chunk_size": 2, "retain_chunks": 1}),
+    "gradient cache": (grad_cache_step, {"chunk_size": 2, "verify": "never"}),
+    "one retained": (grad_cache_step, {"chunk_size": 2, "retain_chunks": 1, "verify": "never"}),
     "naive": (naive_step, {}),
     "accumulation": (accumulation_step, {"chunk_size": 2}),
 }

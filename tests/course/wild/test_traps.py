@@ -209,7 +209,7 @@ def test_both_forwards_run_under_the_same_autocast():
     assert [dtype for _, dtype in encoder.seen] == [torch.bfloat16, torch.float32] and reps.requires_grad
     encoder.seen.clear()
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        grad_cache_step([encoder, encoder], inputs, ContrastiveLoss(0.1), chunk_size=2)
+        grad_cache_step([encoder, encoder], inputs, ContrastiveLoss(0.1), chunk_size=2, verify="never")
     assert encoder.seen == [(False, torch.bfloat16)] * 6 + [(True, torch.bfloat16)] * 6
 
 
