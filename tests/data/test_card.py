@@ -93,6 +93,7 @@ def test_the_card_holds_figures():
     assert sum(line.startswith("Near-twins: ") for line in written()) == 1
 
 
+@pytest.mark.slow
 def test_the_cards_figures_are_this_environments(monkeypatch):
     if f"`{fingerprint(installed_sources())}`" not in written()[0]:
         pytest.skip("the card was written with other versions of Python or of the packages")

@@ -48,6 +48,7 @@ def test_a_card_was_asked_for_the_tensors_its_workspace_and_little_else(recordin
     assert recorded.requested_peak_bytes <= recorded.allocated_peak_bytes <= recorded.reserved_peak_bytes
 
 
+@pytest.mark.slow
 def test_forecasts_are_within_five_percent_of_what_cards_gave_out():
     """Forecasts of now against `torch.cuda.max_memory_allocated` of BERT-base, C = 8 to 256, naive and cached."""
     plain, rounded = [], []

@@ -184,7 +184,7 @@ def steps(draw):
     return lengths, chunks | options
 
 
-@settings(max_examples=max(10, settings.default.max_examples // 3))
+@settings(max_examples=max(5, settings.default.max_examples // 3))
 @given(case=steps(), tied=st.booleans(), symmetric=st.booleans())
 def test_the_forecast_is_what_torch_counts_of_the_real_step(towers, case, tied, symmetric):
     lengths, options = case

@@ -59,6 +59,7 @@ def scenarios(request, monkeypatch):
     return chosen
 
 
+@pytest.mark.slow
 def test_briefs_of_200_seeds_are_solved_by_their_reference(scenarios):
     kinds = set()
     for seed in range(200):

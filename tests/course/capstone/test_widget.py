@@ -22,6 +22,7 @@ def fill(form, plan):
         getattr(form, name).value = "" if value is None else f"{value:,}"
 
 
+@pytest.mark.slow
 def test_the_reference_typed_in_serves_the_brief(form):
     plan = reference(form.brief.scenario)
     fill(form, plan)
