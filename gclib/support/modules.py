@@ -21,6 +21,8 @@ def modules_of(encoder: Any) -> list[nn.Module]:
     Looked through are functions (closures, defaults, the globals that they load), `functools.partial`, bound methods,
     lists, mappings, and the attributes of other callable objects. A module that is made inside a call is not seen.
     """
+    if isinstance(encoder, nn.Module):
+        return [encoder]
     modules: dict[int, nn.Module] = {}
     waiting, seen = [(encoder, DEEPEST)], set()
     while waiting:
