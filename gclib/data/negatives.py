@@ -11,7 +11,7 @@ Letters: B queries, K hard negatives per query, N = B * (1 + K) passages.
 import random
 import re
 import sys
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -90,6 +90,22 @@ def normal_form(text: str) -> str:
     """
     signs = " ".join(_SIGN.findall(text.lower()))
     return signs.rstrip(_CLOSING) or signs
+
+
+def twin_numbers(texts: Sequence[str]) -> list[int]:
+    """A number for each text, the same for twins: texts of one `normal_form`.
+
+    Twins are alike once all white space is gone, so that only of texts that are so the (slow) normal form is taken.
+    """
+    tight = ["".join(text.lower().split()) for text in texts]
+    tight = [text.rstrip(_CLOSING) or text for text in tight]
+    counts, forms = Counter(tight), {}
+    for text, key in zip(texts, tight, strict=True):
+        if counts[key] > 1 and text not in forms:
+            forms[text] = normal_form(text)
+    numbers: dict[str, int] = {}
+    keys = (forms.get(text, key) for text, key in zip(texts, tight, strict=True))
+    return [numbers.setdefault(key, len(numbers)) for key in keys]
 
 
 def right_passages(pairs: Sequence[TextPair]) -> dict[str, set[str]]:

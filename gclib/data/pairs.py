@@ -1,5 +1,6 @@
 """Text pairs: a query, the passage that answers it, and K hard negatives that look right and are not."""
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -7,14 +8,30 @@ from typing import Any
 from gclib.data.corpus import SPLITS, load_corpus
 from gclib.support.validation import one_of, positive_int, refuse
 
+SURROGATE = re.compile("[\ud800-\udfff]")
+
 
 @dataclass(frozen=True, slots=True)
 class TextPair:
-    """A query, the passage that answers it, and K passages that look right and are not."""
+    """A query, the passage that answers it, and K passages that look right and are not.
+
+    Raises ValueError for a text that is none: another type, nothing but white space, or half of a surrogate pair in it
+    (what is left of an emoji that was cut); and for negatives that are no list or tuple of texts.
+    """
 
     query: str
     passage: str
     negatives: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.negatives, (list, tuple)):
+            got = f"the {type(self.negatives).__name__} {self.negatives!r:.80}"
+            raise refuse("negatives", "must be a list of texts", got)
+        object.__setattr__(self, "negatives", tuple(self.negatives))
+        check_text("query", self.query)
+        check_text("passage", self.passage)
+        for number, text in enumerate(self.negatives):
+            check_text(f"negatives[{number}]", text)
 
 
 def load_pairs(split: str = "train", *, limit: int | None = None, progress: bool = True) -> list[TextPair]:
@@ -31,6 +48,19 @@ def load_pairs(split: str = "train", *, limit: int | None = None, progress: bool
         positive_int("limit", limit)
     rows = load_corpus(progress=progress).split(split)
     return [TextPair(row.query, row.passage) for row in rows[:limit]]
+
+
+def check_text(argument: str, value: Any) -> str:
+    """`value`, if it is a text of whole characters with more than white space in it; ValueError otherwise."""
+    if not isinstance(value, str):
+        raise refuse(argument, "must be a text", f"the {type(value).__name__} {value!r:.80}")
+    if not value or value.isspace():
+        raise refuse(argument, "must be a text with more than white space in it", value[:80])
+    half = None if value.isascii() else SURROGATE.search(value)
+    if half:
+        got = f"the lone surrogate {half[0]!r} as character {half.start() + 1}"
+        raise refuse(argument, "must be a text of whole characters", got)
+    return value
 
 
 def texts_of(pairs: Sequence[TextPair]) -> list[str]:

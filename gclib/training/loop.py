@@ -1,10 +1,7 @@
 """A small honest loop: draw a batch, take a step, clip, update, record. The step is passed in."""
 
-import itertools
 import math
-import random
 import time
-from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -15,7 +12,8 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from tqdm import tqdm
 
-from gclib.data.pairs import TextPair, check_pairs
+from gclib.data.pairs import TextPair
+from gclib.data.sampling import draw_batches
 from gclib.data.tokens import check_tokenizer, tokenize_pairs
 from gclib.randomness import RandomState
 from gclib.support.validation import int_at_least, one_of, positive_int, positive_number, refuse
@@ -174,11 +172,12 @@ def train(
     options: `Training`'s other fields, which it explains: step, optimizer, batch_size, steps and seed, and those that
     have a default: schedule, warmup_steps, clip_norm, query_length, passage_length, rank, world_size.
 
-    Batches: each epoch is a new shuffle by `seed` and epoch. No text stands twice in a batch (it would be a false
-    negative): a twin waits for a later batch, and what can't fill a batch at an epoch's end is left out of that epoch.
-    Only pairs that hold fewer than `batch_size` different texts give batches with twins, one an epoch. Dropout follows
-    `seed` too; the caller's random generators and the encoders' training modes are put back. `on_record` sees each
-    record; raising from it stops the training after that step, with weights and optimizer as they then are.
+    Batches: as `draw_batches` says. Each epoch is a new order by `seed` and epoch, in which every pair stands once but
+    the few that fill no batch at its end, and no batch holds a false negative: a passage that is right for one of its
+    queries, as another pair's positive or hard negative. Pairs with too many twins for that are told in a warning
+    before training. Dropout follows `seed` too; the caller's random generators and the encoders' training modes are put
+    back. `on_record` sees each record; raising from it stops the training after that step, with weights and optimizer
+    as they then are.
 
     start: go on from this state, with weights and optimizer as they then were (but for the learning rates: again the
     schedule's top), to the same records, bit for bit on the same machine; the records of the steps still to take are
@@ -205,21 +204,6 @@ def rows_of_rank(batch_size: int, rank: int, world_size: int) -> slice:
     return slice(first, first + size + (rank < longer))
 
 
-def draw_batches(
-    pairs: Sequence[TextPair], batch_size: int, *, seed: int, epoch: int = 0, batch: int = 0
-) -> Iterator[tuple[int, list[TextPair]]]:
-    """(epoch, batch) without end: full batches only, every epoch in its own order, as `train` describes.
-
-    epoch, batch: begin in this epoch, after so many of its batches.
-    """
-    check_pairs(pairs)
-    if positive_int("batch_size", batch_size) > len(pairs):
-        raise refuse("batch_size", f"must be at most the number of pairs, {len(pairs)}", batch_size)
-    for name, value in (("seed", seed), ("epoch", epoch), ("batch", batch)):
-        int_at_least(name, value, 0)
-    return itertools.islice(_drawn(pairs, batch_size, seed, epoch), batch, None)
-
-
 def learning_rate_factors(steps: int, *, warmup_steps: int = 0, schedule: str = "linear") -> list[float]:
     """What each step's learning rate is multiplied by: (t + 1) / w for t < w, then 1 or (steps - t) / (steps - w).
 
@@ -232,35 +216,6 @@ def learning_rate_factors(steps: int, *, warmup_steps: int = 0, schedule: str = 
         raise refuse("warmup_steps", f"must be at most the number of steps, {steps}", warmup_steps)
     falling = [(steps - t) / (steps - warmup) if schedule == "linear" else 1.0 for t in range(warmup, steps)]
     return [(t + 1) / warmup for t in range(warmup)] + falling
-
-
-def _drawn(pairs: Sequence[TextPair], batch_size: int, seed: int, first: int) -> Iterator[tuple[int, list[TextPair]]]:
-    for epoch in itertools.count(first):
-        order = list(range(len(pairs)))
-        random.Random(f"{seed}/{epoch}").shuffle(order)
-        waiting = deque(pairs[row] for row in order)
-        batch = _take_batch(waiting, batch_size)
-        yield epoch, batch + [waiting.popleft() for _ in range(batch_size - len(batch))]
-        while len(batch) == batch_size:
-            batch = _take_batch(waiting, batch_size)
-            if len(batch) == batch_size:
-                yield epoch, batch
-
-
-def _take_batch(waiting: deque[TextPair], size: int) -> list[TextPair]:
-    """At most `size` pairs without a common query or passage; their twins stay first in line for the next batch."""
-    batch: list[TextPair] = []
-    twins: list[TextPair] = []
-    seen: set[str] = set()
-    while waiting and len(batch) < size:
-        pair = waiting.popleft()
-        if seen.isdisjoint((pair.query, pair.passage)):
-            batch.append(pair)
-            seen.update((pair.query, pair.passage))
-        else:
-            twins.append(pair)
-    waiting.extendleft(reversed(twins))
-    return batch
 
 
 @contextmanager

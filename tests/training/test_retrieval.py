@@ -77,6 +77,38 @@ def test_a_passage_that_stands_twice_counts_as_one(tokenizer):
     assert found == pytest.approx({"top-1": 2 / 3, "top-2": 1.0, "mrr": (1 + 1 + 1 / 2) / 3})
 
 
+FOUR = [TextPair("what is it", "it is this"), TextPair("What is  it?", "it is that"), *PAIRS[:2]]
+
+
+def test_the_rank_is_that_of_the_best_of_several_right_passages(tokenizer):
+    """Two pairs ask the same; each passage is right for both, and the better one counts."""
+    reps = torch.eye(4)
+    queries = torch.tensor([[0.5, 1.0, 0.0, 0.0], [0.5, 1.0, 0.0, 0.0], [0.0, 0.0, 1.0, 2.0], [0.0, 0.0, 0.0, 1.0]])
+    towers_ = towers(tokenizer, FOUR, queries, reps)
+    found = retrieval_metrics(towers_, FOUR, tokenizer, ks=(1, 2))
+    assert found == pytest.approx({"top-1": 3 / 4, "top-2": 1.0, "mrr": (1 + 1 + 1 / 2 + 1) / 4})
+    alone = retrieval_metrics(towers_, FOUR, tokenizer, ks=(1, 2), right=[(0,), (1,), (2,), (3,)])
+    assert alone == pytest.approx({"top-1": 2 / 4, "top-2": 1.0, "mrr": (1 / 2 + 1 + 1 / 2 + 1) / 4})
+    both = retrieval_metrics(towers_, FOUR, tokenizer, ks=(1,), right=[{0, 1}, {1}, [3], ()])
+    assert both == {"top-1": 1.0, "mrr": 1.0}
+
+
+def test_twins_of_a_right_passage_are_right(tokenizer):
+    pairs = [TextPair("first query", "The same passage."), TextPair("second query", "the same  passage")]
+    queries, passages = torch.tensor([[0.0, 1.0], [1.0, 0.0]]), torch.eye(2)
+    reps = (lambda **batch: queries[: len(batch["input_ids"])], lambda **batch: passages)
+    assert retrieval_metrics(reps, pairs, tokenizer, ks=(1,))["top-1"] == 1.0
+
+
+@pytest.mark.parametrize("right", [3, "0123", [(0,)], [(0,)] * 5, [(0,), (1,), (2,), (4,)], [(0,), (1,), (2,), (-1,)]])
+def test_what_is_right_must_be_numbers_of_pairs(right, tokenizer):
+    def encode(**batch):
+        raise AssertionError("encoded")
+
+    with pytest.raises(ValueError, match="right.* must "):
+        retrieval_metrics((encode, encode), FOUR, tokenizer, right=right)
+
+
 def test_hard_negatives_are_not_part_of_the_pool(tokenizer):
     pairs = [TextPair("query 0 of many", "passage 0 ", ("never looked up",))]
     found = retrieval_metrics(towers(tokenizer, pairs, torch.ones(1, 2), torch.ones(1, 2)), pairs, tokenizer, ks=(1,))
