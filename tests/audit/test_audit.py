@@ -90,7 +90,7 @@ def test_every_trap_is_expected_here():
 def test_each_trap_is_recognised_by_name(trap, encoder, batch):
     report = audit(trap.step, encoder, batch, ranks=2)
     assert report.names == EXPECTED[trap.name]
-    assert all(finding.explanation in str(report) for finding in report.findings)
+    assert all(finding.said in str(report) for finding in report.findings)
     assert f"def {trap.step.__name__}" in trap.source
 
 
