@@ -127,9 +127,10 @@ def check_again(argument: str, second: Tensor, first: Tensor) -> None:
 def faults_of(tower: Tower) -> dict[str, str]:
     """What a step assumes of an encoder and this one breaks, in words: "inputs", "replay", "company", "padding".
 
-    In its present mode, on all of the tower's rows; padding where rows can be trimmed. After the first two no further.
+    In its present mode, on all of the tower's rows; padding where rows can be trimmed. The first fault is returned, for
+    what comes after it could not be told from it.
     """
-    third, whole, faults = -(-tower.rows // 3), Chunk(tuple(range(tower.rows)), tower.width), {}
+    third, whole = -(-tower.rows // 3), Chunk(tuple(range(tower.rows)), tower.width)
     pieces = [Chunk(whole.rows[first : first + third], tower.width) for first in range(0, tower.rows, third)]
     with torch.no_grad(), _generators_kept(tower):
         try:
@@ -141,7 +142,10 @@ def faults_of(tower: Tower) -> dict[str, str]:
         except ValueError as error:
             if WRITES in str(error):
                 return {"inputs": str(error)}
-            raise
+            encode_chunk(tower, whole)  # or the error has nothing to do with the other rows
+            return {
+                "company": f"encoders[{tower.number}] must encode a part of the batch as it does the whole: {error}"
+            }
         try:
             check_again(f"encoders[{tower.number}]", second, first)
         except ValueError as error:
@@ -151,12 +155,12 @@ def faults_of(tower: Tower) -> dict[str, str]:
             if not drew and (off := _distance(first, encode_chunk(tower, whole))) > tolerance(first):
                 raise _in_company(tower, off)
         except ValueError as error:
-            faults["company"] = str(error)
+            return {"company": str(error)}
         lengths = row_lengths(tower.inputs, tower.trimmed) or [tower.width]
         shortest = Chunk((lengths.index(min(lengths)),), min(lengths))
         if shortest.width < tower.width and (off := _off_by_padding(tower, shortest)):
-            faults["padding"] = _depends_on_padding(tower, off)
-    return faults
+            return {"padding": _depends_on_padding(tower, off)}
+    return {}
 
 
 def trust(encoder: Any) -> None:

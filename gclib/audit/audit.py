@@ -39,7 +39,7 @@ FAULTS = {  # what an encoder may break, as `faults_of` calls it -> the finding'
     "company": "rows depend on each other",
     "padding": "padding matters",
 }
-VAGUE = ("another gradient", "another loss")  # what an encoder's fault explains
+VAGUE = ("another gradient", "another loss", "cached gradients of other rows")  # what an encoder's fault explains
 
 
 @dataclass(frozen=True)
@@ -380,7 +380,7 @@ def _sit(step: Step, exam: Exam, training: bool) -> Sitting | None:
     try:
         return Sitting(faults, draws, _run(step, exam, training))
     except ValueError as error:
-        if not faults:
+        if not faults and not str(error).startswith("encoders["):
             raise
         return Sitting(faults, draws, None, str(error))
 
@@ -405,7 +405,8 @@ def _judge_calm(exam: Exam, truth: Outcome, calm: Sitting) -> list[Finding]:
 def _judge_lively(exam: Exam, lively: Sitting, plan: Sequence[Sequence[Chunk]] | None) -> list[Finding]:
     """With dropout on: faults of the encoders in training mode, if they were given so, and the replay."""
     given = any(part.training for encoder in exam.encoders for part in encoder.modules())
-    findings = _judge_faults(exam, lively, wrong=given)
+    words = "" if given else " That is in training mode; the encoder was given in eval mode."
+    findings = [replace(one, said=one.said + words) for one in _judge_faults(exam, lively, wrong=given)]
     if lively.outcome is None:
         return findings
     return [*findings, *_judge_randomness(lively), *(_judge_kept_graphs(exam, lively.outcome, plan) if plan else [])]
@@ -421,6 +422,8 @@ def _judge_faults(exam: Exam, sitting: Sitting, *, wrong: bool) -> list[Finding]
         "company": any(len(call.reps) not in exam.rows for call in calls),
         "padding": any(t.shape[1] not in widths for call in calls for t in call.inputs if widths and t.ndim == 2),
     }
+    if sitting.refusal and not sitting.faults:
+        return [Finding("the step refuses the encoders", sitting.refusal, wrong)]
     refused = f" The step refuses it: {sitting.refusal}." if sitting.refusal else ""
     return [
         Finding(FAULTS[kind], words + refused, kind == "inputs" or wrong and (bool(refused) or done[kind]))
@@ -489,6 +492,8 @@ def _judge_gradient(exam: Exam, truth: Outcome, outcome: Outcome) -> list[Findin
     """The gradient with dropout off: its size, its direction, and the loss's own parameters."""
     if not any(bool(change.any()) for change in outcome.encoders):
         return [Finding("no gradient", "nothing reached the encoders that the step was given.")]
+    if not bool(flat(outcome.encoders).isfinite().all()):
+        return [Finding("not a number", "the step's gradient is not finite, and plain autograd's is.")]
     findings, error = [], _compare(outcome.encoders, truth.encoders)
     if _worst_error(outcome.encoders, truth.encoders) > exam.tolerance:
         if not error.cosine > 1 - exam.tolerance**2:

@@ -24,14 +24,19 @@ from gclib.support.validation import refuse
 DEEPEST = 4  # callables and containers inside each other that are looked through
 LONGEST = 10_000  # items of a container: longer ones are data
 LIBRARIES = (sys.stdlib_module_names - {"types"}) | {"torch", "transformers", "sentence_transformers", "numpy", "gclib"}
+STATE = (list, dict, set, deque, Tensor)  # of a class's attributes, those that runs may change
 REGISTERED = ("_parameters", "_buffers", "_modules")
 
 
 @dataclass
 class Holders:
-    """All that may hold state behind some callables: modules, functions, and the tensors that are to be copied."""
+    """All that may hold state behind some callables, and the tensors that are to be copied, by id.
 
-    modules: dict[int, nn.Module] = field(default_factory=dict)
+    objects: modules, and what else the caller's own classes made; classes: those that hold state themselves.
+    """
+
+    objects: dict[int, Any] = field(default_factory=dict)
+    classes: dict[int, type] = field(default_factory=dict)
     functions: dict[int, FunctionType] = field(default_factory=dict)
     tensors: dict[int, Tensor] = field(default_factory=dict)
     uncopied: dict[str, None] = field(default_factory=dict)
@@ -58,7 +63,7 @@ class Holders:
         if isinstance(thing, nn.Module):
             self._note_module(thing)
             held = [value for name, value in vars(thing).items() if name not in REGISTERED]
-            return [*thing.children(), *held, *_own_code(thing, "forward")]
+            return [*thing.children(), *held, *self._of_class(type(thing))]
         if isinstance(thing, Tensor):
             self.tensors[id(thing)] = thing
         elif isinstance(thing, FunctionType) and _package(thing) not in LIBRARIES:
@@ -67,13 +72,24 @@ class Holders:
             return ()
         if isinstance(thing, (set, frozenset, deque)):
             return thing if len(thing) <= LONGEST else ()
+        if _package(type(thing)) not in LIBRARIES and isinstance(getattr(thing, "__dict__", None), dict):
+            self.objects[id(thing)] = thing
+            return [*vars(thing).values(), *self._of_class(type(thing))]
         parts = parts_of(thing) if not isinstance(thing, FunctionType) or id(thing) in self.functions else ()
-        if not parts and _package(type(thing)) not in LIBRARIES and isinstance(getattr(thing, "__dict__", None), dict):
-            parts = [*vars(thing).values(), *_own_code(thing, "__call__")]
         return parts if not isinstance(parts, Sequence) or len(parts) <= LONGEST else ()
 
+    def _of_class(self, kind: type) -> list[Any]:
+        """What the caller's own class and its bases hold for all objects, and the globals that a call may name."""
+        held = []
+        for base in kind.__mro__:
+            if _package(base) not in LIBRARIES:
+                self.classes[id(base)] = base
+                held += [value for value in vars(base).values() if isinstance(value, STATE)]
+                held += [code for name in ("forward", "__call__") if (code := vars(base).get(name)) is not None]
+        return held
+
     def _note_module(self, module: nn.Module) -> None:
-        self.modules[id(module)] = module
+        self.objects[id(module)] = module
         held = [*module._parameters.values(), *module._buffers.values()]
         self.tensors |= {id(tensor): tensor for tensor in held if tensor is not None}
 
@@ -81,19 +97,20 @@ class Holders:
     def lent(self) -> Iterator[dict[int, Any]]:
         """Inside, working copies stand in the places of the originals: gives original's id -> copy."""
         memo: dict[int, Any] = {number: working_copy(tensor) for number, tensor in self.tensors.items()}
-        memo |= self.modules
+        memo |= self.objects
         with ExitStack() as back:
-            for module in self.modules.values():
-                for places in (vars(module), module._parameters, module._buffers, module._modules):
+            for thing in self.objects.values():
+                registered = [vars(thing)[name] for name in REGISTERED if isinstance(thing, nn.Module)]
+                for places in (vars(thing), *registered):
                     back.callback(_put_back, places, dict(places))
             for function in self.functions.values():
                 self._lend_to_function(function, memo, back)
-            for module in self.modules.values():
-                for places in (module._parameters, module._buffers):
-                    places.update({name: memo[id(tensor)] for name, tensor in places.items() if tensor is not None})
-                held = {name: value for name, value in vars(module).items() if name not in REGISTERED}
-                for name, value in held.items():
-                    vars(module)[name] = self.copy(value, memo, f"{type(module).__name__}.{name}")
+            for kind in self.classes.values():
+                for name, value in [item for item in vars(kind).items() if isinstance(item[1], STATE)]:
+                    back.callback(setattr, kind, name, value)
+                    setattr(kind, name, self.copy(value, memo, f"{kind.__name__}.{name}"))
+            for thing in self.objects.values():
+                self._lend_to_object(thing, memo)
             yield memo
 
     def copy(self, value: Any, memo: dict[int, Any], name: str) -> Any:
@@ -105,6 +122,14 @@ class Holders:
         except Exception:
             self.uncopied[f"{name} ({type(value).__name__})"] = None
             return value
+
+    def _lend_to_object(self, thing: Any, memo: dict[int, Any]) -> None:
+        """Attributes, and a module's parameters and buffers."""
+        registered = REGISTERED if isinstance(thing, nn.Module) else ()
+        for places in [vars(thing)[name] for name in registered[:2]]:
+            places.update({name: memo[id(tensor)] for name, tensor in places.items() if tensor is not None})
+        for name, value in [item for item in vars(thing).items() if item[0] not in registered]:
+            vars(thing)[name] = self.copy(value, memo, f"{type(thing).__name__}.{name}")
 
     def _lend_to_function(self, function: FunctionType, memo: dict[int, Any], back: ExitStack) -> None:
         """Closure, defaults, and the globals that its code names (also those that it sets)."""
@@ -166,12 +191,6 @@ def _put_back(places: MutableMapping[str, Any], before: dict[str, Any]) -> None:
     for name in set(places) - set(before):
         del places[name]
     places.update(before)
-
-
-def _own_code(thing: Any, name: str) -> list[FunctionType]:
-    """The method of a class that is no library's: it may name globals."""
-    code = getattr(type(thing), name, None)
-    return [code] if isinstance(code, FunctionType) and _package(code) not in LIBRARIES else []
 
 
 def _package(thing: Any) -> str:
