@@ -24,7 +24,7 @@ from gclib.support.validation import refuse
 DEEPEST = 4  # callables and containers inside each other that are looked through
 LONGEST = 10_000  # items of a container: longer ones are data
 LIBRARIES = (sys.stdlib_module_names - {"types"}) | {"torch", "transformers", "sentence_transformers", "numpy", "gclib"}
-STATE = (list, dict, set, deque, Tensor)  # of a class's attributes, those that runs may change
+STATE = (list, dict, set, deque, Tensor)
 REGISTERED = ("_parameters", "_buffers", "_modules")
 
 
@@ -84,7 +84,7 @@ class Holders:
         for base in kind.__mro__:
             if _package(base) not in LIBRARIES:
                 self.classes[id(base)] = base
-                held += [value for value in vars(base).values() if isinstance(value, STATE)]
+                held += _state_of(base).values()
                 held += [code for name in ("forward", "__call__") if (code := vars(base).get(name)) is not None]
         return held
 
@@ -106,7 +106,7 @@ class Holders:
             for function in self.functions.values():
                 self._lend_to_function(function, memo, back)
             for kind in self.classes.values():
-                for name, value in [item for item in vars(kind).items() if isinstance(item[1], STATE)]:
+                for name, value in _state_of(kind).items():
                     back.callback(setattr, kind, name, value)
                     setattr(kind, name, self.copy(value, memo, f"{kind.__name__}.{name}"))
             for thing in self.objects.values():
@@ -147,7 +147,9 @@ class Holders:
                 setattr(function, attribute, self.copy(value, memo, f"a default of {name}"))
         places = function.__globals__
         for key in read_globals(function.__code__):
-            if key in places and not isinstance(places[key], (ModuleType, type, FunctionType)):
+            if key not in places:
+                back.callback(places.pop, key, None)
+            elif not isinstance(places[key], (ModuleType, type, FunctionType)):
                 back.callback(places.__setitem__, key, places[key])
                 places[key] = self.copy(places[key], memo, key)
 
@@ -191,6 +193,11 @@ def _put_back(places: MutableMapping[str, Any], before: dict[str, Any]) -> None:
     for name in set(places) - set(before):
         del places[name]
     places.update(before)
+
+
+def _state_of(kind: type) -> dict[str, Any]:
+    """What runs may change of a class's attributes."""
+    return {k: value for k, value in vars(kind).items() if isinstance(value, STATE) and not k.startswith("__")}
 
 
 def _package(thing: Any) -> str:

@@ -58,8 +58,9 @@ def parts_of(thing: Any) -> Iterable[Any]:
 
 @lru_cache(maxsize=256)
 def read_globals(code: CodeType) -> frozenset[str]:
-    """The names that a function's code loads from its module."""
-    return frozenset(step.argval for step in dis.get_instructions(code) if step.opname == "LOAD_GLOBAL")
+    """The names in its module that a function's code reads or sets, its inner functions included."""
+    own = {step.argval for step in dis.get_instructions(code) if step.opname in ("LOAD_GLOBAL", "STORE_GLOBAL")}
+    return frozenset(own.union(*(read_globals(inner) for inner in code.co_consts if isinstance(inner, CodeType))))
 
 
 def refuse_batch_norm(argument: str, encoder: Any, piece: str) -> None:

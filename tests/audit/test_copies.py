@@ -22,6 +22,7 @@ CACHED = partial(grad_cache_step, chunk_size=3)
 INNER = InfoNCE()
 NAMESPACE = types.SimpleNamespace(loss=INNER)
 TEMPERATURE = nn.Parameter(torch.tensor(0.4))
+LAST = None
 QUEUE: deque = deque(maxlen=2)
 GENERATOR = np.random.default_rng(0)
 
@@ -136,6 +137,18 @@ def remembering(queries, passages):
     loss = plain(queries, passages, memory=QUEUE)
     QUEUE.appendleft(passages.detach())
     return loss
+
+
+def setting(queries, passages):
+    global LAST, NEW
+    LAST, NEW = passages.detach(), queries
+    return sum(plain(queries, passages, TEMPERATURE) for _ in range(2))
+
+
+def test_globals_that_a_loss_sets_and_reads_in_inner_functions(encoder, batch):
+    report = audit(encoder, batch, setting)
+    assert report.right and report.temperature == pytest.approx(1)
+    assert LAST is None and "NEW" not in globals() and TEMPERATURE.grad is None
 
 
 def with_default(queries, passages, memory=[]):  # noqa: B006
