@@ -20,6 +20,7 @@ from gclib.support.validation import check_mask, has_values, int_at_least, posit
 
 # Entries that are as long as the texts: cut with the attention mask where they are as wide as it.
 TOKEN_INPUTS = ("input_ids", "attention_mask", "token_type_ids", "position_ids", "inputs_embeds", "bbox")
+WRITES = "must not write into its inputs: the second forward would be given something else"
 PASSED_THROUGH = (bool, int, float, str, type(None))
 
 
@@ -176,8 +177,7 @@ def encode_chunk(tower: Tower, chunk: Chunk) -> Tensor:
     output = encode(tower.encoder, inputs)
     torch.clear_autocast_cache()
     if versions != [tensor._version for tensor in named_tensors(inputs).values()]:
-        rule = "must not write into its inputs: the second forward would be given something else"
-        raise refuse(f"encoders[{tower.number}]", rule, "a batch that was changed in place")
+        raise refuse(f"encoders[{tower.number}]", WRITES, "a batch that was changed in place")
     return output
 
 

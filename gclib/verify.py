@@ -23,7 +23,7 @@ from gclib.chunks import Chunk
 from gclib.distributed import world_size
 from gclib.support.modules import modules_of, training_mode
 from gclib.support.validation import has_values, one_of, refuse
-from gclib.towers import Job, Tower, encode_chunk, generators_of, plan_jobs
+from gclib.towers import WRITES, Job, Tower, encode_chunk, generators_of, plan_jobs, row_lengths
 
 WHEN = ("first", "always", "never")
 # How far two forwards of the same rows may be apart, ||difference|| / ||representations||: their kernels may differ.
@@ -124,6 +124,45 @@ def check_again(argument: str, second: Tensor, first: Tensor) -> None:
         raise refuse(argument, rule, f"numbers that are off by {off:.2g} of their length")
 
 
+def faults_of(tower: Tower) -> dict[str, str]:
+    """What a step assumes of an encoder and this one breaks, in words: "inputs", "replay", "company", "padding".
+
+    In its present mode, on all of the tower's rows; padding where rows can be trimmed. The first fault is returned, for
+    what comes after it could not be told from it.
+    """
+    third, whole = -(-tower.rows // 3), Chunk(tuple(range(tower.rows)), tower.width)
+    pieces = [Chunk(whole.rows[first : first + third], tower.width) for first in range(0, tower.rows, third)]
+    with torch.no_grad(), _generators_kept(tower):
+        try:
+            state = generators_of([tower])
+            first = torch.cat([encode_chunk(tower, chunk) for chunk in pieces])
+            drew = not all(map(torch.equal, generators_of([tower]).tensors, state.tensors))
+            state.restore()
+            second = torch.cat([encode_chunk(tower, chunk) for chunk in pieces])
+        except ValueError as error:
+            if WRITES in str(error):
+                return {"inputs": str(error)}
+            encode_chunk(tower, whole)  # or the error has nothing to do with the other rows
+            return {
+                "company": f"encoders[{tower.number}] must encode a part of the batch as it does the whole: {error}"
+            }
+        try:
+            check_again(f"encoders[{tower.number}]", second, first)
+        except ValueError as error:
+            return {"replay": str(error)}
+        try:
+            _check_company(tower, whole)
+            if not drew and (off := _distance(first, encode_chunk(tower, whole))) > tolerance(first):
+                raise _in_company(tower, off)
+        except ValueError as error:
+            return {"company": str(error)}
+        lengths = row_lengths(tower.inputs, tower.trimmed) or [tower.width]
+        shortest = Chunk((lengths.index(min(lengths)),), min(lengths))
+        if shortest.width < tower.width and (off := _off_by_padding(tower, shortest)):
+            return {"padding": _depends_on_padding(tower, off)}
+    return {}
+
+
 def trust(encoder: Any) -> None:
     """Take all of this for granted of an encoder, as verify="never" does for a step: something else looks at it."""
     _seen.setdefault(_subject(encoder), {})[TRUSTED] = True
@@ -195,23 +234,45 @@ def refuse_untrained(loss_fn: Callable[..., Tensor]) -> None:
 def _check_company(tower: Tower, chunk: Chunk) -> None:
     """Two rows beside each other and each beside itself, in the encoder's own mode and with the same random numbers."""
     pair = sorted(chunk.rows)[1::-1] if len(chunk) > 1 else (tower.rows - 1, 0)
-    name = f"encoders[{tower.number}]"
     with torch.no_grad(), _generators_kept(tower) as again:
         together = again(lambda: _encode_rows(tower, pair, chunk.width))
         for place, row in enumerate(pair):
             itself = again(lambda row=row: _encode_rows(tower, (row, row), chunk.width))
             off = _distance(itself[place], together[place])
             if off > tolerance(together):
-                check_again(name, again(lambda: _encode_rows(tower, pair, chunk.width)), together)
-                rule = (
-                    "must encode each row by itself, whatever rows stand beside it: BatchNorm in training mode, a mean "
-                    "over the batch or routing with a capacity do not, and chunks would train something else"
+                check_again(
+                    f"encoders[{tower.number}]", again(lambda: _encode_rows(tower, pair, chunk.width)), together
                 )
-                raise refuse(name, rule, f"a row that is off by {off:.2g} of its length in other company")
+                raise _in_company(tower, off)
+
+
+def _in_company(tower: Tower, off: float) -> ValueError:
+    rule = (
+        "must encode each row by itself, whatever rows stand beside it: BatchNorm in training mode, a mean "
+        "over the batch or routing with a capacity do not, and chunks would train something else"
+    )
+    return refuse(f"encoders[{tower.number}]", rule, f"a row that is off by {off:.2g} of its length in other company")
 
 
 def _ignores_padding(tower: Tower, chunk: Chunk) -> bool:
-    """Whether rows are the same as wide as the batch and as wide as their chunk; a warning where they are not.
+    """Whether rows are the same as wide as the batch and as wide as their chunk; a warning where they are not."""
+    if not (off := _off_by_padding(tower, chunk)):
+        return True
+    words = "So its rows are encoded as wide as the batch, as with sort_by_length=False: right, but slower."
+    warnings.warn(f"{_depends_on_padding(tower, off)} {words}", stacklevel=5)
+    return False
+
+
+def _depends_on_padding(tower: Tower, off: float) -> str:
+    return (
+        f"encoders[{tower.number}] depends on how far a row is padded (an LSTM, a convolution or a Fourier layer over "
+        f"padded rows does, or vectors of padding that are not zero): rows are off by {off:.2g} of their length once "
+        "trimmed."
+    )
+
+
+def _off_by_padding(tower: Tower, chunk: Chunk) -> float:
+    """How far rows as wide as their chunk are from themselves as wide as the batch; 0 where rounding may be all of it.
 
     In eval mode, for dropout falls otherwise on other widths; of an encoder that draws random numbers all the same
     nothing can be said.
@@ -223,15 +284,7 @@ def _ignores_padding(tower: Tower, chunk: Chunk) -> bool:
     if trimmed.ndim == 3 and full.shape[1] - trimmed.shape[1] == tower.width - chunk.width:
         trimmed = nn.functional.pad(trimmed, (0, 0, 0, tower.width - chunk.width))
     off = _distance(trimmed, full) if trimmed.shape == full.shape else torch.inf
-    if drew or off <= tolerance(full):
-        return True
-    warnings.warn(
-        f"encoders[{tower.number}] depends on how far a row is padded (an LSTM, a convolution or a Fourier layer over "
-        f"padded rows does, or vectors of padding that are not zero): rows are off by {off:.2g} of their length once "
-        "trimmed. So its rows are encoded as wide as the batch, as with sort_by_length=False: right, but slower.",
-        stacklevel=5,
-    )
-    return False
+    return 0.0 if drew or off <= tolerance(full) else off
 
 
 def _encode_rows(tower: Tower, rows: Sequence[int], width: int) -> Tensor:

@@ -4,37 +4,51 @@
 
 `step(encoders, inputs, loss_fn) -> loss` adds to `.grad`, as gclib's steps do; another library's training step becomes
 one with a few lines around it. Gradients are compared by size and not by direction alone, as the change of each
-parameter in one SGD step with lr=1, because Adam hides a wrong size.
+parameter in one SGD step with lr=1, because Adam hides a wrong size. The encoders are judged too: whether a second
+forward is the first, rows stand alone, and padding does not matter.
 
 Letters: B queries, N passages, C rows of a chunk, W processes.
 """
 
-import copy
 import math
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+import random
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from gclib.audit.calls import CallLog, generator_states, logged
+from gclib.audit.copies import Holders, copy_inputs, leaves_of
 from gclib.audit.gradients import GradientError, compare_vectors, flat, worst_error
 from gclib.chunks import Chunk
+from gclib.support.modules import BATCH_NORMS, modules_of
 from gclib.support.validation import positive_int, positive_number, refuse
-from gclib.towers import check_inputs, take
+from gclib.towers import check_towers, named_tensors, take
+from gclib.verify import faults_of
 
-BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 Step = Callable[[Sequence[Any], Sequence[Any], Any], Any]
+FAULTS = {  # what an encoder may break, as `faults_of` calls it -> the finding's name
+    "inputs": "the encoder writes into its inputs",
+    "replay": "the second forward is another",
+    "company": "rows depend on each other",
+    "padding": "padding matters",
+}
+VAGUE = ("another gradient", "another loss", "cached gradients of other rows")  # what an encoder's fault explains
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One trap that was recognised: its name, and what was seen, in words."""
+    """What was recognised: its name, what was seen, in words, and whether this step is wrong because of it."""
 
     name: str
-    explanation: str
+    said: str
+    wrong: bool = True
 
 
 @dataclass(frozen=True)
@@ -42,10 +56,11 @@ class AuditReport:
     """What an audit found; print it.
 
     error: the worst parameter's, ||difference|| / max(||its gradient||, 1e-3 ||all||). scale: the factor that brings
-    the right gradient of the encoders nearest to the step's; cosine: of the angle between both. temperature: the same
-    factor for the loss's own parameters, None where it has none. chunks: rows of each forward with a graph. dropout:
-    whether the encoders draw random numbers; replayed: forwards with a graph that then repeated one without; alike:
-    those that gave the same representations. batch: rows of each tower.
+    the right gradient of the encoders nearest to the step's; cosine: of the angle between both; NaN where there is no
+    gradient to judge. temperature: the same factor for the loss's own parameters, wherever they are hidden, None where
+    it has none. chunks: rows of each forward with a graph. dropout: whether the encoders draw random numbers; replayed:
+    forwards with a graph that then repeated one without; alike: those that gave the same representations. batch: rows
+    of each tower. unjudged: what this audit says nothing about.
     """
 
     findings: tuple[Finding, ...]
@@ -58,11 +73,12 @@ class AuditReport:
     alike: int
     dropout: bool
     batch: tuple[int, ...]
+    unjudged: tuple[str, ...] = ()
 
     @property
     def right(self) -> bool:
-        """Whether nothing was found."""
-        return not self.findings
+        """Whether nothing is wrong with this step; what is worth knowing of its encoders may be told all the same."""
+        return not any(finding.wrong for finding in self.findings)
 
     @property
     def names(self) -> list[str]:
@@ -79,52 +95,106 @@ class AuditReport:
             lines.append(f"  gradient of the loss's own parameters: {self.temperature:.3f} times the right one")
         drawn = f"{self.alike} of {self.replayed} second forwards gave what the first gave"
         lines.append(f"  with dropout: {drawn}" if self.dropout else "  dropout: the encoders draw no random numbers")
-        verdicts = [f"  WRONG, {finding.name}: {finding.explanation}" for finding in self.findings]
-        return "\n".join([*lines, *(verdicts or ["  Nothing wrong was found."])])
+        told = [f"  {'WRONG' if one.wrong else 'NOTE'}, {one.name}: {one.said}" for one in self.findings]
+        lines += [*told, *(["  Nothing wrong was found."] if self.right else [])]
+        return "\n".join([*lines, *(f"  Not judged: {what}." for what in self.unjudged)])
+
+
+@dataclass(frozen=True)
+class Working:
+    """Copies in float64 for one run: inputs and loss, and what is trained: of the encoders, and of the loss alone."""
+
+    inputs: list[Any]
+    loss_fn: Callable[..., Tensor]
+    encoder_leaves: list[Tensor]
+    own_leaves: list[Tensor]
+    copies: dict[int, Any]
 
 
 @dataclass(frozen=True)
 class Exam:
-    """Copies in float64 that the step may be run on, and what it is compared with."""
+    """The caller's encoders, inputs and loss, and how they are lent to a run.
+
+    own: the loss's parameters, and all other tensors that it trains; hidden: those of them that no copy stands for.
+    """
 
     encoders: list[nn.Module]
     inputs: list[Any]
     loss_fn: Callable[..., Tensor]
+    holders: Holders
     seed: int
     tolerance: float
     ranks: int
+    own: tuple[Tensor, ...] = ()
+    hidden: tuple[Tensor, ...] = ()
 
     @property
-    def encoder_parameters(self) -> list[nn.Parameter]:
-        """Each parameter of the encoders that is trained, once."""
-        return _trained(self.encoders)
-
-    @property
-    def loss_parameters(self) -> list[nn.Parameter]:
-        """Each parameter of the loss that is trained and no encoder's, once."""
-        taken = {id(parameter) for parameter in self.encoder_parameters}
-        own = _trained([self.loss_fn] if isinstance(self.loss_fn, nn.Module) else [])
-        return [parameter for parameter in own if id(parameter) not in taken]
-
     def rows(self) -> tuple[int, ...]:
         """The rows of each tower."""
-        return tuple(check_inputs(given, number) for number, given in enumerate(self.inputs))
+        return tuple(len(next(iter(named_tensors(given).values()))) for given in self.inputs)
 
-    def train(self, mode: bool) -> None:
-        """Dropout on or off."""
+    @property
+    def batch_norms(self) -> list[nn.Module]:
+        """The encoders' layers of that kind."""
+        return [part for part in nn.ModuleList(self.encoders).modules() if isinstance(part, BATCH_NORMS)]
+
+    @contextmanager
+    def working(self, training: bool | None) -> Iterator[Working]:
+        """Inside, a run may do what it likes. training: dropout on or off, BatchNorm as in use; None: all as given."""
+        trained, own = _trained(self.encoders), self.own
+        with self.holders.lent() as copies, ExitStack() as back:
+            for leaf in self.hidden:
+                back.callback(setattr, leaf, "grad", leaf.grad)
+                leaf.grad = None
+            loss_fn = self.holders.copy(self.loss_fn, copies, "loss_fn")
+            inputs = [copy_inputs(given) for given in self.inputs]
+            leaves = [copies[id(leaf)] for leaf in trained]
+            leaves += [t for given in inputs for t in named_tensors(given).values() if t.requires_grad]
+            if training is not None:
+                self._set_mode(training)
+            torch.manual_seed(self.seed)
+            random.seed(self.seed)
+            np.random.seed(self.seed % 2**32)
+            yield Working(inputs, loss_fn, leaves, [copies.get(id(leaf), leaf) for leaf in own], copies)
+
+    def _set_mode(self, training: bool) -> None:
+        """Parts that the caller froze in an encoder that trains stay frozen."""
         for encoder in self.encoders:
-            encoder.train(mode)
+            if not training or not any(part.training for part in encoder.modules()):
+                encoder.train(training)
+        for part in self.batch_norms:
+            part.eval()
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a step left: its loss, the change of encoders' and loss's parameters in an SGD step with lr=1."""
+    """What a step left: its loss, the change of encoders' and loss's parameters in an SGD step with lr=1.
+
+    updates: the most that a BatchNorm layer counted.
+    """
 
     loss: float | None
     encoders: list[Tensor]
     own: list[Tensor]
     log: CallLog
     state: Tensor
+    updates: int
+
+
+@dataclass(frozen=True)
+class Sitting:
+    """The encoders in one mode: their faults, whether they draw random numbers, the step's outcome or its refusal."""
+
+    faults: dict[str, str]
+    draws: bool
+    outcome: Outcome | None
+    refusal: str = ""
+
+    @property
+    def replays(self) -> tuple[int, int]:
+        """(forwards that repeat one without a graph, how many of them gave the same)."""
+        pairs = self.outcome.log.replays() if self.outcome else []
+        return len(pairs), sum(_alike(first.reps, second.reps) for first, second in pairs)
 
 
 def audit_step(
@@ -142,72 +212,122 @@ def audit_step(
 
     With dropout off against plain autograd over the whole batch; with dropout on each second forward against the
     first, and, where `plan` tells the step's chunks, the gradient against kept graphs of the same chunks. ranks: W,
-    if the step stands for several processes. A small batch with a short last chunk finds most.
+    if the step stands for several processes. A small batch with a short last chunk finds most. Encoders that a chunked
+    step can't take (their second forward is another, rows depend on each other, padding matters, inputs are written
+    to) are named, also where the step refuses them.
 
-    The caller's modules, gradients and random generators are untouched. Raises ValueError for encoders that are no
-    modules or have no parameters to train, and passes on what the step raises.
+    The caller's modules, gradients, inputs, closures and random generators are untouched: each run starts from their
+    present state, in copies. Raises ValueError for encoders that are no modules or have no parameters to train, for
+    inputs with a graph of their own or from inference_mode, and for what can't be run twice or in float64; passes on
+    what the step raises for other reasons.
     """
-    exam = _exam(step, encoders, inputs, loss_fn, seed, tolerance, ranks)
-    devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else []
-    with torch.random.fork_rng(devices=devices):
+    exam = _exam(step, encoders, inputs, loss_fn, seed=seed, tolerance=tolerance, ranks=ranks)
+    with _alone():
+        exam, first_loss = _find_own_leaves(exam)
         findings = _batch_norm(step, exam)
-        exam.train(False)
-        truth, without_dropout = _run(_naive, exam), _run(step, exam)
-        findings += _judge_loss(exam, truth, without_dropout) or _judge_gradient(exam, truth, without_dropout)
-        findings += _judge_autocast(without_dropout)
-        exam.train(True)
-        _freeze_batch_norms(exam)
-        dropout = _draws(exam)
-        with_dropout = _run(step, exam) if dropout else without_dropout
-        if dropout:
-            findings += _judge_randomness(exam, with_dropout) + _judge_kept_graphs(exam, with_dropout, plan)
-    error = _compare(without_dropout.encoders, truth.encoders)
+        truth = _run(_naive, exam, False)
+        if not _close(exam, truth.loss, first_loss):
+            rule = "must give the same number again: it has a memory that an audit can't put back (keep it in a module)"
+            raise refuse("loss_fn", rule, f"{truth.loss} after {first_loss}")
+        calm = _sit(step, exam, False)
+        findings += _judge_calm(exam, truth, calm)
+        lively = _sit(step, exam, True) or replace(calm, draws=False)
+        findings += _judge_lively(exam, lively, plan)
+    return _report(exam, truth, calm, lively, _merged(findings), plan)
+
+
+def _report(
+    exam: Exam, truth: Outcome, calm: Sitting, lively: Sitting, findings: Sequence[Finding], plan: Any
+) -> AuditReport:
+    outcome, nan = calm.outcome, float("nan")
+    error = _compare(outcome.encoders, truth.encoders) if outcome else GradientError(nan, nan, nan)
+    worst = _worst_error(outcome.encoders, truth.encoders) if outcome else nan
+    unjudged = {
+        "the gradient, for the step refuses its encoders": outcome is None,
+        "the gradient, for the encoders draw random numbers in eval mode too": calm.draws and worst > exam.tolerance,
+        "the gradient with dropout on (`plan` would tell its chunks)": lively.draws and plan is None,
+        "the gradient with BatchNorm in training mode": bool(exam.batch_norms),
+        **{f"{name}, which cannot be copied: runs share it": True for name in exam.holders.uncopied},
+    }
     return AuditReport(
         findings=tuple(findings),
-        error=_worst_error(without_dropout.encoders, truth.encoders),
+        error=worst,
         scale=error.scale,
-        cosine=error.cosine if error.size else 0.0,
-        temperature=_compare(without_dropout.own, truth.own).scale if truth.own else None,
-        chunks=tuple(len(call.reps) for call in without_dropout.log.second),
-        replayed=_replays(with_dropout)[0],
-        alike=_replays(with_dropout)[1],
-        dropout=dropout,
-        batch=exam.rows(),
+        cosine=0.0 if error.size == 0 else error.cosine,
+        temperature=_compare(outcome.own, truth.own).scale if truth.own and outcome else None,
+        chunks=tuple(len(call.reps) for call in outcome.log.second) if outcome else (),
+        replayed=lively.replays[0],
+        alike=lively.replays[1],
+        dropout=lively.draws,
+        batch=exam.rows,
+        unjudged=tuple(what for what, holds in unjudged.items() if holds),
     )
 
 
-def _exam(step: Any, encoders: Any, inputs: Any, loss_fn: Any, seed: int, tolerance: float, ranks: int) -> Exam:
-    for name, value in (("step", step), ("loss_fn", loss_fn)):
-        if not callable(value):
-            raise refuse(name, "must be callable", type(value).__name__)
-    if not isinstance(encoders, (list, tuple)) or len(encoders) != len(inputs):
-        raise refuse("encoders", "must be a list with one entry for each of the inputs", encoders)
-    for number, encoder in enumerate(encoders):
-        if not isinstance(encoder, nn.Module):
-            rule = "must be a torch module, so that its gradients can be read"
-            raise refuse(f"encoders[{number}]", rule, type(encoder).__name__)
-    positive_number("tolerance", tolerance)
-    copies, loss = copy.deepcopy((list(encoders), loss_fn))
-    for module in [*copies, *([loss] if isinstance(loss, nn.Module) else [])]:
-        module.double()
-    exam = Exam(copies, [_double(given) for given in inputs], loss, seed, tolerance, positive_int("ranks", ranks))
-    exam.rows()
-    if not exam.encoder_parameters:
+def _exam(step: Any, encoders: Any, inputs: Any, loss_fn: Any, *, seed: int, tolerance: float, ranks: int) -> Exam:
+    if not callable(step):
+        raise refuse("step", "must be callable", type(step).__name__)
+    if isinstance(encoders, (list, tuple)):
+        for number, encoder in enumerate(encoders):
+            if not isinstance(encoder, nn.Module):
+                rule = "must be a torch module, so that its gradients can be read"
+                raise refuse(f"encoders[{number}]", rule, type(encoder).__name__)
+    check_towers(encoders, inputs, loss_fn, mask=None, on_phase=None, scaler=None, in_chunks=False)
+    for number, given in enumerate(inputs):
+        if any(tensor.grad_fn is not None for tensor in named_tensors(given).values()):
+            rule = "must not have a graph of their own: detach them, or make that part of the encoder"
+            raise refuse(f"inputs[{number}]", rule, "a tensor with a grad_fn")
+    leaves = [tensor for given in inputs for tensor in named_tensors(given).values() if tensor.requires_grad]
+    if not _trained(encoders) and not leaves:
         raise refuse("encoders", "must have a parameter that is trained", "none")
-    return exam
+    holders = Holders.behind([*encoders, loss_fn], modules_of(step))
+    tolerance, ranks = positive_number("tolerance", tolerance), positive_int("ranks", ranks)
+    return Exam(list(encoders), list(inputs), loss_fn, holders, seed, tolerance, ranks)
 
 
-def _double(inputs: Any) -> Any:
-    if isinstance(inputs, Tensor):
-        return inputs.double() if inputs.is_floating_point() else inputs
-    if isinstance(inputs, Mapping):
-        return {name: _double(value) for name, value in inputs.items()}
-    return tuple(map(_double, inputs)) if isinstance(inputs, (list, tuple)) else inputs
+@contextmanager
+def _alone() -> Iterator[None]:
+    """The random generators of torch, numpy and Python are put back; steps need not warn of what is judged here."""
+    states = random.getstate(), np.random.get_state()
+    devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else []
+    try:
+        with torch.random.fork_rng(devices=devices), warnings.catch_warnings():
+            warnings.filterwarnings("ignore", r"encoders\[\d+\] depends on how far a row is padded")
+            yield
+    finally:
+        random.setstate(states[0])
+        np.random.set_state(states[1])
+
+
+def _find_own_leaves(exam: Exam) -> tuple[Exam, float]:
+    """The exam with all that the loss trains beside the encoders, read off its graph; and the loss."""
+    own = {id(leaf): leaf for leaf in _trained([exam.loss_fn] if isinstance(exam.loss_fn, nn.Module) else [])}
+    with exam.working(False) as working:
+        originals = {id(copy): exam.holders.tensors.get(number) for number, copy in working.copies.items()}
+        known = {id(leaf) for leaf in working.encoder_leaves}
+        try:
+            loss = working.loss_fn(*map(_encode, exam.encoders, working.inputs))
+        except torch.OutOfMemoryError:
+            raise
+        except RuntimeError as error:
+            raise refuse(
+                "encoders and loss_fn", "must run in float64, as an audit does", f"an error: {error}"
+            ) from error
+        if not isinstance(loss, Tensor) or loss.numel() != 1 or loss.grad_fn is None:
+            raise refuse("loss_fn", "must return one number that depends on the representations", type(loss).__name__)
+        leaves = [leaf for leaf in leaves_of(loss) if id(leaf) not in known]
+        hidden = tuple(leaf for leaf in leaves if originals.get(id(leaf)) is None)
+        found = [originals.get(id(leaf)) if originals.get(id(leaf)) is not None else leaf for leaf in leaves]
+    for leaf in found:
+        own.setdefault(id(leaf), leaf)
+    for leaf in _trained(exam.encoders):
+        own.pop(id(leaf), None)
+    return replace(exam, own=tuple(own.values()), hidden=hidden), float(loss.detach())
 
 
 def _naive(encoders: Sequence[Any], inputs: Sequence[Any], loss_fn: Any) -> Tensor:
     """The oracle: everything with its graph, one loss, one backward."""
-    loss = loss_fn(*(_encode(encoder, given) for encoder, given in zip(encoders, inputs, strict=True)))
+    loss = loss_fn(*map(_encode, encoders, inputs))
     loss.backward()
     return loss
 
@@ -218,54 +338,133 @@ def _encode(encoder: nn.Module, inputs: Any) -> Tensor:
     return encoder(**inputs) if isinstance(inputs, Mapping) else encoder(*inputs)
 
 
-def _run(step: Step, exam: Exam) -> Outcome:
+def _run(step: Step, exam: Exam, training: bool | None) -> Outcome:
     """One step from the exam's seed, and what an SGD optimizer with lr=1 would then take off each parameter."""
-    parameters = [*exam.encoder_parameters, *exam.loss_parameters]
-    for parameter in parameters:
-        parameter.grad = None
     log = CallLog()
-    stand_ins, loss_fn = logged(exam.encoders, exam.loss_fn, log)
-    torch.manual_seed(exam.seed)
-    loss = step(stand_ins, exam.inputs, loss_fn)
-    changes = [torch.zeros_like(p) if p.grad is None else p.grad.detach().clone() for p in parameters]
-    split = len(exam.encoder_parameters)
-    value = float(loss.detach()) if isinstance(loss, Tensor) else None
-    return Outcome(value, changes[:split], changes[split:], log, generator_states(*exam.encoders))
+    with exam.working(training) as working:
+        layers = [part for part in exam.batch_norms if part.training and part.num_batches_tracked is not None]
+        before = [int(layer.num_batches_tracked) for layer in layers]
+        stand_ins, loss_fn = logged(exam.encoders, working.loss_fn, log)
+        loss = step(stand_ins, working.inputs, loss_fn)
+        updates = [int(layer.num_batches_tracked) - count for layer, count in zip(layers, before, strict=True)]
+        return Outcome(
+            loss=float(loss.detach()) if isinstance(loss, Tensor) else None,
+            encoders=[_change(leaf) for leaf in working.encoder_leaves],
+            own=[_change(leaf) for leaf in working.own_leaves],
+            log=log,
+            state=generator_states(*exam.encoders),
+            updates=max(updates, default=0),
+        )
+
+
+def _change(leaf: Tensor) -> Tensor:
+    return torch.zeros_like(leaf).detach() if leaf.grad is None else leaf.grad.detach().to_dense().clone()
+
+
+def _sit(step: Step, exam: Exam, training: bool) -> Sitting | None:
+    """The encoders, then the step, in one mode. None in training mode where that mode changes nothing that is known.
+
+    A step may refuse BatchNorm by its encoder's mode: layers that are frozen here are no reason to ask it again.
+    """
+    faults: dict[str, str] = {}
+    with exam.working(training) as working:
+        options = {"mask": None, "on_phase": None, "scaler": None, "in_chunks": False}
+        for tower in check_towers(exam.encoders, working.inputs, working.loss_fn, **options):
+            faults = faults_of(tower) | faults
+        before = generator_states(*exam.encoders)
+        with torch.no_grad():
+            list(map(_encode, exam.encoders, working.inputs))
+        draws = not torch.equal(before, generator_states(*exam.encoders))
+    if training and exam.batch_norms and not draws and not faults:
+        return None
+    try:
+        return Sitting(faults, draws, _run(step, exam, training))
+    except ValueError as error:
+        if not faults and not str(error).startswith("encoders["):
+            raise
+        return Sitting(faults, draws, None, str(error))
 
 
 # --- what may be wrong ----------------------------------------------------------------------------------------
 
 
+def _judge_calm(exam: Exam, truth: Outcome, calm: Sitting) -> list[Finding]:
+    """With dropout off: the gradient against plain autograd's, and the encoders' faults, which may explain it."""
+    if calm.outcome is None:
+        return _judge_faults(exam, calm, wrong=True)
+    if not math.isfinite(truth.loss) or not bool(flat(truth.encoders).isfinite().all()):
+        words = f"plain autograd itself gives a loss of {truth.loss:.4g} and a gradient that is not finite."
+        return [Finding("not a number", words), *_judge_faults(exam, calm, wrong=False)]
+    findings = _judge_loss(exam, truth, calm.outcome) or _judge_gradient(exam, truth, calm.outcome)
+    faults = _judge_faults(exam, calm, wrong=bool(findings))
+    if calm.draws or any(fault.wrong for fault in faults):
+        findings = [finding for finding in findings if finding.name not in VAGUE]
+    return [*faults, *findings, *_judge_autocast(calm.outcome), *(_judge_randomness(calm) if calm.draws else [])]
+
+
+def _judge_lively(exam: Exam, lively: Sitting, plan: Sequence[Sequence[Chunk]] | None) -> list[Finding]:
+    """With dropout on: faults of the encoders in training mode, if they were given so, and the replay."""
+    given = any(part.training for encoder in exam.encoders for part in encoder.modules())
+    words = "" if given else " That is in training mode; the encoder was given in eval mode."
+    findings = [replace(one, said=one.said + words) for one in _judge_faults(exam, lively, wrong=given)]
+    if lively.outcome is None:
+        return findings
+    return [*findings, *_judge_randomness(lively), *(_judge_kept_graphs(exam, lively.outcome, plan) if plan else [])]
+
+
+def _judge_faults(exam: Exam, sitting: Sitting, *, wrong: bool) -> list[Finding]:
+    """The encoders' faults. One is wrong where `wrong`, and where the step does what it forbids."""
+    widths = {given["attention_mask"].shape[1] for given in exam.inputs if _masked(given)}
+    calls = sitting.outcome.log.calls if sitting.outcome else []
+    done = {
+        "inputs": True,
+        "replay": len(calls) > len(exam.inputs),
+        "company": any(len(call.reps) not in exam.rows for call in calls),
+        "padding": any(t.shape[1] not in widths for call in calls for t in call.inputs if widths and t.ndim == 2),
+    }
+    if sitting.refusal and not sitting.faults:
+        return [Finding("the step refuses the encoders", sitting.refusal, wrong)]
+    refused = f" The step refuses it: {sitting.refusal}." if sitting.refusal else ""
+    return [
+        Finding(FAULTS[kind], words + refused, kind == "inputs" or wrong and (bool(refused) or done[kind]))
+        for kind, words in sitting.faults.items()
+    ]
+
+
+def _masked(inputs: Any) -> bool:
+    return isinstance(inputs, Mapping) and isinstance(inputs.get("attention_mask"), Tensor)
+
+
+def _merged(findings: Sequence[Finding]) -> list[Finding]:
+    """One for each name, in their order: the first that is wrong, or else the first."""
+    merged: dict[str, Finding] = {}
+    for finding in findings:
+        earlier = merged.setdefault(finding.name, finding)
+        if finding.wrong and not earlier.wrong:
+            merged[finding.name] = finding
+    return list(merged.values())
+
+
 def _batch_norm(step: Step, exam: Exam) -> list[Finding]:
     """BatchNorm in training mode: did a step count more forwards than one for each tower?"""
-    layers = [part for part in nn.ModuleList(exam.encoders).modules() if isinstance(part, BATCH_NORMS)]
-    layers = [part for part in layers if part.training and part.num_batches_tracked is not None]
-    if not layers:
+    if not any(part.training for part in exam.batch_norms):
         return []
-    before = [int(layer.num_batches_tracked) for layer in layers]
     try:
-        outcome = _run(step, exam)
+        outcome = _run(step, exam, None)
     except ValueError:
         return []  # refused, as it should be
-    most = max(int(layer.num_batches_tracked) - count for layer, count in zip(layers, before, strict=True))
-    if most <= len(exam.inputs):
+    if outcome.updates <= len(exam.inputs):
         return []
     words = (
-        f"statistics of chunks, not of the batch, and {most} updates of the running averages in one step "
+        f"statistics of chunks, not of the batch, and {outcome.updates} updates of the running averages in one step "
         f"({len(outcome.log.calls)} forwards). Put BatchNorm into eval mode, or use LayerNorm."
     )
     return [Finding("BatchNorm", words)]
 
 
-def _freeze_batch_norms(exam: Exam) -> None:
-    for part in nn.ModuleList(exam.encoders).modules():
-        if isinstance(part, BATCH_NORMS):
-            part.eval()
-
-
 def _judge_loss(exam: Exam, truth: Outcome, outcome: Outcome) -> list[Finding]:
     """Is the number that the step returns the loss of the whole batch?"""
-    if outcome.loss is None or math.isclose(outcome.loss, truth.loss, rel_tol=exam.tolerance, abs_tol=1e-9):
+    if outcome.loss is None or _close(exam, outcome.loss, truth.loss):
         return []
     if not math.isfinite(outcome.loss):
         words = f"the loss is {outcome.loss}, plain autograd's {truth.loss:.4f}: is there a log(exp(x))? Use logsumexp."
@@ -281,8 +480,8 @@ def _judge_loss(exam: Exam, truth: Outcome, outcome: Outcome) -> list[Finding]:
 
 def _without_temperature(exam: Exam) -> float | None:
     """InfoNCE of the dot products as they are; None where the representations are no pairs of vectors."""
-    with torch.no_grad():
-        reps = [_encode(encoder, given) for encoder, given in zip(exam.encoders, exam.inputs, strict=True)]
+    with torch.no_grad(), exam.working(False) as working:
+        reps = list(map(_encode, exam.encoders, working.inputs))
     if len(reps) != 2 or any(rep.ndim != 2 for rep in reps) or len(reps[1]) % len(reps[0]):
         return None
     labels = torch.arange(len(reps[0]), device=reps[0].device) * (len(reps[1]) // len(reps[0]))
@@ -293,6 +492,8 @@ def _judge_gradient(exam: Exam, truth: Outcome, outcome: Outcome) -> list[Findin
     """The gradient with dropout off: its size, its direction, and the loss's own parameters."""
     if not any(bool(change.any()) for change in outcome.encoders):
         return [Finding("no gradient", "nothing reached the encoders that the step was given.")]
+    if not bool(flat(outcome.encoders).isfinite().all()):
+        return [Finding("not a number", "the step's gradient is not finite, and plain autograd's is.")]
     findings, error = [], _compare(outcome.encoders, truth.encoders)
     if _worst_error(outcome.encoders, truth.encoders) > exam.tolerance:
         if not error.cosine > 1 - exam.tolerance**2:
@@ -314,7 +515,7 @@ def _judge_gradient(exam: Exam, truth: Outcome, outcome: Outcome) -> list[Findin
 
 def _wrong_size(exam: Exam, scale: float) -> Finding:
     """The direction is right. Which known factor is it?"""
-    rows = exam.rows()
+    rows = exam.rows
     if math.isclose(scale, rows[0], rel_tol=1e-3):
         words = f"gradients are {scale:.2f} times too large: B? A sum was backpropagated where a mean is reported."
         return Finding("B times too large", f"{words} Adam hides it; SGD and clipping by norm do not.")
@@ -368,24 +569,27 @@ def _judge_autocast(outcome: Outcome) -> list[Finding]:
     return [Finding("autocast not restored", f"{words} The cached gradients belong to other representations.")]
 
 
-def _judge_randomness(exam: Exam, outcome: Outcome) -> list[Finding]:
+def _judge_randomness(sitting: Sitting) -> list[Finding]:
     """Does each second forward give the representations of the first, and are the generators left further on?"""
-    findings = []
-    replayed, alike = _replays(outcome)
-    if alike < replayed:
-        words = f"{replayed - alike} of {replayed} second forwards gave other representations than the first:"
+    findings, log = [], sitting.outcome.log
+    other = [(first, second) for first, second in log.replays() if not _alike(first.reps, second.reps)]
+    replayed, redrawn = sitting.replays[0], sum(not torch.equal(one.state, two.state) for one, two in other)
+    if redrawn:
+        words = f"{redrawn} of {replayed} second forwards gave other representations than the first:"
         words += " other dropout masks. Record the generators' states with the inputs' devices, and put them back."
         findings.append(Finding("random states not replayed", words))
-    if any(torch.equal(outcome.state, call.state) for call in outcome.log.calls):
+    if len(other) > redrawn and "replay" not in sitting.faults:
+        words = f"{len(other) - redrawn} of {replayed} second forwards gave other representations than the first, from"
+        words += " the same random states: a state of the encoder, or a generator that is not torch's, has moved."
+        findings.append(Finding(FAULTS["replay"], words))
+    if sitting.draws and any(torch.equal(sitting.outcome.state, call.state) for call in log.calls):
         words = "after the step the generator stands where a forward began: the next step draws the same dropout again."
         findings.append(Finding("generators turned back", words))
     return findings
 
 
-def _judge_kept_graphs(exam: Exam, outcome: Outcome, plan: Sequence[Sequence[Chunk]] | None) -> list[Finding]:
-    """With dropout on: the gradient against the same chunks' kept graphs, where the chunks are told."""
-    if plan is None:
-        return []
+def _judge_kept_graphs(exam: Exam, outcome: Outcome, plan: Sequence[Sequence[Chunk]]) -> list[Finding]:
+    """With dropout on: the gradient against the same chunks' kept graphs."""
 
     def kept(encoders: Sequence[Any], inputs: Sequence[Any], loss_fn: Any) -> Tensor:
         reps = []
@@ -397,7 +601,7 @@ def _judge_kept_graphs(exam: Exam, outcome: Outcome, plan: Sequence[Sequence[Chu
         loss.backward()
         return loss
 
-    error = _worst_error(outcome.encoders, _run(kept, exam).encoders)
+    error = _worst_error(outcome.encoders, _run(kept, exam, True).encoders)
     if error <= exam.tolerance:
         return []
     return [Finding("gradient under dropout", f"it is off by {error:.2g} from the same chunks with their graphs kept.")]
@@ -410,17 +614,8 @@ def _trained(modules: Sequence[nn.Module]) -> list[nn.Parameter]:
     return [parameter for parameter in nn.ModuleList(modules).parameters() if parameter.requires_grad]
 
 
-def _draws(exam: Exam) -> bool:
-    """Whether a forward in training mode moves the random generator."""
-    before = generator_states(*exam.encoders)
-    with torch.no_grad():
-        for encoder, given in zip(exam.encoders, exam.inputs, strict=True):
-            _encode(encoder, given)
-    return not torch.equal(before, generator_states(*exam.encoders))
-
-
 def _fewer_rows(exam: Exam, outcome: Outcome) -> bool:
-    return any(rows and rows[0] < exam.rows()[0] for rows in outcome.log.loss_rows)
+    return any(rows and rows[0] < exam.rows[0] for rows in outcome.log.loss_rows)
 
 
 def _compare(gradients: Sequence[Tensor], truth: Sequence[Tensor]) -> GradientError:
@@ -429,20 +624,24 @@ def _compare(gradients: Sequence[Tensor], truth: Sequence[Tensor]) -> GradientEr
 
 
 def _worst_error(gradients: Sequence[Tensor], truth: Sequence[Tensor]) -> float:
-    """The worst parameter's error; where all of the truth is zero, 0 or infinity."""
+    """The worst parameter's error; where all of the truth is zero, 0 or infinity; NaN where it is not finite."""
+    if not flat(truth).isfinite().all():
+        return math.nan
     if not flat(truth).any():
         return math.inf if flat(gradients).any() else 0.0
     return worst_error(dict(enumerate(gradients)), dict(enumerate(truth)))
 
 
-def _replays(outcome: Outcome) -> tuple[int, int]:
-    """(forwards that repeat one without a graph, how many of them gave the same)."""
-    pairs = outcome.log.replays()
-    return len(pairs), sum(_alike(first.reps, second.reps) for first, second in pairs)
+def _close(exam: Exam, one: float, other: float) -> bool:
+    """Whether two losses are the same number, NaN too."""
+    same = math.isclose(one, other, rel_tol=exam.tolerance, abs_tol=1e-9)
+    return same or (math.isnan(one) and math.isnan(other))
 
 
 def _alike(first: Tensor, second: Tensor) -> bool:
-    return first.shape == second.shape and bool(torch.allclose(first.double(), second.double(), rtol=1e-6, atol=1e-9))
+    return first.shape == second.shape and bool(
+        torch.allclose(first.double(), second.double(), rtol=1e-6, atol=1e-9, equal_nan=True)
+    )
 
 
 def _dtype_name(dtype: torch.dtype | None) -> str:

@@ -4,6 +4,7 @@ A gradient has a direction and a size. Adam divides the size away, so that a wro
 run, and a wrong direction cannot: both are told.
 """
 
+import math
 import re
 from collections.abc import Callable, Hashable, Iterable, Mapping
 from dataclasses import dataclass
@@ -44,7 +45,7 @@ def gradients_of(step: Callable[[], object], *modules: nn.Module) -> dict[str, T
         module.zero_grad(set_to_none=True)
     step()
     gradients = {
-        f"{number}.{name}": parameter.grad.detach().clone()
+        f"{number}.{name}": parameter.grad.detach().to_dense().clone()
         for number, module in enumerate(modules)
         for name, parameter in module.named_parameters()
         if parameter.grad is not None
@@ -76,19 +77,21 @@ def worst_error(found: Mapping[Hashable, Tensor], expected: Mapping[Hashable, Te
     """The largest error of any parameter: ||found - expected|| / max(||expected||, 1e-3 * ||all expected||).
 
     The second term is for parameters whose gradient is zero in theory (a BERT key's bias), where rounding is all there
-    is. Both as `gradients_of` gives them. Raises ValueError where names or shapes differ, or `expected` is all zero.
+    is. Both as `gradients_of` gives them; infinite where `found` is not finite. Raises ValueError where names or shapes
+    differ, or `expected` is all zero or not finite.
     """
     if set(found) != set(expected):
         differing = ", ".join(sorted(map(str, set(found) ^ set(expected)))[:4])
         raise refuse("found", "must have the parameters of expected", f"only in one: {differing}")
     _check_shapes(found, expected)
-    whole = sum(float(gradient.double().square().sum()) for gradient in expected.values()) ** 0.5
-    if not whole > 0:
-        raise refuse("expected", "must not be zero everywhere", "a gradient of size 0")
-    return max(
-        float((found[name].double() - gradient.double()).norm()) / max(float(gradient.double().norm()), 1e-3 * whole)
+    whole = float(flat(expected.values()).norm())
+    if not 0 < whole < math.inf:
+        raise refuse("expected", "must be finite and not zero everywhere", f"a gradient of size {whole:g}")
+    errors = [
+        float((flat([found[name]]) - flat([gradient])).norm()) / max(float(flat([gradient]).norm()), 1e-3 * whole)
         for name, gradient in expected.items()
-    )
+    ]
+    return max(math.inf if math.isnan(error) else error for error in errors)
 
 
 def compare_gradients(expected: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> dict[str, GradientError]:
@@ -115,8 +118,9 @@ def compare_vectors(expected: Tensor, found: Tensor) -> GradientError:
 
 
 def flat(gradients: Iterable[Tensor]) -> Tensor:
-    """All gradients as one float64 vector."""
-    return torch.cat([gradient.detach().double().flatten() for gradient in gradients])
+    """All gradients as one float64 vector, sparse ones with their zeros."""
+    parts = [gradient.detach().to_dense().double().flatten() for gradient in gradients]
+    return torch.cat(parts) if parts else torch.zeros(0, dtype=torch.float64)
 
 
 def _check_shapes(found: Mapping[Hashable, Tensor], expected: Mapping[Hashable, Tensor]) -> None:

@@ -31,17 +31,17 @@ def modules_of(encoder: Any) -> list[nn.Module]:
             modules[id(thing)] = thing
         elif depth and id(thing) not in seen:
             seen.add(id(thing))
-            waiting += [(part, depth - 1) for part in _parts(thing)]
+            waiting += [(part, depth - 1) for part in parts_of(thing)]
     inner = {id(part) for module in modules.values() for part in module.modules() if part is not module}
     return [module for module in modules.values() if id(module) not in inner]
 
 
-def _parts(thing: Any) -> Iterable[Any]:
-    """What a callable or a container holds."""
+def parts_of(thing: Any) -> Iterable[Any]:
+    """What a callable or a container holds; nothing of what is neither."""
     if isinstance(thing, FunctionType):
         if (thing.__module__ or "").partition(".")[0] in ("torch", "transformers"):
             return ()
-        parts = [thing.__globals__[name] for name in _globals_of(thing.__code__) if name in thing.__globals__]
+        parts = [thing.__globals__[name] for name in read_globals(thing.__code__) if name in thing.__globals__]
         for cell in thing.__closure__ or ():
             with suppress(ValueError):  # a cell that is not filled yet
                 parts.append(cell.cell_contents)
@@ -59,9 +59,10 @@ def _parts(thing: Any) -> Iterable[Any]:
 
 
 @lru_cache(maxsize=256)
-def _globals_of(code: CodeType) -> frozenset[str]:
-    """The names that a function's code loads from its module."""
-    return frozenset(step.argval for step in dis.get_instructions(code) if step.opname == "LOAD_GLOBAL")
+def read_globals(code: CodeType) -> frozenset[str]:
+    """The names in its module that a function's code reads or sets, its inner functions included."""
+    own = {step.argval for step in dis.get_instructions(code) if step.opname in ("LOAD_GLOBAL", "STORE_GLOBAL")}
+    return frozenset(own.union(*(read_globals(inner) for inner in code.co_consts if isinstance(inner, CodeType))))
 
 
 def refuse_batch_norm(argument: str, encoder: Any, piece: str) -> None:

@@ -1,14 +1,17 @@
 """The audit: right steps pass, each trap is told by its own name, and nothing of the caller's is touched."""
 
+import random
 from functools import partial
 
+import numpy as np
 import pytest
 import torch
 from helpers.oracles import InfoNCE, TinyEncoder, token_batch
 from torch import nn
+from torch.nn.utils.parametrizations import spectral_norm
 
 from gclib import ContrastiveLoss, Encoder, grad_cache_step, naive_step
-from gclib.audit.audit import audit_step
+from gclib.audit.audit import FAULTS, audit_step
 from gclib.chunks import Chunk
 from gclib.course.wild.traps import SIZE, TRAPS, right_step
 from gclib.steps import accumulation_step
@@ -90,7 +93,7 @@ def test_every_trap_is_expected_here():
 def test_each_trap_is_recognised_by_name(trap, encoder, batch):
     report = audit(trap.step, encoder, batch, ranks=2)
     assert report.names == EXPECTED[trap.name]
-    assert all(finding.explanation in str(report) for finding in report.findings)
+    assert all(finding.said in str(report) for finding in report.findings)
     assert f"def {trap.step.__name__}" in trap.source
 
 
@@ -253,3 +256,188 @@ def test_the_public_libraries_pass(batch):
         return sentence_transformers_step(encoders[0], inputs, chunk_size=3, temperature=0.1)
 
     assert audit(step, encoder, batch, ContrastiveLoss(0.1)).right
+
+
+class Behind(TinyEncoder):
+    """An encoder, and something behind it."""
+
+    def __init__(self, behind):
+        super().__init__()
+        self.behind = behind
+
+    def forward(self, input_ids, attention_mask):
+        return self.behind(super().forward(input_ids, attention_mask))
+
+
+class Running(nn.Module):
+    """A running mean, or a running scale, in a buffer or an attribute."""
+
+    def __init__(self, kind):
+        super().__init__()
+        self.kind, self.scale = kind, 1.0
+        self.register_buffer("seen", torch.ones(5))
+
+    def forward(self, x):
+        if self.kind == "attribute":
+            self.scale *= 1.1
+        elif self.training:
+            self.seen.mul_(0.5).add_(x.detach().square().mean(0), alpha=0.5)
+        return (x - self.seen if self.kind == "mean" else x / self.seen.sqrt()) * self.scale
+
+
+def numpy_noise(x):
+    return x * (1 + 0.1 * torch.from_numpy(np.random.standard_normal(tuple(x.shape))))
+
+
+def slow():
+    """A layer whose singular values are close to each other: power iteration takes long."""
+    layer = nn.Linear(5, 5)
+    with torch.no_grad():
+        layer.weight.copy_(nn.init.orthogonal_(layer.weight) * torch.linspace(0.9, 1, 5))
+    return layer
+
+
+CHANGING = {
+    "spectral norm": lambda: spectral_norm(slow()),
+    "old spectral norm": lambda: nn.utils.spectral_norm(slow()),
+    "mean": lambda: Running("mean"),
+    "scale": lambda: Running("scale"),
+    "attribute": lambda: Running("attribute"),
+    "numpy's generator": lambda: numpy_noise,
+    "Python's generator": lambda: lambda x: x * (1 + 0.1 * random.random()),
+}
+BLIND = partial(grad_cache_step, chunk_size=3, verify="never")
+SECOND, COMPANY, PADDING, WRITES = FAULTS["replay"], FAULTS["company"], FAULTS["padding"], FAULTS["inputs"]
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+@pytest.mark.parametrize("name", CHANGING)
+def test_an_encoder_whose_second_forward_is_another_is_named(name, batch):
+    torch.manual_seed(0)
+    encoder = Behind(CHANGING[name]())
+    report = audit(partial(grad_cache_step, chunk_size=3), encoder, batch)
+    assert report.names == [SECOND] and not report.right
+    assert "The step refuses it: encoders[0] must " in report.findings[0].said
+    for step in (BLIND, right_step):
+        report = audit(step, encoder, batch)
+        assert report.names == [SECOND] and not report.right
+    report = audit(naive_step, encoder, batch)
+    assert report.right and report.names == [SECOND] and f"NOTE, {SECOND}" in str(report)
+
+
+@pytest.mark.parametrize("name", ["spectral norm", "old spectral norm", "scale"])
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+def test_what_changes_in_training_mode_alone_is_right_in_eval_mode(name, batch):
+    report = audit(partial(grad_cache_step, chunk_size=3), Behind(CHANGING[name]()).eval(), batch)
+    assert report.right and report.names == [SECOND] and "given in eval mode" in report.findings[0].said
+    encoder = Behind(CHANGING[name]())
+    encoder.behind.eval()
+    report = audit(partial(grad_cache_step, chunk_size=3), encoder, batch)
+    assert report.right and report.names == []
+
+
+TOGETHER = {
+    "a mean over the batch": lambda x: x - x.mean(0),
+    "batch statistics": lambda x: nn.functional.batch_norm(x, None, None, training=True),
+    "a median": lambda x: x * (x > x.median(0).values),
+    "a capacity": lambda x: x * (torch.arange(len(x)) < 4).unsqueeze(-1),
+}
+
+
+@pytest.mark.parametrize("name", TOGETHER)
+def test_rows_that_depend_on_each_other_are_named(name, batch):
+    encoder = Behind(TOGETHER[name])
+    for step in (partial(grad_cache_step, chunk_size=3), BLIND, right_step):
+        report = audit(step, encoder, batch)
+        assert report.names == [COMPANY] and not report.right
+    assert audit(naive_step, encoder, batch).right
+
+
+class Recurrent(nn.Module):
+    """An LSTM over padded rows."""
+
+    def __init__(self):
+        super().__init__()
+        self.table, self.lstm = nn.Embedding(23, 6), nn.LSTM(6, 3, bidirectional=True, batch_first=True)
+
+    def forward(self, input_ids, attention_mask):
+        weights = attention_mask.unsqueeze(-1)
+        return (self.lstm(self.table(input_ids))[0] * weights).sum(1) / weights.sum(1)
+
+
+def test_padding_that_matters_is_named_also_where_the_step_left_it_on(batch):
+    untrimmed, trimmed = (
+        audit(partial(grad_cache_step, chunk_size=3), Recurrent(), batch),
+        audit(BLIND, Recurrent(), batch),
+    )
+    assert untrimmed.names == trimmed.names == [PADDING]
+    assert untrimmed.right and untrimmed.error < 1e-12 and f"NOTE, {PADDING}" in str(untrimmed)
+    assert not trimmed.right and trimmed.error > 0.01
+    assert "trimmed" in trimmed.findings[0].said and audit(right_step, Recurrent(), batch).right
+
+
+def test_an_encoder_that_writes_into_its_inputs_is_named_and_the_batch_is_whole():
+    class Halving(nn.Linear):
+        def forward(self, rows):
+            return super().forward(rows.mul_(0.5))
+
+    for dtype in (torch.float32, torch.float64):
+        inputs = [torch.randn(7, 4, dtype=dtype), torch.randn(7, 4, dtype=dtype)]
+        before = [rows.clone() for rows in inputs]
+        for step in (partial(grad_cache_step, chunk_size=3), BLIND, naive_step):
+            report = audit_step(step, [Halving(4, 3)] * 2, inputs, InfoNCE())
+            assert report.names == [WRITES] and not report.right and "inputs" in report.findings[0].said
+        assert all(map(torch.equal, inputs, before))
+
+
+def test_a_fault_of_the_encoder_hides_no_fault_of_the_step(batch):
+    def seven_times(encoders, inputs, loss_fn):
+        loss = naive_step(encoders, inputs, lambda *reps: 7 * loss_fn(*reps))
+        return loss / 7
+
+    report = audit(seven_times, Recurrent(), batch)
+    assert report.names == [PADDING, "B times too large"]
+    assert [finding.wrong for finding in report.findings] == [False, True]
+
+
+def test_other_refusals_of_a_step_are_passed_on(encoder, batch):
+    with pytest.raises(ValueError, match="chunk_size must be a positive int|chunk_size must be an int of at least 1"):
+        audit(partial(grad_cache_step, chunk_size=0), encoder, batch)
+
+    class Rarely(TinyEncoder):
+        calls = 0  # of one row
+
+        def forward(self, input_ids, attention_mask):
+            self.calls += len(input_ids) == 1
+            return super().forward(input_ids, attention_mask) * (1 + (self.calls > 14))
+
+    report = audit(partial(grad_cache_step, chunk_size=1), Rarely(), batch)
+    assert report.names == ["the step refuses the encoders"] and not report.right
+
+
+def test_what_is_not_judged_is_said(encoder, batch):
+    report = audit(right_step, encoder, batch)
+    assert report.unjudged == ("the gradient with dropout on (`plan` would tell its chunks)",)
+    assert f"Not judged: {report.unjudged[0]}" in str(report)
+    always = Behind(lambda x: nn.functional.dropout(x, 0.3))
+    report = audit(partial(grad_cache_step, chunk_size=3), always, batch)
+    assert report.right and "random numbers in eval mode" in str(report.unjudged)
+    assert audit(TRAPS[0].step, always, batch).names == ["random states not replayed"]
+    report = audit(partial(grad_cache_step, chunk_size=3), Behind(Running("attribute")), batch)
+    assert "the step refuses its encoders" in str(report.unjudged) and report.error != report.error
+    normed = [torch.randn(6, 5), torch.randn(6, 5)]
+    report = audit_step(naive_step, [nn.BatchNorm1d(5)] * 2, normed, InfoNCE())
+    assert report.right and "BatchNorm in training mode" in str(report)
+
+
+def test_numbers_that_are_not_finite_are_named(batch):
+    nan = lambda q, p: InfoNCE()(q, p) * torch.nan  # noqa: E731
+    assert audit(right_step, TinyEncoder(), batch, nan).names == ["not a number"]
+
+    def step(encoders, inputs, loss_fn):
+        loss = right_step(encoders, inputs, loss_fn)
+        for parameter in encoders[0].parameters():
+            parameter.grad.view(-1)[0] = torch.nan
+        return loss
+
+    assert audit(step, TinyEncoder(), batch).names == ["not a number"]

@@ -120,3 +120,24 @@ def test_gradients_of_other_parts_are_refused(found, message):
 def test_nothing_can_be_held_against_zero():
     with pytest.raises(ValueError, match=r"^expected\['a'\] must not be zero"):
         compare_gradients(vectors(a=[0.0]), vectors(a=[1.0]))
+
+
+def test_sparse_gradients_are_held_against_dense_ones():
+    table, rows = nn.Embedding(4, 2, sparse=True), torch.tensor([1, 1, 3])
+    found = gradients_of(lambda: table(rows).square().sum().backward(), table)
+    table.sparse = False
+    expected = gradients_of(lambda: table(rows).square().sum().backward(), table)
+    assert worst_error(found, expected) == 0 == worst_error(expected, found)
+    table.sparse = True
+    table(rows).square().sum().backward()
+    assert worst_error({"0.weight": table.weight.grad}, expected) == 0
+    assert torch.equal(gradients_by_part(table)["embeddings"], expected["0.weight"].double().flatten())
+
+
+def test_numbers_that_are_not_finite_are_no_small_error():
+    expected = {"a": torch.tensor([1.0]), "b": torch.tensor([1.0])}
+    assert worst_error({"a": torch.tensor([1.5]), "b": torch.tensor([math.nan])}, expected) == math.inf
+    with pytest.raises(ValueError, match="expected must be finite and not zero everywhere"):
+        worst_error(expected, {"a": torch.tensor([1.0]), "b": torch.tensor([math.nan])})
+    with pytest.raises(ValueError, match="expected must be finite and not zero everywhere"):
+        worst_error({}, {})
