@@ -178,10 +178,26 @@ def _read_config(path: Path) -> Any:
 
 
 def build_model(config: Any) -> Any:
-    """The transformers model of a config, with fresh weights: with its projection where `architectures` says so."""
+    """The transformers model of a config, with fresh weights, of the class that `model_class` chooses."""
+    kind, config = model_class(config), copy.deepcopy(config)
+    return kind.from_config(config) if hasattr(kind, "from_config") else kind(config)
+
+
+def model_class(config: Any) -> Any:
+    """The transformers class of a config: with its projection, or an encoder alone, where the config says so.
+
+    Of a model with encoder and decoder the encoder, where transformers has it by itself (T5 and its kin); ValueError
+    otherwise: such a model (BART) would represent what its decoder makes of a text.
+    """
     import transformers
 
     architecture = next(iter(config.architectures or ()), "")
-    if architecture.endswith("WithProjection"):
-        return getattr(transformers, architecture)(copy.deepcopy(config))
-    return transformers.AutoModel.from_config(config)
+    if architecture.endswith(("WithProjection", "EncoderModel")) and hasattr(transformers, architecture):
+        return getattr(transformers, architecture)
+    if not getattr(config, "is_encoder_decoder", False):
+        return transformers.AutoModel
+    kind = getattr(transformers, type(config).__name__.removesuffix("Config") + "EncoderModel", None)
+    if kind is None:
+        rule = "must be of an encoder: this model has a decoder too, and transformers has no encoder of it by itself"
+        raise refuse("config", rule, type(config).__name__)
+    return kind
