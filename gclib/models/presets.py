@@ -4,9 +4,11 @@ Each preset builds what its source's config.json describes. `config_of` also rea
 """
 
 import copy
+import inspect
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -175,6 +177,27 @@ def _read_config(path: Path) -> Any:
     if hasattr(config, "text_config") and hasattr(config, "vision_config"):
         raise refuse("config", "must describe one tower: give its text_config or vision_config", str(path))
     return config
+
+
+def positions_of(config: Any) -> int | None:
+    """The longest row that the positions of a config's model hold; None where the config names no limit.
+
+    RoBERTa and its kin count from the padding token's number + 1, so that of 514 positions 512 are for tokens.
+    """
+    limit = getattr(config, "max_position_embeddings", None)
+    if not isinstance(limit, int) or limit < 1:
+        return None
+    return limit - (config.pad_token_id or 0) - 1 if _counts_from_padding(type(config)) else limit
+
+
+@lru_cache(maxsize=64)
+def _counts_from_padding(kind: type) -> bool:
+    """Whether the source of a config's model makes positions of the token ids, as fairseq's models do."""
+    import transformers
+
+    models = transformers.MODEL_MAPPING
+    source = inspect.getsourcefile(models[kind]) if kind in models else None
+    return source is not None and "create_position_ids_from_input" in Path(source).read_text("utf-8")
 
 
 def build_model(config: Any) -> Any:

@@ -99,20 +99,6 @@ def tokenizer_text(tokenizer: Any) -> str:
     return json.dumps([type(tokenizer).__name__, sorted(tokenizer.get_vocab().items())])
 
 
-def usable_positions(model: nn.Module) -> int | None:
-    """The longest row that a model's positions hold; None where its config knows no limit.
-
-    RoBERTa and its kin count from the padding token's number + 1, so that of 514 positions 512 are for tokens.
-    """
-    limits = [getattr(getattr(model, "config", None), "max_position_embeddings", None)]
-    for part in model.modules():
-        table, padding = getattr(part, "position_embeddings", None), getattr(part, "padding_idx", None)
-        if padding is not None and isinstance(getattr(table, "num_embeddings", None), int):
-            limits.append(table.num_embeddings - padding - 1)
-    limits = [limit for limit in limits if isinstance(limit, int) and limit > 0]
-    return min(limits, default=None)
-
-
 def check_reads_text(encoder: nn.Module, tokenizer: Any, length: int, argument: str = "encoder") -> None:
     """ValueError unless the encoder takes all the tokenizer's tokens, in rows of `length`, and gives finite vectors.
 

@@ -14,7 +14,8 @@ from gclib.data.tokens import check_tokenizer, train_tokenizer
 from gclib.distributed import Rank, average_gradients
 from gclib.losses.module import ContrastiveLoss
 from gclib.models.encoder import Encoder, config_for, pooling_for
-from gclib.models.pretrained import check_reads_text, load_tokenizer, usable_positions
+from gclib.models.presets import positions_of
+from gclib.models.pretrained import check_reads_text, load_tokenizer
 from gclib.steps import accumulation_step, grad_cache_step, naive_step
 from gclib.support.validation import one_of, refuse
 from gclib.training.loop import Training
@@ -117,7 +118,7 @@ def saved_model(settings: Settings) -> tuple[Encoder, Any]:
 def text_lengths(settings: Settings, encoder: Encoder, tokenizer: Any) -> dict[str, int]:
     """What queries and passages are cut to: the settings' lengths, a default one the model's where that is less."""
     lengths = {name: getattr(settings, name) for name in ("query_length", "passage_length")}
-    room = min(usable_positions(encoder.model) or tokenizer.model_max_length, tokenizer.model_max_length)
+    room = min(positions_of(encoder.model.config) or tokenizer.model_max_length, tokenizer.model_max_length)
     for name, length in lengths.items():
         if length > room and length != DEFAULTS[name]:
             raise refuse("--query-length and --passage-length", f"must be at most the model's {room} tokens", length)

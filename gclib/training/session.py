@@ -26,7 +26,8 @@ from gclib.data.pairs import TextPair, texts_of
 from gclib.distributed import Rank, all_gather, waiting_for_ranks
 from gclib.models.encoder import Encoder
 from gclib.models.folder import save_model_folder
-from gclib.models.pretrained import tokenizer_text, usable_positions
+from gclib.models.presets import positions_of
+from gclib.models.pretrained import tokenizer_text
 from gclib.support.files import write_atomically
 from gclib.support.validation import refuse
 from gclib.training.checkpoints import (
@@ -166,7 +167,7 @@ class Session:
     def export(self) -> None:
         """The trained encoder as a folder that others load."""
         if self.rank.is_first:
-            kept = [self.encoder.rules.max_length, usable_positions(self.encoder.model)]
+            kept = [self.encoder.rules.max_length, positions_of(self.encoder.model.config)]
             longest = min(n for n in kept if n) if kept[0] else max(self.training.lengths.values())
             save_model_folder(self.encoder, self.training.tokenizer, self.output / "model", max_length=longest)
             self.say(f"Trained: {self.output / 'model'}")
