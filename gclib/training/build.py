@@ -5,20 +5,21 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-import transformers
 from torch import Tensor, nn
 
 from gclib.data.files import load_own_pairs
 from gclib.data.negatives import mine_hard_negatives
 from gclib.data.pairs import TextPair, load_pairs
-from gclib.data.tokens import train_tokenizer
+from gclib.data.tokens import check_tokenizer, train_tokenizer
 from gclib.distributed import Rank, average_gradients
 from gclib.losses.module import ContrastiveLoss
 from gclib.models.encoder import Encoder, config_for, pooling_for
+from gclib.models.presets import positions_of
+from gclib.models.pretrained import check_reads_text, load_tokenizer
 from gclib.steps import accumulation_step, grad_cache_step, naive_step
-from gclib.support.validation import refuse
+from gclib.support.validation import one_of, refuse
 from gclib.training.loop import Training
-from gclib.training.settings import Settings
+from gclib.training.settings import DEFAULTS, Settings, flag
 
 
 def load_data(settings: Settings, *, progress: bool) -> tuple[list[TextPair], list[TextPair]]:
@@ -50,10 +51,8 @@ def build(settings: Settings, pairs: Sequence[TextPair], rank: Rank) -> Training
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(settings.seed)
         encoder, tokenizer = fresh_model(settings, pairs) if settings.is_fresh else saved_model(settings)
-    longest = max(settings.query_length, settings.passage_length)
-    room = min(getattr(encoder.model.config, "max_position_embeddings", longest), tokenizer.model_max_length)
-    if longest > room:
-        raise refuse("--query-length and --passage-length", f"must be at most the model's {room} tokens", longest)
+    lengths = text_lengths(settings, encoder, tokenizer)
+    check_reads_text(encoder, tokenizer, max(lengths.values()), "--model")
     loss_fn = ContrastiveLoss(
         settings.temperature,
         learnable=settings.learnable_temperature,
@@ -75,8 +74,7 @@ def build(settings: Settings, pairs: Sequence[TextPair], rank: Rank) -> Training
         schedule=settings.schedule,
         warmup_steps=settings.warmup_steps,
         clip_norm=settings.clip_norm or None,
-        query_length=settings.query_length,
-        passage_length=settings.passage_length,
+        **lengths,
         rank=rank.rank,
         world_size=rank.world_size,
     )
@@ -103,13 +101,30 @@ def fresh_model(settings: Settings, pairs: Sequence[TextPair]) -> tuple[Encoder,
 
 
 def saved_model(settings: Settings) -> tuple[Encoder, Any]:
-    """The encoder and the tokenizer of a folder, or of a name on the hub."""
-    encoder = Encoder.from_pretrained(settings.model, pooling=settings.pooling or "mean")
+    """The encoder and the tokenizer of a folder, or of a name on the hub, to be trained in float32.
+
+    An encoder whose folder compares by cosine, as most do, is normalized, also where the folder does not do it itself.
+    """
     try:
-        tokenizer = transformers.AutoTokenizer.from_pretrained(settings.model)
-    except (OSError, ValueError) as error:
-        raise refuse("--model", "must hold a tokenizer beside the model", settings.model) from error
+        encoder = Encoder.from_pretrained(settings.model, pooling=settings.pooling)
+        tokenizer = load_tokenizer(settings.model)
+    except ValueError as error:
+        raise ValueError(str(error).replace("name_or_folder", "--model", 1)) from error
+    similarity = one_of("--model: similarity_fn_name", encoder.rules.similarity, ("cosine", "dot"))
+    encoder.normalize = encoder.normalize or similarity == "cosine"
     return encoder, tokenizer
+
+
+def text_lengths(settings: Settings, encoder: Encoder, tokenizer: Any) -> dict[str, int]:
+    """What queries and passages are cut to: the settings' lengths, a default one the model's where that is less."""
+    lengths = {name: getattr(settings, name) for name in ("query_length", "passage_length")}
+    room = min(positions_of(encoder.model.config) or tokenizer.model_max_length, tokenizer.model_max_length)
+    for name, length in lengths.items():
+        if length > room and length != DEFAULTS[name]:
+            raise refuse("--query-length and --passage-length", f"must be at most the model's {room} tokens", length)
+        lengths[name] = min(length, room)
+        check_tokenizer(tokenizer, lengths[name], flag(name))
+    return lengths
 
 
 def step_function(settings: Settings, rank: Rank, modules: Sequence[nn.Module]) -> Callable[..., Tensor]:

@@ -26,6 +26,8 @@ from gclib.data.pairs import TextPair, texts_of
 from gclib.distributed import Rank, all_gather, waiting_for_ranks
 from gclib.models.encoder import Encoder
 from gclib.models.folder import save_model_folder
+from gclib.models.presets import positions_of
+from gclib.models.pretrained import tokenizer_text
 from gclib.support.files import write_atomically
 from gclib.support.validation import refuse
 from gclib.training.checkpoints import (
@@ -79,7 +81,9 @@ class Session:
         count = sum(parameter.numel() for parameter in self.encoder.parameters())
         processes = f", {self.rank.world_size} processes" if self.rank.world_size > 1 else ""
         model = f"{self.settings.model}, {count:,} parameters on {self.rank.device.type}{processes}"
-        return f"{model}: {len(pairs):,} pairs, {self.training.steps:,} steps of {self.training.batch_size} queries"
+        steps = f"{len(pairs):,} pairs, {self.training.steps:,} steps of {self.training.batch_size} queries"
+        lengths = "queries of {query_length}, passages of {passage_length} tokens".format(**self.training.lengths)
+        return f"{model}: {steps}\n{self.encoder.in_words()}; {lengths} at most"
 
     def begin(self, pairs: Sequence[TextPair]) -> TrainingState:
         """Make the folder of a new run."""
@@ -163,13 +167,14 @@ class Session:
     def export(self) -> None:
         """The trained encoder as a folder that others load."""
         if self.rank.is_first:
-            longest = max(self.training.lengths.values())
+            kept = [self.encoder.rules.max_length, positions_of(self.encoder.model.config)]
+            longest = min(n for n in kept if n) if kept[0] else max(self.training.lengths.values())
             save_model_folder(self.encoder, self.training.tokenizer, self.output / "model", max_length=longest)
             self.say(f"Trained: {self.output / 'model'}")
 
     def _config(self, pairs: Sequence[TextPair]) -> dict[str, Any]:
         """What config.json holds: settings, how many processes and steps, the data's checksum, the versions."""
-        vocabulary = self.training.tokenizer.backend_tokenizer.to_str()
+        vocabulary = tokenizer_text(self.training.tokenizer)
         return {
             "settings": dataclasses.asdict(self.settings),
             "processes": self.rank.world_size,
