@@ -1,7 +1,10 @@
 """From a run's settings to its pairs and its `Training`: encoder, tokenizer, loss, optimizer and step."""
 
 import functools
+import json
 from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -19,6 +22,8 @@ from gclib.steps import accumulation_step, grad_cache_step, naive_step
 from gclib.support.validation import refuse
 from gclib.training.loop import Training
 from gclib.training.settings import Settings
+
+MANY = 10**9  # tokens: where a model sets no limit
 
 
 def load_data(settings: Settings, *, progress: bool) -> tuple[list[TextPair], list[TextPair]]:
@@ -45,15 +50,22 @@ def load_held_out(load: Callable[..., list[TextPair]], limit: int) -> list[TextP
         raise refuse("--test-pairs", f"must be 0 for data without pairs to test on ({error})", limit) from error
 
 
-def build(settings: Settings, pairs: Sequence[TextPair], rank: Rank) -> Training:
-    """What the settings name, on the process's device: one encoder for both towers, the same in every process."""
+def total_steps(settings: Settings, pair_count: int) -> int:
+    """Updates of a run over so many pairs: --steps, or the full batches of --epochs."""
+    return settings.steps or max(1, settings.epochs * (pair_count // settings.batch_size))
+
+
+def build(settings: Settings, pairs: Sequence[TextPair], rank: Rank, steps: int | None = None) -> Training:
+    """What the settings name, on the process's device: one encoder for both towers, the same in every process.
+
+    steps: the updates, where another number than `total_steps` was settled when the run began.
+    """
+    steps = steps or total_steps(settings, len(pairs))
+    settings = settings.with_rates(steps)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(settings.seed)
         encoder, tokenizer = fresh_model(settings, pairs) if settings.is_fresh else saved_model(settings)
-    longest = max(settings.query_length, settings.passage_length)
-    room = min(getattr(encoder.model.config, "max_position_embeddings", longest), tokenizer.model_max_length)
-    if longest > room:
-        raise refuse("--query-length and --passage-length", f"must be at most the model's {room} tokens", longest)
+    check_lengths(settings, encoder, tokenizer)
     loss_fn = ContrastiveLoss(
         settings.temperature,
         learnable=settings.learnable_temperature,
@@ -70,7 +82,7 @@ def build(settings: Settings, pairs: Sequence[TextPair], rank: Rank) -> Training
         step=step_function(settings, rank, (encoder, loss_fn)),
         optimizer=optimizer_for(settings, [*encoder.parameters(), *loss_fn.parameters()]),
         batch_size=settings.batch_size,
-        steps=settings.steps or max(1, settings.epochs * (len(pairs) // settings.batch_size)),
+        steps=steps,
         seed=settings.seed,
         schedule=settings.schedule,
         warmup_steps=settings.warmup_steps,
@@ -80,6 +92,90 @@ def build(settings: Settings, pairs: Sequence[TextPair], rank: Rank) -> Training
         rank=rank.rank,
         world_size=rank.world_size,
     )
+
+
+def check_config(settings: Settings) -> None:
+    """Refuse, by the model's config alone, before data and weights are loaded, a model that can't take the texts."""
+    if settings.is_fresh:
+        config = config_for(settings.model, settings.vocab_size, settings.dropout)
+        if hasattr(config, "num_channels"):
+            raise refuse("--model", "must read text", f"{settings.model}, which reads pictures")
+    elif Path(settings.model, "config.json").is_file():
+        try:
+            config = transformers.AutoConfig.from_pretrained(settings.model)
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise refuse("--model", f"must hold a config.json that can be read ({error})", settings.model) from error
+    else:
+        return
+    check_room_for_texts(settings, getattr(config, "max_position_embeddings", MANY))
+
+
+def check_room_for_texts(settings: Settings, room: int) -> None:
+    """ValueError for texts of more tokens than the model reads."""
+    longest = max(settings.query_length, settings.passage_length)
+    if longest > room:
+        raise refuse("--query-length and --passage-length", f"must be at most the model's {room} tokens", longest)
+
+
+def check_lengths(settings: Settings, encoder: Encoder, tokenizer: Any) -> None:
+    """ValueError for texts that are longer than the model reads, or of which a prefix leaves nothing."""
+    room = min(getattr(encoder.model.config, "max_position_embeddings", MANY), tokenizer.model_max_length)
+    check_room_for_texts(settings, room)
+    for side in ("query", "passage"):
+        length, prefix = getattr(settings, f"{side}_length"), getattr(settings, f"{side}_prefix")
+        taken = len(tokenizer(prefix)["input_ids"]) if prefix else 0
+        if taken >= length:
+            rule = f"must leave room for text beside the prefix and special tokens, {taken} tokens"
+            raise refuse(f"--{side}-length", rule, length)
+
+
+def with_prompts(settings: Settings) -> Settings:
+    """With the prefixes that the model's folder has for queries and passages, where none were typed.
+
+    As sentence-transformers reads them: the prompt "query"; "document", else "passage"; else its default prompt.
+    """
+    kept = {} if settings.is_fresh else prompts_of(settings.model)
+    query = kept.get("query", kept.get("default", ""))
+    passage = next((kept[name] for name in ("document", "passage", "corpus", "default") if name in kept), "")
+    return replace(
+        settings,
+        query_prefix=query if settings.query_prefix is None else settings.query_prefix,
+        passage_prefix=passage if settings.passage_prefix is None else settings.passage_prefix,
+    )
+
+
+def prompts_of(name_or_folder: str) -> dict[str, str]:
+    """The prompts of config_sentence_transformers.json by name; as "default" the one that is used without a name."""
+    quiet = {f"_raise_exceptions_for_{kind}": False for kind in ("missing_entries", "connection_errors", "gated_repo")}
+    path = transformers.utils.cached_file(name_or_folder, "config_sentence_transformers.json", **quiet)
+    if path is None:
+        return {}
+    try:
+        kept = json.loads(Path(path).read_text("utf-8"))
+        prompts = {name: text for name, text in (kept.get("prompts") or {}).items() if isinstance(text, str)}
+    except (OSError, ValueError, AttributeError) as error:
+        raise refuse(
+            "--model", f"must hold a config_sentence_transformers.json that can be read ({error})", path
+        ) from error
+    if kept.get("default_prompt_name") in prompts:
+        prompts["default"] = prompts[kept["default_prompt_name"]]
+    return prompts
+
+
+def prefixed(pairs: Sequence[TextPair], settings: Settings) -> list[TextPair]:
+    """The pairs with the prefixes in front: of queries one, of passages and hard negatives the other."""
+    query, passage = settings.query_prefix or "", settings.passage_prefix or ""
+    if not query and not passage:
+        return list(pairs)
+    return [
+        replace(
+            pair,
+            query=query + pair.query,
+            passage=passage + pair.passage,
+            negatives=tuple(passage + text for text in pair.negatives),
+        )
+        for pair in pairs
+    ]
 
 
 def optimizer_for(settings: Settings, parameters: Sequence[nn.Parameter]) -> torch.optim.Optimizer:

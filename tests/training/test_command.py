@@ -84,7 +84,7 @@ def test_a_run_leaves_what_the_help_says(typed, tmp_path, capsys):
     assert [record.examples for record in told] == list(range(8, 72, 8))
     assert told[-1].loss < told[0].loss
     evaluations = [json.loads(line) for line in (output / "evaluations.jsonl").read_text().splitlines()]
-    assert [line["step"] for line in evaluations] == [3, 6, 8]
+    assert [line["step"] for line in evaluations] == [0, 3, 6, 8]
     assert all(line["pairs"] == 10 and 0 < line["mrr"] <= 1 for line in evaluations)
     config = json.loads((output / "config.json").read_text())
     assert config["settings"]["batch_size"] == 8 and config["processes"] == 1 and config["steps"] == 8
