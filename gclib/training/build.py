@@ -24,15 +24,13 @@ from gclib.training.loop import Training
 from gclib.training.settings import Settings
 
 MANY = 10**9  # tokens: where a model sets no limit
+PROMPTS = "config_sentence_transformers.json"
+PASSAGE_PROMPTS = ("document", "passage", "corpus")  # the names under which sentence-transformers looks, in this order
 
 
 def load_data(settings: Settings, *, progress: bool) -> tuple[list[TextPair], list[TextPair]]:
     """The pairs to train on, with their hard negatives, and those to evaluate on."""
-    if settings.data is None:
-        load = functools.partial(load_pairs, progress=progress)
-    else:
-        columns = {"query": settings.query_column, "passage": settings.passage_column}
-        load = functools.partial(load_own_pairs, settings.data, **columns)
+    load = loader(settings, progress=progress)
     pairs = load(split="train", limit=settings.train_pairs)
     held_out = load_held_out(load, settings.test_pairs) if settings.test_pairs else []
     if settings.negatives:
@@ -40,6 +38,14 @@ def load_data(settings: Settings, *, progress: bool) -> tuple[list[TextPair], li
     if len(pairs) < settings.batch_size:
         raise refuse("--batch-size", f"must be at most the number of pairs, {len(pairs)}", settings.batch_size)
     return pairs, held_out
+
+
+def loader(settings: Settings, *, progress: bool) -> Callable[..., list[TextPair]]:
+    """load(split=, limit=) -> pairs: of the settings' own data, or of the mined corpus."""
+    if settings.data is None:
+        return functools.partial(load_pairs, progress=progress)
+    columns = {"query": settings.query_column, "passage": settings.passage_column}
+    return functools.partial(load_own_pairs, settings.data, **columns)
 
 
 def load_held_out(load: Callable[..., list[TextPair]], limit: int) -> list[TextPair]:
@@ -65,7 +71,7 @@ def build(settings: Settings, pairs: Sequence[TextPair], rank: Rank, steps: int 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(settings.seed)
         encoder, tokenizer = fresh_model(settings, pairs) if settings.is_fresh else saved_model(settings)
-    check_lengths(settings, encoder, tokenizer)
+    settings = fitted(settings, encoder, tokenizer)
     loss_fn = ContrastiveLoss(
         settings.temperature,
         learnable=settings.learnable_temperature,
@@ -112,21 +118,23 @@ def check_config(settings: Settings) -> None:
 
 def check_room_for_texts(settings: Settings, room: int) -> None:
     """ValueError for texts of more tokens than the model reads."""
-    longest = max(settings.query_length, settings.passage_length)
+    longest = max(settings.query_length or 0, settings.passage_length or 0)
     if longest > room:
         raise refuse("--query-length and --passage-length", f"must be at most the model's {room} tokens", longest)
 
 
-def check_lengths(settings: Settings, encoder: Encoder, tokenizer: Any) -> None:
-    """ValueError for texts that are longer than the model reads, or of which a prefix leaves nothing."""
+def fitted(settings: Settings, encoder: Encoder, tokenizer: Any) -> Settings:
+    """With the lengths of texts. ValueError for more than the model reads, or so few that a prefix fills them."""
     room = min(getattr(encoder.model.config, "max_position_embeddings", MANY), tokenizer.model_max_length)
     check_room_for_texts(settings, room)
+    settings = settings.with_lengths(room)
     for side in ("query", "passage"):
         length, prefix = getattr(settings, f"{side}_length"), getattr(settings, f"{side}_prefix")
         taken = len(tokenizer(prefix)["input_ids"]) if prefix else 0
         if taken >= length:
             rule = f"must leave room for text beside the prefix and special tokens, {taken} tokens"
             raise refuse(f"--{side}-length", rule, length)
+    return settings
 
 
 def with_prompts(settings: Settings) -> Settings:
@@ -136,7 +144,7 @@ def with_prompts(settings: Settings) -> Settings:
     """
     kept = {} if settings.is_fresh else prompts_of(settings.model)
     query = kept.get("query", kept.get("default", ""))
-    passage = next((kept[name] for name in ("document", "passage", "corpus", "default") if name in kept), "")
+    passage = next((kept[name] for name in (*PASSAGE_PROMPTS, "default") if name in kept), "")
     return replace(
         settings,
         query_prefix=query if settings.query_prefix is None else settings.query_prefix,
@@ -147,16 +155,14 @@ def with_prompts(settings: Settings) -> Settings:
 def prompts_of(name_or_folder: str) -> dict[str, str]:
     """The prompts of config_sentence_transformers.json by name; as "default" the one that is used without a name."""
     quiet = {f"_raise_exceptions_for_{kind}": False for kind in ("missing_entries", "connection_errors", "gated_repo")}
-    path = transformers.utils.cached_file(name_or_folder, "config_sentence_transformers.json", **quiet)
+    path = transformers.utils.cached_file(name_or_folder, PROMPTS, **quiet)
     if path is None:
         return {}
     try:
         kept = json.loads(Path(path).read_text("utf-8"))
         prompts = {name: text for name, text in (kept.get("prompts") or {}).items() if isinstance(text, str)}
     except (OSError, ValueError, AttributeError) as error:
-        raise refuse(
-            "--model", f"must hold a config_sentence_transformers.json that can be read ({error})", path
-        ) from error
+        raise refuse("--model", f"must hold a {PROMPTS} that can be read ({error})", path) from error
     if kept.get("default_prompt_name") in prompts:
         prompts["default"] = prompts[kept["default_prompt_name"]]
     return prompts

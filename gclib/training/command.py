@@ -6,6 +6,7 @@ all processes must see. `gclib.training.settings` has the options, `gclib.traini
 """
 
 import argparse
+import dataclasses
 import os
 import shlex
 import signal
@@ -22,7 +23,7 @@ from gclib.distributed import Rank, process_group, waiting_for_ranks
 from gclib.support.validation import refuse
 from gclib.training.build import build, check_config, load_data, prefixed, total_steps, with_prompts
 from gclib.training.loop import TrainingRecord
-from gclib.training.output import check_output, locked
+from gclib.training.output import check_new_output, check_output, locked
 from gclib.training.session import CONFIG, Session, StoppedBySignal, read_config
 from gclib.training.settings import Settings, add_options, resumed, typed_settings
 
@@ -85,8 +86,7 @@ def settings_for(output: Path, typed: dict[str, Any], *, resume: bool) -> Settin
     processes = int(os.environ.get("WORLD_SIZE", 1))
     check_output(output)
     if not resume:
-        if (output / CONFIG).exists():
-            raise refuse("--output", "must be a new folder, or be given with --resume", f"{output}, which holds a run")
+        check_new_output(output)
         settings = Settings(**typed)
         settings.check(processes)
         settings.check_new()
@@ -107,7 +107,7 @@ def run(settings: Settings, output: Path, *, resume: bool = False, quiet: bool =
     """
     first = int(os.environ.get("RANK", 0)) == 0
     in_use = locked(output) if first else nullcontext()
-    with in_use, _fewer_words(quiet), process_group(timeout_seconds=settings.timeout_seconds) as rank:
+    with in_use, fewer_words(quiet=quiet), process_group(timeout_seconds=settings.timeout_seconds) as rank:
         loud = rank.is_first and not quiet
         say = print if loud else (lambda *words: None)
         check_config(settings)
@@ -118,7 +118,8 @@ def run(settings: Settings, output: Path, *, resume: bool = False, quiet: bool =
         steps = steps_of(settings, len(pairs), output if resume else None)
         training = build(settings, pairs, rank, steps)
         chosen = [name for name in ("learning_rate", "warmup_steps") if getattr(settings, name) is None]
-        session = Session(settings.with_rates(steps), output, rank, training, held_out, say, chosen)
+        settings = dataclasses.replace(settings.with_rates(steps), **training.lengths)
+        session = Session(settings, output, rank, training, held_out, say, chosen)
         state = session.restore(pairs) if resume else session.begin(pairs)
         say(session.described(pairs))
         records = session.train(pairs, state, progress=loud)
@@ -159,7 +160,7 @@ def _wait_for_all(rank: Rank) -> None:
 
 
 @contextmanager
-def _fewer_words(quiet: bool) -> Iterator[None]:
+def fewer_words(*, quiet: bool) -> Iterator[None]:
     """transformers without its own progress bars; quiet: without its warnings too."""
     verbosity, bars = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
     transformers_logging.disable_progress_bar()

@@ -36,6 +36,17 @@ def check_output(output: Path) -> None:
             return
 
 
+def check_new_output(output: Path) -> None:
+    """ValueError where a new run would write over an older one, or over something else of its names."""
+    if (output / "config.json").exists():
+        raise refuse("--output", "must be a new folder, or be given with --resume", f"{output}, which holds a run")
+    present = [name for name in ("model", "records.jsonl", "evaluations.jsonl") if (output / name).exists()]
+    present += [path.name for path in sorted(output.glob("checkpoint-*"))]
+    if present:
+        rule = f"must be a folder without {present[0]}, which a run would write over"
+        raise refuse("--output", rule, str(output))
+
+
 @contextmanager
 def locked(output: Path) -> Iterator[None]:
     """Inside, this process alone is at work in the folder, which is made, and removed again where it stays empty.

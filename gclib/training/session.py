@@ -30,6 +30,7 @@ from gclib.models.folder import save_model_folder
 from gclib.support.files import as_new_files, write_atomically
 from gclib.support.validation import refuse
 from gclib.support.words import format_table
+from gclib.training.build import PASSAGE_PROMPTS, PROMPTS
 from gclib.training.checkpoints import (
     Checkpoint,
     latest_checkpoint,
@@ -39,7 +40,7 @@ from gclib.training.checkpoints import (
     write_checkpoint,
 )
 from gclib.training.loop import Training, TrainingRecord, TrainingState, learning_rate_factors
-from gclib.training.output import check_room
+from gclib.training.output import check_new_output, check_room
 from gclib.training.retrieval import retrieval_metrics
 from gclib.training.settings import Settings, flag
 
@@ -104,6 +105,7 @@ class Session:
         config = self._config(pairs)
         self._agree(config, 0)
         if self.rank.is_first:
+            check_new_output(self.output)  # again: now it is locked
             check_room(self.output, self.bytes_to_write())
             write_json(self.output / CONFIG, config)
         return TrainingState()
@@ -195,8 +197,21 @@ class Session:
         if self.rank.is_first:
             longest = max(self.training.lengths.values())
             save_model_folder(self.encoder, self.training.tokenizer, self.output / "model", max_length=longest)
+            self._write_prompts(self.output / "model" / PROMPTS)
             as_new_files(self.output / "model")
             self.say(f"Trained: {self.output / 'model'}")
+
+    def _write_prompts(self, path: Path) -> None:
+        """The prefixes as sentence-transformers' prompts, beside those that are there."""
+        about = json.loads(path.read_text("utf-8")) if path.is_file() else {}
+        kept = about.get("prompts") or {}
+        names = [name for name in PASSAGE_PROMPTS if name in kept] or [PASSAGE_PROMPTS[0]]
+        prompts = {
+            "query": self.settings.query_prefix or "",
+            **dict.fromkeys(names, self.settings.passage_prefix or ""),
+        }
+        if kept or any(prompts.values()):
+            write_json(path, {**about, "prompts": {**kept, **prompts}})
 
     def compare(self) -> None:
         """What the test pairs said before the first step beside the last; a warning where the run went down."""

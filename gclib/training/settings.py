@@ -18,6 +18,7 @@ from gclib.training.loop import SCHEDULES
 
 POOLED = ("mean", "cls", "last")
 DEFAULT_CHUNK = 32
+LENGTHS = {"query_length": 64, "passage_length": 256}
 FRESH_RATE, TRAINED_RATE = 1e-3, 2e-5  # the first moves trained weights so far that they forget
 WARMUP_PART = 10  # trained weights: the rate rises over one step in so many
 # What may differ from the run that is resumed: nothing of it changes what a step computes.
@@ -52,8 +53,8 @@ class Settings:
     train_pairs: int | None = option(None, "data", "train on the first so many pairs; else all", int)
     test_pairs: int = option(1_000, "data", "evaluate on the first so many test pairs; 0: no evaluation", int)
     negatives: int = option(0, "data", "hard negatives to mine with BM25 for each query", int)
-    query_length: int = option(64, "data", "tokens that a query is cut to", int)
-    passage_length: int = option(256, "data", "tokens that a passage is cut to", int)
+    query_length: int | None = option(None, "data", "tokens that a query is cut to; else 64, or the model's most", int)
+    passage_length: int | None = option(None, "data", "the same of a passage; else 256, or the model's most", int)
 
     model: str = option(
         "mini", "model", f"{', '.join(SIZES)} or a preset, with fresh weights; or a folder to start from"
@@ -143,6 +144,11 @@ class Settings:
             warmup_steps=warmup if self.warmup_steps is None else self.warmup_steps,
         )
 
+    def with_lengths(self, room: int) -> "Settings":
+        """With texts as long as usual, or as the model reads, where nothing was said."""
+        lengths = {name: getattr(self, name) or min(usual, room) for name, usual in LENGTHS.items()}
+        return dataclasses.replace(self, **lengths)
+
     @property
     def is_fresh(self) -> bool:
         """Whether the model starts from fresh weights, and not from a folder or a name on the hub."""
@@ -172,7 +178,7 @@ class Settings:
                 raise refuse("--data", "must be a folder that holds train.jsonl", f"{path}, which is empty")
         elif path.exists():
             raise refuse("--data", "must be the folder that holds train.jsonl and test.jsonl", f"{path}, a file")
-        elif not HUB_NAME.fullmatch(self.data) or find_spec("datasets") is None:
+        elif not is_hub_name(self.data) or find_spec("datasets") is None:
             rule = "must be a folder, or a name that `datasets` (if it is installed) knows"
             raise refuse("--data", rule, f"{self.data}, and no such folder is in {Path.cwd()}")
 
@@ -190,7 +196,7 @@ class Settings:
         elif path.is_dir():
             if not (path / "config.json").is_file() and not (path / "modules.json").is_file():
                 raise refuse("--model", "must be a folder that holds a model's config.json", self.model)
-        elif "/" not in self.model or not HUB_NAME.fullmatch(self.model):
+        elif "/" not in self.model or not is_hub_name(self.model):
             raise refuse("--model", f"must be one of {known}, a folder, a config.json or a name with /", self.model)
 
     def _check_loss_and_length(self) -> None:
@@ -214,7 +220,10 @@ SMALLEST = {
 }
 
 
-HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")  # of a model or a data set; a path has more to it
+def is_hub_name(text: str) -> bool:
+    """Whether it may be the name of a model or a data set on the hub, and not a folder that was mistyped."""
+    looks_so = re.fullmatch(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?", text) is not None
+    return looks_so and not ("/" in text and Path(text).parent.is_dir())
 
 
 def flag(name: str) -> str:
