@@ -2,6 +2,7 @@
 
 import functools
 import json
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -35,6 +36,8 @@ def load_data(settings: Settings, *, progress: bool) -> tuple[list[TextPair], li
     held_out = load_held_out(load, settings.test_pairs) if settings.test_pairs else []
     if settings.negatives:
         pairs = mine_hard_negatives(pairs, per_query=settings.negatives, seed=settings.seed)
+    if settings.batch_size == 1 and not pairs[0].negatives:
+        raise refuse("--batch-size", "must be at least 2 without hard negatives: a query needs a wrong passage", 1)
     if len(pairs) < settings.batch_size:
         raise refuse("--batch-size", f"must be at most the number of pairs, {len(pairs)}", settings.batch_size)
     return pairs, held_out
@@ -44,8 +47,15 @@ def loader(settings: Settings, *, progress: bool) -> Callable[..., list[TextPair
     """load(split=, limit=) -> pairs: of the settings' own data, or of the mined corpus."""
     if settings.data is None:
         return functools.partial(load_pairs, progress=progress)
-    columns = {"query": settings.query_column, "passage": settings.passage_column}
-    return functools.partial(load_own_pairs, settings.data, **columns)
+
+    def load(**which: Any) -> list[TextPair]:
+        columns = {"query": settings.query_column, "passage": settings.passage_column}
+        try:
+            return load_own_pairs(settings.data, **columns, **which)
+        except ValueError as error:
+            raise ValueError(re.sub(r"^name_or_folder\b", "--data", str(error))) from error
+
+    return load
 
 
 def load_held_out(load: Callable[..., list[TextPair]], limit: int) -> list[TextPair]:
@@ -125,6 +135,9 @@ def check_room_for_texts(settings: Settings, room: int) -> None:
 
 def fitted(settings: Settings, encoder: Encoder, tokenizer: Any) -> Settings:
     """With the lengths of texts. ValueError for more than the model reads, or so few that a prefix fills them."""
+    if len(tokenizer) <= len(tokenizer.all_special_tokens):
+        got = f"{settings.model}, whose tokenizer has no words (is its file missing?)"
+        raise refuse("--model", "must hold a tokenizer beside the model", got)
     room = min(getattr(encoder.model.config, "max_position_embeddings", MANY), tokenizer.model_max_length)
     check_room_for_texts(settings, room)
     settings = settings.with_lengths(room)

@@ -46,16 +46,14 @@ def command(arguments: argparse.Namespace) -> int:
     0; 1 where a loss was no number, or disk or memory were full; 2 for what was refused; 128 + the signal's number
     after a signal.
     """
-    how_to_resume = f"To go on: python -m gclib train --output {shlex.quote(str(arguments.output))} --resume"
     try:
         settings = settings_for(arguments.output, typed_settings(arguments), resume=arguments.resume)
         run(settings, arguments.output, resume=arguments.resume, quiet=arguments.quiet)
         return 0
     except StoppedBySignal as stop:
-        return _exit(128 + stop.signal_number, "" if arguments.quiet else f"{stop}. {how_to_resume}")
+        return _exit(128 + stop.signal_number, "" if arguments.quiet else f"{stop}{how_to_resume(arguments.output)}")
     except KeyboardInterrupt:
-        begun = (arguments.output / CONFIG).is_file()
-        return _exit(128 + signal.SIGINT, f"Stopped at once. {how_to_resume}" if begun else "Stopped at once.")
+        return _exit(128 + signal.SIGINT, f"Stopped at once{how_to_resume(arguments.output)}")
     except ValueError as error:
         return _exit(2, error_line("train", error))
     except FloatingPointError as error:
@@ -63,8 +61,13 @@ def command(arguments: argparse.Namespace) -> int:
     except (OSError, MemoryError, RuntimeError) as error:
         if not is_of_the_machine(error):
             raise
-        begun = (arguments.output / CONFIG).is_file()
-        return _exit(1, f"{error_line('train', error)}. {how_to_resume}" if begun else error_line("train", error))
+        return _exit(1, error_line("train", error) + how_to_resume(arguments.output))
+
+
+def how_to_resume(output: Path) -> str:
+    """The end of a last line: what to type to go on, where there is a run."""
+    line = f". To go on: python -m gclib train --output {shlex.quote(str(output))} --resume"
+    return line if (output / CONFIG).is_file() else "."
 
 
 def error_line(name: str, error: BaseException) -> str:

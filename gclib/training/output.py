@@ -29,11 +29,13 @@ LOCK = "run.lock"
 
 def check_output(output: Path) -> None:
     """A folder, or a place where one can be made; ValueError for a file, or below one."""
-    for path in (output, *output.parents):
-        if path.exists() or path.is_symlink():
-            if not path.is_dir():
-                raise refuse("--output", "must be a folder, or one that can be made", f"{output}, and {path} is a file")
-            return
+    try:
+        there = next(path for path in (output, *output.absolute().parents) if path.exists() or path.is_symlink())
+        is_folder = there.is_dir()
+    except OSError as error:
+        raise refuse("--output", f"must be a folder that can be read ({error.strerror})", str(output)) from error
+    if not is_folder:
+        raise refuse("--output", "must be a folder, or one that can be made", f"{output}, and {there} is no folder")
 
 
 def check_new_output(output: Path) -> None:

@@ -382,9 +382,21 @@ def append_line(path: Path, content: dict[str, Any]) -> None:
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
-    """The file's JSON objects; none where there is no file, and without a last line that a kill cut short."""
-    lines = path.read_text("utf-8").splitlines(keepends=True) if path.is_file() else []
-    return [json.loads(line) for line in lines if line.endswith("\n")]
+    """The file's JSON objects; none where there is no file, and without a last line that a kill cut short.
+
+    ValueError for a line that is none.
+    """
+    text = path.read_text("utf-8", "replace") if path.is_file() else ""
+    contents = []
+    for number, line in enumerate(text.splitlines(keepends=True), start=1):
+        if line.endswith("\n"):
+            try:
+                contents.append(json.loads(line))
+            except ValueError as error:
+                raise refuse(
+                    f"{path}, line {number},", "must be a JSON object, as a run writes it", line[:80]
+                ) from error
+    return contents
 
 
 def flush_to_disk(path: Path) -> None:

@@ -113,6 +113,10 @@ class Settings:
         for name in ("clip_norm", "weight_decay"):
             if not (0 <= getattr(self, name) < math.inf):
                 raise refuse(flag(name), "must be a finite number, 0 or more", getattr(self, name))
+        for name, largest in LARGEST.items():
+            value = getattr(self, name)
+            if value is not None and value > largest:
+                raise refuse(flag(name), f"must be at most {largest:,}", value)
         self._check_step(processes)
         self._check_data()
         self._check_model()
@@ -218,6 +222,8 @@ SMALLEST = {
     **dict.fromkeys(("query_length", "passage_length"), 3),
     "vocab_size": 64,
 }
+# What torch and the system can count; more is a mistyped number
+LARGEST = {"seed": 2**62, "steps": 10**7, "epochs": 10**5, "vocab_size": 10**7, "timeout_seconds": 10**7}
 
 
 def is_hub_name(text: str) -> bool:

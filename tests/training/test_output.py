@@ -18,7 +18,7 @@ from gclib.training.output import LOCK, check_new_output, check_output, check_ro
 def test_a_file_is_no_folder_and_nothing_can_be_made_below_it(tmp_path):
     (tmp_path / "file").write_text("x")
     for path in (tmp_path / "file", tmp_path / "file" / "a" / "b"):
-        with pytest.raises(ValueError, match=f"--output must be a folder.*{tmp_path / 'file'} is a file"):
+        with pytest.raises(ValueError, match=f"--output must be a folder.*{tmp_path / 'file'} is no folder"):
             check_output(path)
         with pytest.raises(ValueError, match="--output must be a folder"), locked(path):
             pass
@@ -134,9 +134,9 @@ def test_a_disk_that_takes_nothing_is_told_by_its_own_word(number, tmp_path, mon
         raise OSError(number, os.strerror(number))
 
     monkeypatch.setattr(output, "os", SimpleNamespace(**{**vars(os), "open": refuses}))
-    with pytest.raises(ValueError, match=f"--output must be a folder that can be written.*{os.strerror(number)}"):
-        with locked(tmp_path / "new"):
-            pass
+    told = f"--output must be a folder that can be written.*{os.strerror(number)}"
+    with pytest.raises(ValueError, match=told), locked(tmp_path / "new"):
+        pass
     assert list(tmp_path.iterdir()) == []
 
 
