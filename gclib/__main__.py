@@ -1,4 +1,4 @@
-"""Four commands: `python -m gclib` and one of `data-card`, `table1 --quick`, `train`, `calibrate`."""
+"""Five commands: `python -m gclib` and one of `data-card`, `table1 --quick`, `train`, `evaluate`, `calibrate`."""
 
 import argparse
 import sys
@@ -12,7 +12,8 @@ from gclib.data import card
 from gclib.data.corpus import load_corpus
 from gclib.memory import calibration, recording
 from gclib.support.files import cache_folder
-from gclib.training.command import add_arguments, command
+from gclib.training import command as train
+from gclib.training import evaluation
 
 TABLE1 = """Train the same small encoder four times on the text pairs of the corpus: sequentially in batches of 8, with
 gradient accumulation (16 chunks of 8), and with the gradient cache in batches of 128 and of 512. Prints a row each: the
@@ -27,7 +28,17 @@ TRAIN = """Train one encoder for queries and passages, alone or in several proce
 
 The folder holds config.json, records.jsonl (a line a step), evaluations.jsonl, checkpoints and at the end model/, which
 transformers and sentence-transformers load. A run that was stopped or killed goes on with --output FOLDER --resume, to
-the same losses. Everything is read before the first step; a batch is cut into chunks, so it need not fit."""
+the same losses; --resume --epochs 3 makes a finished one longer. Weights from a folder start at a lower rate, with a
+warm-up; the test pairs are asked before the first step and after the last. Everything is read before the first step; a
+batch is cut into chunks, so it need not fit."""
+
+EVALUATE = """Print how well a saved or a pretrained model finds the passages of the test pairs:
+
+  python -m gclib evaluate runs/first
+  python -m gclib evaluate sentence-transformers/all-MiniLM-L6-v2 --data my_pairs --query-prefix "query: "
+
+top-k is the share of queries whose own passage is among the first k of all passages of the test pairs; mrr is the mean
+of 1 / its rank. A run's folder stands for its model/, with the run's own data, lengths and prefixes."""
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -35,7 +46,9 @@ def main(arguments: list[str] | None = None) -> int:
     parser = _parser()
     chosen = parser.parse_args(arguments)
     if chosen.command == "train":
-        return command(chosen)
+        return train.command(chosen)
+    if chosen.command == "evaluate":
+        return evaluation.command(chosen)
     if chosen.command == "calibrate":
         _calibrate(chosen, parser)
     elif chosen.command == "data-card":
@@ -105,7 +118,15 @@ def _parser() -> argparse.ArgumentParser:
         usage="python -m gclib train --output FOLDER [--resume] [options]",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    add_arguments(training)
+    train.add_arguments(training)
+    evaluated = commands.add_parser(
+        "evaluate",
+        help="does a model find the right passages?",
+        description=EVALUATE,
+        usage="python -m gclib evaluate MODEL [--data FOLDER] [options]",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    evaluation.add_arguments(evaluated)
     return parser
 
 

@@ -9,7 +9,8 @@ import contextlib
 import hashlib
 import json
 import os
-import tempfile
+import secrets
+import stat
 import time
 from pathlib import Path
 
@@ -77,17 +78,28 @@ def write_atomically(path: Path, content: bytes) -> None:
     """Write `content` under a temporary name beside `path`, then rename it over `path`."""
     path.parent.mkdir(parents=True, exist_ok=True)
     _remove_stale_parts(path.parent)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}.part")
     try:
-        with os.fdopen(handle, "wb") as file:
+        with temporary.open("xb") as file:  # with the permissions of any new file, which mkstemp would narrow
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
     except BaseException:
         with contextlib.suppress(OSError):
-            os.unlink(temporary)
+            temporary.unlink()
         raise
+
+
+def as_new_files(folder: Path) -> None:
+    """Give every file in the folder the permissions of a new one: some writers keep theirs to their owner alone."""
+    probe = folder / f".{secrets.token_hex(8)}.part"
+    probe.touch()
+    mode = stat.S_IMODE(probe.stat().st_mode)
+    probe.unlink()
+    for path in folder.rglob("*"):
+        if path.is_file():
+            path.chmod(mode)
 
 
 def _remove_stale_parts(folder: Path) -> None:

@@ -1,7 +1,11 @@
 """From a run's settings to its pairs and its `Training`: encoder, tokenizer, loss, optimizer and step."""
 
 import functools
+import json
+import re
 from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -10,7 +14,7 @@ from torch import Tensor, nn
 from gclib.data.files import load_own_pairs
 from gclib.data.negatives import mine_hard_negatives
 from gclib.data.pairs import TextPair, load_pairs
-from gclib.data.tokens import check_tokenizer, train_tokenizer
+from gclib.data.tokens import train_tokenizer
 from gclib.distributed import Rank, average_gradients
 from gclib.losses.module import ContrastiveLoss
 from gclib.models.encoder import Encoder, config_for, pooling_for
@@ -19,23 +23,40 @@ from gclib.models.pretrained import check_reads_text, load_tokenizer
 from gclib.steps import accumulation_step, grad_cache_step, naive_step
 from gclib.support.validation import one_of, refuse
 from gclib.training.loop import Training
-from gclib.training.settings import DEFAULTS, Settings, flag
+from gclib.training.settings import Settings
+
+MANY = 10**9  # tokens: where a model sets no limit
+PROMPTS = "config_sentence_transformers.json"
+PASSAGE_PROMPTS = ("document", "passage", "corpus")  # the names under which sentence-transformers looks, in this order
 
 
 def load_data(settings: Settings, *, progress: bool) -> tuple[list[TextPair], list[TextPair]]:
     """The pairs to train on, with their hard negatives, and those to evaluate on."""
-    if settings.data is None:
-        load = functools.partial(load_pairs, progress=progress)
-    else:
-        columns = {"query": settings.query_column, "passage": settings.passage_column}
-        load = functools.partial(load_own_pairs, settings.data, **columns)
+    load = loader(settings, progress=progress)
     pairs = load(split="train", limit=settings.train_pairs)
     held_out = load_held_out(load, settings.test_pairs) if settings.test_pairs else []
     if settings.negatives:
         pairs = mine_hard_negatives(pairs, per_query=settings.negatives, seed=settings.seed)
+    if settings.batch_size == 1 and not pairs[0].negatives:
+        raise refuse("--batch-size", "must be at least 2 without hard negatives: a query needs a wrong passage", 1)
     if len(pairs) < settings.batch_size:
         raise refuse("--batch-size", f"must be at most the number of pairs, {len(pairs)}", settings.batch_size)
     return pairs, held_out
+
+
+def loader(settings: Settings, *, progress: bool) -> Callable[..., list[TextPair]]:
+    """load(split=, limit=) -> pairs: of the settings' own data, or of the mined corpus."""
+    if settings.data is None:
+        return functools.partial(load_pairs, progress=progress)
+
+    def load(**which: Any) -> list[TextPair]:
+        columns = {"query": settings.query_column, "passage": settings.passage_column}
+        try:
+            return load_own_pairs(settings.data, **columns, **which)
+        except ValueError as error:
+            raise ValueError(re.sub(r"^name_or_folder\b", "--data", str(error))) from error
+
+    return load
 
 
 def load_held_out(load: Callable[..., list[TextPair]], limit: int) -> list[TextPair]:
@@ -46,12 +67,23 @@ def load_held_out(load: Callable[..., list[TextPair]], limit: int) -> list[TextP
         raise refuse("--test-pairs", f"must be 0 for data without pairs to test on ({error})", limit) from error
 
 
-def build(settings: Settings, pairs: Sequence[TextPair], rank: Rank) -> Training:
-    """What the settings name, on the process's device: one encoder for both towers, the same in every process."""
+def total_steps(settings: Settings, pair_count: int) -> int:
+    """Updates of a run over so many pairs: --steps, or the full batches of --epochs."""
+    return settings.steps or max(1, settings.epochs * (pair_count // settings.batch_size))
+
+
+def build(settings: Settings, pairs: Sequence[TextPair], rank: Rank, steps: int | None = None) -> Training:
+    """What the settings name, on the process's device: one encoder for both towers, the same in every process.
+
+    steps: the updates, where another number than `total_steps` was settled when the run began.
+    """
+    steps = steps or total_steps(settings, len(pairs))
+    settings = settings.with_rates(steps)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(settings.seed)
         encoder, tokenizer = fresh_model(settings, pairs) if settings.is_fresh else saved_model(settings)
-    lengths = text_lengths(settings, encoder, tokenizer)
+    settings = fitted(settings, encoder, tokenizer)
+    lengths = {name: getattr(settings, name) for name in ("query_length", "passage_length")}
     check_reads_text(encoder, tokenizer, max(lengths.values()), "--model")
     loss_fn = ContrastiveLoss(
         settings.temperature,
@@ -69,7 +101,7 @@ def build(settings: Settings, pairs: Sequence[TextPair], rank: Rank) -> Training
         step=step_function(settings, rank, (encoder, loss_fn)),
         optimizer=optimizer_for(settings, [*encoder.parameters(), *loss_fn.parameters()]),
         batch_size=settings.batch_size,
-        steps=settings.steps or max(1, settings.epochs * (len(pairs) // settings.batch_size)),
+        steps=steps,
         seed=settings.seed,
         schedule=settings.schedule,
         warmup_steps=settings.warmup_steps,
@@ -78,6 +110,93 @@ def build(settings: Settings, pairs: Sequence[TextPair], rank: Rank) -> Training
         rank=rank.rank,
         world_size=rank.world_size,
     )
+
+
+def check_config(settings: Settings) -> None:
+    """Refuse, by the model's config alone, before data and weights are loaded, a model that can't take the texts."""
+    if settings.is_fresh:
+        config = config_for(settings.model, settings.vocab_size, settings.dropout)
+        if hasattr(config, "num_channels"):
+            raise refuse("--model", "must read text", f"{settings.model}, which reads pictures")
+    elif Path(settings.model, "config.json").is_file():
+        try:
+            config = transformers.AutoConfig.from_pretrained(settings.model)
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise refuse("--model", f"must hold a config.json that can be read ({error})", settings.model) from error
+    else:
+        return
+    check_room_for_texts(settings, getattr(config, "max_position_embeddings", MANY))
+
+
+def check_room_for_texts(settings: Settings, room: int) -> None:
+    """ValueError for texts of more tokens than the model reads."""
+    longest = max(settings.query_length or 0, settings.passage_length or 0)
+    if longest > room:
+        raise refuse("--query-length and --passage-length", f"must be at most the model's {room} tokens", longest)
+
+
+def fitted(settings: Settings, encoder: Encoder, tokenizer: Any) -> Settings:
+    """With the lengths of texts. ValueError for more than the model reads, or so few that a prefix fills them."""
+    if len(tokenizer) <= len(tokenizer.all_special_tokens):
+        got = f"{settings.model}, whose tokenizer has no words (is its file missing?)"
+        raise refuse("--model", "must hold a tokenizer beside the model", got)
+    room = min(positions_of(encoder.model.config) or MANY, tokenizer.model_max_length)
+    check_room_for_texts(settings, room)
+    settings = settings.with_lengths(room)
+    for side in ("query", "passage"):
+        length, prefix = getattr(settings, f"{side}_length"), getattr(settings, f"{side}_prefix")
+        taken = len(tokenizer(prefix)["input_ids"]) if prefix else 0
+        if taken >= length:
+            rule = f"must leave room for text beside the prefix and special tokens, {taken} tokens"
+            raise refuse(f"--{side}-length", rule, length)
+    return settings
+
+
+def with_prompts(settings: Settings) -> Settings:
+    """With the prefixes that the model's folder has for queries and passages, where none were typed.
+
+    As sentence-transformers reads them: the prompt "query"; "document", else "passage"; else its default prompt.
+    """
+    kept = {} if settings.is_fresh else prompts_of(settings.model)
+    query = kept.get("query", kept.get("default", ""))
+    passage = next((kept[name] for name in (*PASSAGE_PROMPTS, "default") if name in kept), "")
+    return replace(
+        settings,
+        query_prefix=query if settings.query_prefix is None else settings.query_prefix,
+        passage_prefix=passage if settings.passage_prefix is None else settings.passage_prefix,
+    )
+
+
+def prompts_of(name_or_folder: str) -> dict[str, str]:
+    """The prompts of config_sentence_transformers.json by name; as "default" the one that is used without a name."""
+    quiet = {f"_raise_exceptions_for_{kind}": False for kind in ("missing_entries", "connection_errors", "gated_repo")}
+    path = transformers.utils.cached_file(name_or_folder, PROMPTS, **quiet)
+    if path is None:
+        return {}
+    try:
+        kept = json.loads(Path(path).read_text("utf-8"))
+        prompts = {name: text for name, text in (kept.get("prompts") or {}).items() if isinstance(text, str)}
+    except (OSError, ValueError, AttributeError) as error:
+        raise refuse("--model", f"must hold a {PROMPTS} that can be read ({error})", path) from error
+    if kept.get("default_prompt_name") in prompts:
+        prompts["default"] = prompts[kept["default_prompt_name"]]
+    return prompts
+
+
+def prefixed(pairs: Sequence[TextPair], settings: Settings) -> list[TextPair]:
+    """The pairs with the prefixes in front: of queries one, of passages and hard negatives the other."""
+    query, passage = settings.query_prefix or "", settings.passage_prefix or ""
+    if not query and not passage:
+        return list(pairs)
+    return [
+        replace(
+            pair,
+            query=query + pair.query,
+            passage=passage + pair.passage,
+            negatives=tuple(passage + text for text in pair.negatives),
+        )
+        for pair in pairs
+    ]
 
 
 def optimizer_for(settings: Settings, parameters: Sequence[nn.Parameter]) -> torch.optim.Optimizer:
@@ -113,18 +232,6 @@ def saved_model(settings: Settings) -> tuple[Encoder, Any]:
     similarity = one_of("--model: similarity_fn_name", encoder.rules.similarity, ("cosine", "dot"))
     encoder.normalize = encoder.normalize or similarity == "cosine"
     return encoder, tokenizer
-
-
-def text_lengths(settings: Settings, encoder: Encoder, tokenizer: Any) -> dict[str, int]:
-    """What queries and passages are cut to: the settings' lengths, a default one the model's where that is less."""
-    lengths = {name: getattr(settings, name) for name in ("query_length", "passage_length")}
-    room = min(positions_of(encoder.model.config) or tokenizer.model_max_length, tokenizer.model_max_length)
-    for name, length in lengths.items():
-        if length > room and length != DEFAULTS[name]:
-            raise refuse("--query-length and --passage-length", f"must be at most the model's {room} tokens", length)
-        lengths[name] = min(length, room)
-        check_tokenizer(tokenizer, lengths[name], flag(name))
-    return lengths
 
 
 def step_function(settings: Settings, rank: Rank, modules: Sequence[nn.Module]) -> Callable[..., Tensor]:

@@ -15,11 +15,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.optim import Optimizer
 
-from gclib.support.files import DamagedFile
+from gclib.support.files import DamagedFile, as_new_files
 from gclib.support.validation import int_at_least, positive_int, refuse
 
 FORMAT = 1
@@ -51,14 +52,11 @@ def write_checkpoint(folder: Path, checkpoint: Checkpoint, *, keep: int | None =
     part = final.with_name(f".{final.name}{PART}")
     for left in folder.glob(f".checkpoint-*{PART}"):
         _remove(left)
-    part.mkdir(parents=True)
-    for group in GROUPS:
-        save_file(_separate(getattr(checkpoint, group)), part / f"{group}.safetensors")
-    digests = {f"{group}.safetensors": _flushed_digest(part / f"{group}.safetensors") for group in GROUPS}
-    state = {"format": FORMAT, "step": checkpoint.step, "about": dict(checkpoint.about), "sha256": digests}
-    (part / "state.json").write_text(json.dumps({**state, "own_sha256": _digest_of(state)}, indent=2) + "\n", "utf-8")
-    _flushed_digest(part / "state.json")
-    _flush_folder(part)
+    try:
+        _write_part(part, checkpoint)
+    except BaseException:
+        shutil.rmtree(part, ignore_errors=True)  # on a full disk it would take the room that is missing
+        raise
     aside = final.with_name(f".{final.name}.old{PART}")
     if final.exists():
         os.rename(final, aside)
@@ -70,6 +68,22 @@ def write_checkpoint(folder: Path, checkpoint: Checkpoint, *, keep: int | None =
         for old in found[: found.index(final) + 1][:-keep]:
             _remove(old)
     return final
+
+
+def _write_part(part: Path, checkpoint: Checkpoint) -> None:
+    """All files of the checkpoint, on the disk. OSError where they can't be written."""
+    part.mkdir(parents=True)
+    for group in GROUPS:
+        try:
+            save_file(_separate(getattr(checkpoint, group)), part / f"{group}.safetensors")
+        except SafetensorError as error:
+            raise OSError(f"{part / group}.safetensors can't be written: {error}") from error
+    digests = {f"{group}.safetensors": _flushed_digest(part / f"{group}.safetensors") for group in GROUPS}
+    state = {"format": FORMAT, "step": checkpoint.step, "about": dict(checkpoint.about), "sha256": digests}
+    (part / "state.json").write_text(json.dumps({**state, "own_sha256": _digest_of(state)}, indent=2) + "\n", "utf-8")
+    _flushed_digest(part / "state.json")
+    as_new_files(part)
+    _flush_folder(part)
 
 
 def read_checkpoint(path: Path) -> Checkpoint:

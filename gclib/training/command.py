@@ -6,11 +6,13 @@ all processes must see. `gclib.training.settings` has the options, `gclib.traini
 """
 
 import argparse
+import dataclasses
 import os
+import shlex
 import signal
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +21,9 @@ from transformers.utils import logging as transformers_logging
 
 from gclib.distributed import Rank, process_group, waiting_for_ranks
 from gclib.support.validation import refuse
-from gclib.training.build import build, load_data
+from gclib.training.build import build, check_config, load_data, prefixed, total_steps, with_prompts
 from gclib.training.loop import TrainingRecord
+from gclib.training.output import check_new_output, check_output, locked
 from gclib.training.session import CONFIG, Session, StoppedBySignal, read_config
 from gclib.training.settings import Settings, add_options, resumed, typed_settings
 
@@ -40,21 +43,42 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def command(arguments: argparse.Namespace) -> int:
     """Run what was typed; the exit status.
 
-    0; 1 where a loss was no number; 2 for what was refused; 128 + the signal's number after a signal.
+    0; 1 where a loss was no number, or disk or memory were full; 2 for what was refused; 128 + the signal's number
+    after a signal.
     """
-    how_to_resume = f"To go on: python -m gclib train --output {arguments.output} --resume"
     try:
         settings = settings_for(arguments.output, typed_settings(arguments), resume=arguments.resume)
         run(settings, arguments.output, resume=arguments.resume, quiet=arguments.quiet)
         return 0
     except StoppedBySignal as stop:
-        return _exit(128 + stop.signal_number, "" if arguments.quiet else f"{stop}. {how_to_resume}")
+        return _exit(128 + stop.signal_number, "" if arguments.quiet else f"{stop}{how_to_resume(arguments.output)}")
     except KeyboardInterrupt:
-        return _exit(128 + signal.SIGINT, f"Stopped at once. {how_to_resume}")
+        return _exit(128 + signal.SIGINT, f"Stopped at once{how_to_resume(arguments.output)}")
     except ValueError as error:
-        return _exit(2, f"python -m gclib train: error: {error}")
+        return _exit(2, error_line("train", error))
     except FloatingPointError as error:
-        return _exit(1, f"python -m gclib train: error: {error}")
+        return _exit(1, error_line("train", error))
+    except (OSError, MemoryError, RuntimeError) as error:
+        if not is_of_the_machine(error):
+            raise
+        return _exit(1, error_line("train", error) + how_to_resume(arguments.output))
+
+
+def how_to_resume(output: Path) -> str:
+    """The end of a last line: what to type to go on, where there is a run."""
+    line = f". To go on: python -m gclib train --output {shlex.quote(str(output))} --resume"
+    return line if (output / CONFIG).is_file() else "."
+
+
+def error_line(name: str, error: BaseException) -> str:
+    """What went wrong, in one line."""
+    return f"python -m gclib {name}: error: {' '.join(str(error).split()) or type(error).__name__}"
+
+
+def is_of_the_machine(error: BaseException) -> bool:
+    """Whether disk or memory, and not the program, is at fault."""
+    words = ("out of memory", "can't allocate memory")
+    return not isinstance(error, RuntimeError) or any(word in str(error) for word in words)
 
 
 def settings_for(output: Path, typed: dict[str, Any], *, resume: bool) -> Settings:
@@ -63,11 +87,12 @@ def settings_for(output: Path, typed: dict[str, Any], *, resume: bool) -> Settin
     ValueError for what can't be, for a folder that holds a run and no --resume, and for --resume without a run.
     """
     processes = int(os.environ.get("WORLD_SIZE", 1))
+    check_output(output)
     if not resume:
-        if (output / CONFIG).exists():
-            raise refuse("--output", "must be a new folder, or be given with --resume", f"{output}, which holds a run")
+        check_new_output(output)
         settings = Settings(**typed)
         settings.check(processes)
+        settings.check_new()
         return settings.completed()
     config = read_config(output)
     settings = resumed(Settings(**config["settings"]), typed)
@@ -83,17 +108,37 @@ def run(settings: Settings, output: Path, *, resume: bool = False, quiet: bool =
 
     Raises ValueError for data, model and folder that don't fit, `StoppedBySignal`, and what `train` raises.
     """
-    with _fewer_words(quiet), process_group(timeout_seconds=settings.timeout_seconds) as rank:
+    first = int(os.environ.get("RANK", 0)) == 0
+    in_use = locked(output) if first else nullcontext()
+    with in_use, fewer_words(quiet=quiet), process_group(timeout_seconds=settings.timeout_seconds) as rank:
         loud = rank.is_first and not quiet
+        say = print if loud else (lambda *words: None)
+        check_config(settings)
+        settings = with_prompts(settings)
         with first_process_first(rank):
             pairs, held_out = load_data(settings, progress=loud)
-        say = print if loud else (lambda *words: None)
-        session = Session(settings, output, rank, build(settings, pairs, rank), held_out, say)
+        pairs, held_out = prefixed(pairs, settings), prefixed(held_out, settings)
+        steps = steps_of(settings, len(pairs), output if resume else None)
+        training = build(settings, pairs, rank, steps)
+        chosen = [name for name in ("learning_rate", "warmup_steps") if getattr(settings, name) is None]
+        settings = dataclasses.replace(settings.with_rates(steps), **training.lengths)
+        session = Session(settings, output, rank, training, held_out, say, chosen)
         state = session.restore(pairs) if resume else session.begin(pairs)
         say(session.described(pairs))
         records = session.train(pairs, state, progress=loud)
         session.export()
+        session.compare()
     return records
+
+
+def steps_of(settings: Settings, pair_count: int, resumed_from: Path | None) -> int:
+    """The run's updates: as it began with, or as the settings say where it is new or another length was typed."""
+    if resumed_from is not None:
+        config = read_config(resumed_from)
+        saved = Settings(**config["settings"])
+        if (saved.steps, saved.epochs) == (settings.steps, settings.epochs):
+            return config["steps"]
+    return total_steps(settings, pair_count)
 
 
 @contextmanager
@@ -118,7 +163,7 @@ def _wait_for_all(rank: Rank) -> None:
 
 
 @contextmanager
-def _fewer_words(quiet: bool) -> Iterator[None]:
+def fewer_words(*, quiet: bool) -> Iterator[None]:
     """transformers without its own progress bars; quiet: without its warnings too."""
     verbosity, bars = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
     transformers_logging.disable_progress_bar()

@@ -28,7 +28,8 @@ class TrainingRecord:
 
     step counts from 1, epoch from 0. loss: in nats, before the update. gradient_norm: over all the optimizer's
     parameters, before clipping. learning_rate: of the first parameter group. examples: queries seen so far. seconds:
-    since training began, drawing and tokenizing included, the time that `on_record` took left out.
+    since training began, drawing and tokenizing included, the time that `on_record` took left out. temperature: of the
+    loss that was taken, where `loss_fn` has one.
     """
 
     step: int
@@ -38,6 +39,7 @@ class TrainingRecord:
     learning_rate: float
     examples: int
     seconds: float
+    temperature: float | None = None
 
 
 @dataclass(frozen=True)
@@ -127,10 +129,12 @@ class Training:
             clock = time.perf_counter() - state.seconds
             for factor, (epoch, batch) in zip(factors[state.step :], batches, strict=False):
                 _set_rates(self.optimizer, [factor * rate for rate in top_rates])
+                temperature = temperature_of(self.loss_fn)
                 loss, norm = self.update(batch[rows])
                 number, elapsed = state.step + 1, time.perf_counter() - clock
                 rate = float(self.optimizer.param_groups[0]["lr"])
-                records.append(TrainingRecord(number, epoch, loss, norm, rate, number * len(batch), elapsed))
+                seen = number * len(batch)
+                records.append(TrainingRecord(number, epoch, loss, norm, rate, seen, elapsed, temperature))
                 bar.set_postfix(loss=f"{loss:.3f}", refresh=False)
                 bar.update()
                 if on_record is not None:
@@ -188,6 +192,14 @@ def train(
     """
     training = Training(encoders, tokenizer, loss_fn, **options)
     return training.run(pairs, start=start, on_record=on_record, on_state=on_state, progress=progress)
+
+
+def temperature_of(loss_fn: Callable[..., Tensor]) -> float | None:
+    """The loss's temperature as a number; None for a loss that has none, or keeps something else by that name."""
+    temperature = getattr(loss_fn, "temperature", None)
+    if isinstance(temperature, Tensor) and temperature.numel() == 1:
+        return float(temperature.detach())
+    return float(temperature) if isinstance(temperature, (int, float)) else None
 
 
 def rows_of_rank(batch_size: int, rank: int, world_size: int) -> slice:

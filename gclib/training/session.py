@@ -8,6 +8,7 @@ import contextlib
 import dataclasses
 import hashlib
 import json
+import math
 import os
 import platform
 import signal
@@ -28,21 +29,26 @@ from gclib.models.encoder import Encoder
 from gclib.models.folder import save_model_folder
 from gclib.models.presets import positions_of
 from gclib.models.pretrained import tokenizer_text
-from gclib.support.files import write_atomically
+from gclib.support.files import as_new_files, write_atomically
 from gclib.support.validation import refuse
+from gclib.support.words import format_table
+from gclib.training.build import PASSAGE_PROMPTS, PROMPTS
 from gclib.training.checkpoints import (
     Checkpoint,
     latest_checkpoint,
+    list_checkpoints,
     load_optimizer_tensors,
     optimizer_tensors,
     write_checkpoint,
 )
-from gclib.training.loop import Training, TrainingRecord, TrainingState
+from gclib.training.loop import Training, TrainingRecord, TrainingState, learning_rate_factors
+from gclib.training.output import check_new_output, check_room
 from gclib.training.retrieval import retrieval_metrics
-from gclib.training.settings import Settings
+from gclib.training.settings import Settings, flag
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 CONFIG = "config.json"
+WATCHED = ("top-1", "mrr")  # what must not be lower at the end
 LINES = ("records.jsonl", "evaluations.jsonl")
 
 
@@ -56,7 +62,10 @@ class StoppedBySignal(Exception):
 
 @dataclass
 class Session:
-    """One run while it lasts: what is trained, where it is written, and by which process."""
+    """One run while it lasts: what is trained, where it is written, and by which process.
+
+    chosen: the settings that nobody typed and that the kind of start decided.
+    """
 
     settings: Settings
     output: Path
@@ -64,6 +73,7 @@ class Session:
     training: Training
     held_out: Sequence[TextPair]
     say: Callable[..., object]
+    chosen: Sequence[str] = ()
     signals: list[int] = field(default_factory=list)
 
     @property
@@ -81,16 +91,27 @@ class Session:
         count = sum(parameter.numel() for parameter in self.encoder.parameters())
         processes = f", {self.rank.world_size} processes" if self.rank.world_size > 1 else ""
         model = f"{self.settings.model}, {count:,} parameters on {self.rank.device.type}{processes}"
-        steps = f"{len(pairs):,} pairs, {self.training.steps:,} steps of {self.training.batch_size} queries"
+        data = f"{len(pairs):,} pairs, {self.training.steps:,} steps of {self.training.batch_size} queries"
+        start = "fresh" if self.settings.is_fresh else "trained"
+        told = [f"a highest rate of {self.settings.learning_rate:g}{self._by_default('learning_rate')}"]
+        told.append(f"{self.settings.warmup_steps:,} steps of warm-up{self._by_default('warmup_steps')}")
+        prefixes = {"queries": self.settings.query_prefix, "passages": self.settings.passage_prefix}
+        told += [f"before {side} stands {prefix!r}" for side, prefix in prefixes.items() if prefix]
         lengths = "queries of {query_length}, passages of {passage_length} tokens".format(**self.training.lengths)
-        return f"{model}: {steps}\n{self.encoder.in_words()}; {lengths} at most"
+        weights = f"From {start} weights: {', '.join(told)}."
+        return f"{model}: {data}.\n{self.encoder.in_words()}; {lengths} at most.\n{weights}"
+
+    def _by_default(self, name: str) -> str:
+        return f" (chosen; {flag(name)} sets another)" if name in self.chosen else ""
 
     def begin(self, pairs: Sequence[TextPair]) -> TrainingState:
         """Make the folder of a new run."""
         config = self._config(pairs)
         self._agree(config, 0)
         if self.rank.is_first:
-            write_atomically(self.output / CONFIG, (json.dumps(config, indent=2) + "\n").encode())
+            check_new_output(self.output)  # again: now it is locked
+            check_room(self.output, self.bytes_to_write())
+            write_json(self.output / CONFIG, config)
         return TrainingState()
 
     def restore(self, pairs: Sequence[TextPair]) -> TrainingState:
@@ -109,16 +130,27 @@ class Session:
         checkpoint, damages = latest_checkpoint(self.output)
         for damage in damages:
             self.say(f"Passed over a damaged checkpoint: {damage}.")
-        self._agree(config, 0 if checkpoint is None else checkpoint.step)
-        self._cut_lines(0 if checkpoint is None else checkpoint.step)
+        step = 0 if checkpoint is None else checkpoint.step
+        if step > self.training.steps:
+            rule = f"must lead to {step} steps or more, which are taken already"
+            raise refuse("--steps or --epochs", rule, f"{self.training.steps} steps")
+        self._agree(config, step)
+        if self.rank.is_first:
+            check_room(self.output, self.bytes_to_write())
+            if config["steps"] != saved["steps"]:
+                self.say(self._described_change(saved, step))
+                write_json(self.output / CONFIG, {**saved, **{n: config[n] for n in ("settings", "steps")}})
+        self._cut_lines(-1 if checkpoint is None else step)
         if checkpoint is None:
             self.say("No checkpoint to go on from: the run starts again.")
             return TrainingState()
-        self.say(f"Resumed after step {checkpoint.step}.")
+        self.say(f"Resumed after step {step}.")
         return self._restored(checkpoint)
 
     def train(self, pairs: Sequence[TextPair], state: TrainingState, *, progress: bool) -> list[TrainingRecord]:
         """The steps still to take, with records, evaluations and checkpoints as they are due."""
+        if state.step == 0:
+            self.evaluate(0)
         hooks = {"on_record": self.write_record, "on_state": self.after_step}
         with signals_noted(self.signals, alone=self.rank.world_size == 1):
             return self.training.run(pairs, start=state, progress=progress, **hooks)
@@ -170,13 +202,75 @@ class Session:
             kept = [self.encoder.rules.max_length, positions_of(self.encoder.model.config)]
             longest = min(n for n in kept if n) if kept[0] else max(self.training.lengths.values())
             save_model_folder(self.encoder, self.training.tokenizer, self.output / "model", max_length=longest)
+            self._write_prompts(self.output / "model" / PROMPTS)
+            as_new_files(self.output / "model")
             self.say(f"Trained: {self.output / 'model'}")
+
+    def _write_prompts(self, path: Path) -> None:
+        """The prefixes as sentence-transformers' prompts, beside those that are there."""
+        about = json.loads(path.read_text("utf-8")) if path.is_file() else {}
+        kept = about.get("prompts") or {}
+        names = [name for name in PASSAGE_PROMPTS if name in kept] or [PASSAGE_PROMPTS[0]]
+        prompts = {
+            "query": self.settings.query_prefix or "",
+            **dict.fromkeys(names, self.settings.passage_prefix or ""),
+        }
+        if kept or any(prompts.values()):
+            write_json(path, {**about, "prompts": {**kept, **prompts}})
+
+    def compare(self) -> None:
+        """What the test pairs said before the first step beside the last; a warning where the run went down."""
+        if not (self.held_out and self.rank.is_first):
+            return
+        lines = read_lines(self.output / "evaluations.jsonl")
+        first, last = lines[0], lines[-1]
+        if first["step"] or not last["step"] or first["pairs"] != last["pairs"]:
+            return  # begun before the first evaluation was kept, or resumed with other test pairs
+        names = [name for name in first if name in last and name not in ("step", "pairs")]
+        rows = [[name, f"{first[name]:.3f}", f"{last[name]:.3f}"] for name in names]
+        self.say(format_table([f"{last['pairs']:,} test pairs", "before", f"after step {last['step']:,}"], rows))
+        worse = [f"{name} from {first[name]:.3f} to {last[name]:.3f}" for name in WATCHED if last[name] < first[name]]
+        if worse:
+            self.say(
+                f"Warning: the model is worse than it was before the training: {', '.join(worse)}. The loss may have "
+                "fallen all the same. Try a lower --learning-rate, more --warmup-steps, fewer steps, or data that are "
+                "nearer to what is tested."
+            )
+
+    def bytes_to_write(self) -> int:
+        """What checkpoints and model will take on the disk, beside what is there."""
+        weights = sum(tensor.nbytes for tensor in self.modules.state_dict().values())
+        remembered = 2 * sum(p.nbytes for group in self.training.optimizer.param_groups for p in group["params"])
+        written = math.ceil(self.training.steps / (self.settings.checkpoint_every or self.training.steps))
+        held = min(written, self.settings.keep + 1)  # a new one is whole before the oldest goes
+        coming = max(1, held - len(list_checkpoints(self.output)))
+        return coming * (weights + remembered) + weights
+
+    def _described_change(self, saved: Mapping[str, Any], step: int) -> str:
+        """Whether a run of another length goes on to the numbers that it would have had from the start."""
+        before, now, settings = saved["steps"], self.training.steps, self.settings
+        warmup = settings.warmup_steps
+        if "warmup_steps" in saved.get("chosen", ()):
+            warmup = dataclasses.replace(settings, warmup_steps=None).with_rates(now).warmup_steps
+        taken, other = (
+            learning_rate_factors(steps, warmup_steps=min(rise, steps), schedule=settings.schedule)[:step]
+            for steps, rise in ((before, settings.warmup_steps), (now, warmup))
+        )
+        told = f"The run was begun as one of {before:,} steps and goes on as one of {now:,}"
+        if taken == other:
+            return f"{told}, to the same numbers as one of {now:,} from the start."
+        return (
+            f"{told}. Its rates depend on that number ({settings.schedule}, {settings.warmup_steps:,} steps of "
+            f"warm-up): the {step:,} steps taken had those of {before:,} steps, so the numbers are not those of a run "
+            f"of {now:,} steps from the start."
+        )
 
     def _config(self, pairs: Sequence[TextPair]) -> dict[str, Any]:
         """What config.json holds: settings, how many processes and steps, the data's checksum, the versions."""
         vocabulary = tokenizer_text(self.training.tokenizer)
         return {
             "settings": dataclasses.asdict(self.settings),
+            "chosen": list(self.chosen),
             "processes": self.rank.world_size,
             "steps": self.training.steps,
             "pairs": len(pairs),
@@ -256,10 +350,19 @@ def read_config(output: Path) -> dict[str, Any]:
         raise refuse("--resume", "must be given with the --output of a run", f"{output}, which holds no {CONFIG}")
     try:
         config = json.loads(path.read_text("utf-8"))
+        config["settings"] = as_it_was(config["settings"])
         Settings(**config["settings"])
     except (ValueError, KeyError, TypeError) as error:
         raise refuse("--resume", f"must find a {CONFIG} that this version can read ({error})", str(path)) from error
     return config
+
+
+def as_it_was(settings: dict[str, Any]) -> dict[str, Any]:
+    """The settings of a run, of one begun before there were prefixes too: none were put, and the mean was taken."""
+    if "query_prefix" in settings:
+        return settings
+    pooling = settings["pooling"] if Settings(**settings).is_fresh else settings["pooling"] or "mean"
+    return {**settings, "query_prefix": "", "passage_prefix": "", "pooling": pooling}
 
 
 def versions() -> dict[str, str]:
@@ -272,6 +375,11 @@ def is_due(step: int, every: int) -> bool:
     return every > 0 and step % every == 0
 
 
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    """The file anew, all of it or nothing."""
+    write_atomically(path, (json.dumps(content, indent=2) + "\n").encode())
+
+
 def append_line(path: Path, content: dict[str, Any]) -> None:
     """One JSON object more at the file's end."""
     with path.open("a", encoding="utf-8") as file:
@@ -279,9 +387,21 @@ def append_line(path: Path, content: dict[str, Any]) -> None:
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
-    """The file's JSON objects; none where there is no file, and without a last line that a kill cut short."""
-    lines = path.read_text("utf-8").splitlines(keepends=True) if path.is_file() else []
-    return [json.loads(line) for line in lines if line.endswith("\n")]
+    """The file's JSON objects; none where there is no file, and without a last line that a kill cut short.
+
+    ValueError for a line that is none.
+    """
+    text = path.read_text("utf-8", "replace") if path.is_file() else ""
+    contents = []
+    for number, line in enumerate(text.splitlines(keepends=True), start=1):
+        if line.endswith("\n"):
+            try:
+                contents.append(json.loads(line))
+            except ValueError as error:
+                raise refuse(
+                    f"{path}, line {number},", "must be a JSON object, as a run writes it", line[:80]
+                ) from error
+    return contents
 
 
 def flush_to_disk(path: Path) -> None:

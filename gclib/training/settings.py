@@ -3,8 +3,10 @@
 import argparse
 import dataclasses
 import math
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,9 @@ from gclib.training.loop import SCHEDULES
 
 POOLED = ("mean", "cls", "last")
 DEFAULT_CHUNK = 32
+LENGTHS = {"query_length": 64, "passage_length": 256}
+FRESH_RATE, TRAINED_RATE = 1e-3, 2e-5  # the first moves trained weights so far that they forget
+WARMUP_PART = 10  # trained weights: the rate rises over one step in so many
 # What may differ from the run that is resumed: nothing of it changes what a step computes.
 FREE = ("test_pairs", "checkpoint_every", "keep", "evaluate_every", "timeout_seconds")
 
@@ -41,11 +46,15 @@ class Settings:
     )
     query_column: str = option("query", "data", "name of the queries' column in --data")
     passage_column: str = option("passage", "data", "name of the passages' column in --data")
+    query_prefix: str | None = option(
+        None, "data", "put before every query; else the model's own prompt, if it has one", str
+    )
+    passage_prefix: str | None = option(None, "data", "put before every passage; else the model's own prompt", str)
     train_pairs: int | None = option(None, "data", "train on the first so many pairs; else all", int)
     test_pairs: int = option(1_000, "data", "evaluate on the first so many test pairs; 0: no evaluation", int)
     negatives: int = option(0, "data", "hard negatives to mine with BM25 for each query", int)
-    query_length: int = option(64, "data", "tokens that a query is cut to", int)
-    passage_length: int = option(256, "data", "tokens that a passage is cut to", int)
+    query_length: int | None = option(None, "data", "tokens that a query is cut to; else 64, or the model's most", int)
+    passage_length: int | None = option(None, "data", "the same of a passage; else 256, or the model's most", int)
 
     model: str = option(
         "mini", "model", f"{', '.join(SIZES)} or a preset, with fresh weights; or a folder to start from"
@@ -73,8 +82,15 @@ class Settings:
 
     steps: int | None = option(None, "updates", "how many; else as --epochs says", int)
     epochs: int | None = option(None, "updates", "times that the pairs are seen; without either: 1", int)
-    learning_rate: float = option(1e-3, "updates", "the highest, of AdamW", float)
-    warmup_steps: int = option(0, "updates", "over which the rate rises", int)
+    learning_rate: float | None = option(
+        None,
+        "updates",
+        f"the highest, of AdamW; else {FRESH_RATE:g} for fresh weights, {TRAINED_RATE:g} for others",
+        float,
+    )
+    warmup_steps: int | None = option(
+        None, "updates", f"over which the rate rises; else none for fresh weights, 1 in {WARMUP_PART} for others", int
+    )
     schedule: str = option("linear", "updates", "the rate after the warm-up: falling, or constant", str, SCHEDULES)
     clip_norm: float = option(1.0, "updates", "the longest gradient allowed; 0: any", float)
     weight_decay: float = option(0.01, "updates", "of matrices; biases and norms have none", float)
@@ -92,14 +108,28 @@ class Settings:
             if value is not None and value < smallest:
                 raise refuse(flag(name), f"must be at least {smallest}", value)
         for name in ("temperature", "learning_rate", "timeout_seconds"):
-            if not (0 < getattr(self, name) < math.inf):
+            if getattr(self, name) is not None and not (0 < getattr(self, name) < math.inf):
                 raise refuse(flag(name), "must be a finite number above 0", getattr(self, name))
         for name in ("clip_norm", "weight_decay"):
             if not (0 <= getattr(self, name) < math.inf):
                 raise refuse(flag(name), "must be a finite number, 0 or more", getattr(self, name))
+        for name, largest in LARGEST.items():
+            value = getattr(self, name)
+            if value is not None and value > largest:
+                raise refuse(flag(name), f"must be at most {largest:,}", value)
         self._check_step(processes)
+        self._check_data()
         self._check_model()
         self._check_loss_and_length()
+
+    def check_new(self) -> None:
+        """Refuse what would be without effect on a run that begins; one that is resumed has it behind it."""
+        if self.data is None and (self.query_column != "query" or self.passage_column != "passage"):
+            raise refuse("--query-column and --passage-column", "must be given with --data", "them alone")
+        if self.query_column == self.passage_column:
+            raise refuse("--passage-column", "must be another column than --query-column", self.passage_column)
+        if self.vocab_size != DEFAULTS["vocab_size"] and self.model not in SIZES:
+            raise refuse("--vocab-size", f"must be left out but for {', '.join(SIZES)}: others have their own", "it")
 
     def completed(self) -> "Settings":
         """With what is understood where nothing was said: the chunk of grad_cache, one epoch."""
@@ -108,6 +138,20 @@ class Settings:
             chunk = DEFAULT_CHUNK
         epochs = 1 if self.steps is None and self.epochs is None else self.epochs
         return dataclasses.replace(self, chunk_size=chunk, epochs=epochs)
+
+    def with_rates(self, steps: int) -> "Settings":
+        """With the rate and the warm-up that suit the weights, where nothing was said, for a run of so many steps."""
+        rate, warmup = (FRESH_RATE, 0) if self.is_fresh else (TRAINED_RATE, math.ceil(steps / WARMUP_PART))
+        return dataclasses.replace(
+            self,
+            learning_rate=rate if self.learning_rate is None else self.learning_rate,
+            warmup_steps=warmup if self.warmup_steps is None else self.warmup_steps,
+        )
+
+    def with_lengths(self, room: int) -> "Settings":
+        """With texts as long as usual, or as the model reads, where nothing was said."""
+        lengths = {name: getattr(self, name) or min(usual, room) for name, usual in LENGTHS.items()}
+        return dataclasses.replace(self, **lengths)
 
     @property
     def is_fresh(self) -> bool:
@@ -129,13 +173,34 @@ class Settings:
         if self.batch_size < processes:
             raise refuse("--batch-size", f"must give each of {processes} processes a row", self.batch_size)
 
+    def _check_data(self) -> None:
+        if self.data is None:
+            return
+        path = Path(self.data)
+        if path.is_dir():
+            if not any(path.iterdir()):
+                raise refuse("--data", "must be a folder that holds train.jsonl", f"{path}, which is empty")
+        elif path.exists():
+            raise refuse("--data", "must be the folder that holds train.jsonl and test.jsonl", f"{path}, a file")
+        elif not is_hub_name(self.data) or find_spec("datasets") is None:
+            rule = "must be a folder, or a name that `datasets` (if it is installed) knows"
+            raise refuse("--data", rule, f"{self.data}, and no such folder is in {Path.cwd()}")
+
     def _check_model(self) -> None:
         if not 0 <= self.dropout < 1:
             raise refuse("--dropout", "must be a number from 0 to below 1", self.dropout)
         if self.dropout != DEFAULTS["dropout"] and self.model not in SIZES:
             raise refuse("--dropout", f"must be left out but for {', '.join(SIZES)}: other models have their own", "it")
-        if not self.is_fresh and not Path(self.model).exists() and "/" not in self.model:
-            known = ", ".join([*SIZES, *PRESETS])
+        path, known = Path(self.model), ", ".join([*SIZES, *PRESETS])
+        if self.model in SIZES or self.model in PRESETS:
+            return
+        if self.is_fresh or path.is_file():
+            if not (self.is_fresh and path.is_file()):
+                raise refuse("--model", f"must be one of {known}, a config.json that exists, or a folder", self.model)
+        elif path.is_dir():
+            if not (path / "config.json").is_file() and not (path / "modules.json").is_file():
+                raise refuse("--model", "must be a folder that holds a model's config.json", self.model)
+        elif "/" not in self.model or not is_hub_name(self.model):
             raise refuse("--model", f"must be one of {known}, a folder, a config.json or a name with /", self.model)
 
     def _check_loss_and_length(self) -> None:
@@ -145,7 +210,7 @@ class Settings:
             raise refuse("--ring", "must be given with --tile-size, as the ring's loss is taken in tiles", "it alone")
         if self.steps is not None and self.epochs is not None:
             raise refuse("--epochs", "must not be given with --steps: one of them decides", "both")
-        if self.steps is not None and self.warmup_steps > self.steps:
+        if self.steps is not None and self.warmup_steps is not None and self.warmup_steps > self.steps:
             raise refuse("--warmup-steps", f"must be at most --steps, {self.steps}", self.warmup_steps)
 
 
@@ -157,6 +222,14 @@ SMALLEST = {
     **dict.fromkeys(("query_length", "passage_length"), 3),
     "vocab_size": 64,
 }
+# What torch and the system can count; more is a mistyped number
+LARGEST = {"seed": 2**62, "steps": 10**7, "epochs": 10**5, "vocab_size": 10**7, "timeout_seconds": 10**7}
+
+
+def is_hub_name(text: str) -> bool:
+    """Whether it may be the name of a model or a data set on the hub, and not a folder that was mistyped."""
+    looks_so = re.fullmatch(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?", text) is not None
+    return looks_so and not ("/" in text and Path(text).parent.is_dir())
 
 
 def flag(name: str) -> str:
@@ -164,11 +237,13 @@ def flag(name: str) -> str:
     return "--" + name.replace("_", "-")
 
 
-def add_options(parser: argparse.ArgumentParser) -> None:
-    """Every setting as an option, in groups; those that are not typed leave nothing behind."""
+def add_options(parser: argparse.ArgumentParser, names: Sequence[str] | None = None) -> None:
+    """Every setting (or these) as an option, in groups; those that are not typed leave nothing behind."""
     groups: dict[str, Any] = {}
     for item in dataclasses.fields(Settings):
         about = item.metadata
+        if names is not None and item.name not in names:
+            continue
         if about["group"] not in groups:
             groups[about["group"]] = parser.add_argument_group(about["group"])
         options: dict[str, Any] = {"dest": item.name, "default": argparse.SUPPRESS, "help": about["help"]}
@@ -193,9 +268,13 @@ def typed_settings(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def resumed(saved: Settings, typed: dict[str, Any]) -> Settings:
-    """The saved settings, with those typed that a resumed run may change; ValueError for any other that differs."""
+    """The saved settings, with those typed that a resumed run may change; ValueError for any other that differs.
+
+    A run can be made longer (or shorter) too, by the one of --steps and --epochs that it was begun with.
+    """
+    length = ("steps",) if saved.epochs is None else ("epochs",)
     for name, value in typed.items():
-        if name not in FREE and value != getattr(saved, name):
+        if name not in FREE + length and value != getattr(saved, name):
             before = "left out" if getattr(saved, name) in (None, False) else getattr(saved, name)
             raise refuse(flag(name), f"must be {before}, as in the run that is resumed", value)
-    return dataclasses.replace(saved, **{name: typed[name] for name in FREE if name in typed})
+    return dataclasses.replace(saved, **{name: typed[name] for name in FREE + length if name in typed})
