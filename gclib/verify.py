@@ -264,10 +264,10 @@ def _ignores_padding(tower: Tower, chunk: Chunk) -> bool:
 
 
 def _depends_on_padding(tower: Tower, off: float) -> str:
+    seen_as = f"rows are off by {off:.2g} of their length" if off < torch.inf else "rows can't be encoded alike"
     return (
         f"encoders[{tower.number}] depends on how far a row is padded (an LSTM, a convolution or a Fourier layer over "
-        f"padded rows does, or vectors of padding that are not zero): rows are off by {off:.2g} of their length once "
-        "trimmed."
+        f"padded rows does, or vectors of padding that are not zero): {seen_as} once trimmed."
     )
 
 
@@ -275,16 +275,26 @@ def _off_by_padding(tower: Tower, chunk: Chunk) -> float:
     """How far rows as wide as their chunk are from themselves as wide as the batch; 0 where rounding may be all of it.
 
     In eval mode, for dropout falls otherwise on other widths; of an encoder that draws random numbers all the same
-    nothing can be said.
+    nothing can be said. One column more is looked at too where the chunk is narrower by an even number: strides and
+    blocks of two or four would cut both alike.
     """
     rows = (chunk.rows * 2)[:2][::-1]
     with torch.no_grad(), training_mode([tower.encoder], False), _generators_kept(tower) as again:
         full, drew = again(lambda: _encode_rows(tower, rows, tower.width), told=True)
-        trimmed = again(lambda: _encode_rows(tower, rows, chunk.width))
-    if trimmed.ndim == 3 and full.shape[1] - trimmed.shape[1] == tower.width - chunk.width:
-        trimmed = nn.functional.pad(trimmed, (0, 0, 0, tower.width - chunk.width))
-    off = _distance(trimmed, full) if trimmed.shape == full.shape else torch.inf
+        widths = range(chunk.width, min(chunk.width + 2 - (tower.width - chunk.width) % 2, tower.width))
+        off = max(again(lambda width=width: _off_at(tower, rows, width, full)) for width in widths)
     return 0.0 if drew or off <= tolerance(full) else off
+
+
+def _off_at(tower: Tower, rows: Sequence[int], width: int, full: Tensor) -> float:
+    """How far these rows at this width are from the same at full width; infinite where they can't be encoded so."""
+    try:
+        trimmed = _encode_rows(tower, rows, width)
+    except (RuntimeError, ValueError, IndexError, AssertionError):
+        return torch.inf  # some architectures have a least width, or a fixed one
+    if trimmed.ndim == 3 and full.shape[1] - trimmed.shape[1] == tower.width - width:
+        trimmed = nn.functional.pad(trimmed, (0, 0, 0, tower.width - width))
+    return _distance(trimmed, full) if trimmed.shape == full.shape else torch.inf
 
 
 def _encode_rows(tower: Tower, rows: Sequence[int], width: int) -> Tensor:
@@ -295,13 +305,16 @@ def _encode_rows(tower: Tower, rows: Sequence[int], width: int) -> Tensor:
 
 @contextmanager
 def _generators_kept(tower: Tower) -> Iterator[Callable]:
-    """Gives a function that calls another with generators and buffers as they are now; they are so at the end too.
+    """Gives a function that calls another with generators and buffers as they are now; they are so at the end too, and
+    so are the modules' plain attributes and parts: BigBird takes other attention for good once it met a short text.
 
     again(call) returns what call() does; again(call, told=True) also whether random numbers were drawn.
     """
     state, others = generators_of([tower]), (random.getstate(), np.random.get_state())
     buffers = [buffer for module in modules_of(tower.encoder) for buffer in module.buffers()]
     values = [buffer.clone() for buffer in buffers]
+    parts = [part for module in modules_of(tower.encoder) for part in module.modules()]
+    attributes = [(part, type(part), _plain_attributes(part), dict(part._modules)) for part in parts]
 
     def put_back() -> None:
         state.restore()
@@ -324,6 +337,14 @@ def _generators_kept(tower: Tower) -> Iterator[Callable]:
         yield again
     finally:
         put_back()
+        for part, kind, plain, inner in attributes:
+            if type(part) is kind:  # a lazy module becomes another one in its first forward, and may stay it
+                vars(part).update(plain)
+                part._modules.update(inner)
+
+
+def _plain_attributes(module: nn.Module) -> dict[str, Any]:
+    return {name: value for name, value in vars(module).items() if isinstance(value, (bool, int, float, str))}
 
 
 def _distance(one: Tensor, other: Tensor) -> float:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import transformers
 from torch import Tensor, nn
 
 from gclib.data.files import load_own_pairs
@@ -125,7 +126,7 @@ def check_config(settings: Settings) -> None:
             raise refuse("--model", f"must hold a config.json that can be read ({error})", settings.model) from error
     else:
         return
-    check_room_for_texts(settings, getattr(config, "max_position_embeddings", MANY))
+    check_room_for_texts(settings, positions_of(config) or MANY)
 
 
 def check_room_for_texts(settings: Settings, room: int) -> None:

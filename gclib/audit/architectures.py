@@ -1,0 +1,380 @@
+"""Architectures of transformers, made small: what `gclib.audit.zoo` tries the steps on. Fresh weights, no network.
+
+Encoders and decoders of texts (decoders padded on either side), of pictures, of sound, and pairs of a text's and a
+picture's. Sizes are tiny; everything that an architecture does to tokens, windows, blocks and positions is its own.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from gclib.models.encoder import Encoder, load_transformers
+
+KINDS = ("texts", "texts without a mask", "pictures", "waves", "spectrograms")
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """One row of the zoo: how a small encoder is built, and what it is given.
+
+    config: name of a transformers config class; settings: its arguments. model: name of the model class, None for the
+    one that AutoModel takes, "encoder" for the encoder half of it. kind: one of `KINDS`. pooling: as `Encoder`'s,
+    "frames" (the mean over time) or "flat" (the pooler's output in one row). padding: the side, for texts.
+    """
+
+    name: str
+    config: str
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    model: str | None = None
+    kind: str = "texts"
+    pooling: str = "mean"
+    padding: str = "right"
+
+    def build(self, dropout: bool = False) -> nn.Module:
+        """The encoder in training mode. dropout: as the config has it; else none.
+
+        Its weights are wider than fresh ones: of those all representations are nearly one, their gradient is a small
+        difference, and attention is nearly even, so that mistakes are small too.
+        """
+        import transformers
+
+        load_transformers()
+        config = getattr(transformers, self.config)(**self.settings)
+        if not dropout:
+            no_dropout(config)
+        config._experts_implementation = "eager"  # grouped products are not to be had in float64
+        if self.model in (None, "encoder"):
+            model = transformers.AutoModel.from_config(config)
+            model = model.get_encoder() if self.model else model
+        else:
+            model = getattr(transformers, self.model)(config)
+        wrappers = {"frames": Frames, "flat": Flat}
+        encoder = wrappers[self.pooling](model) if self.pooling in wrappers else Encoder(model, pooling=self.pooling)
+        with torch.no_grad():
+            for weight in (p for p in encoder.parameters() if p.ndim > 1):
+                nn.init.normal_(weight, std=weight[0].numel() ** -0.5)
+        return encoder.train()
+
+
+class Frames(nn.Module):
+    """A model of sound: the mean over the frames that stand for something -> unit vectors (rows, D)."""
+
+    main_input_name = "input_values"
+
+    def __init__(self, model: nn.Module):
+        super().__init__()
+        self.model = model
+
+    def forward(self, attention_mask: Tensor | None = None, **sound: Tensor) -> Tensor:
+        """input_values (rows, samples) or input_features (rows, ...) -> (rows, D)."""
+        if attention_mask is not None:
+            sound["attention_mask"] = attention_mask
+        frames = self.model(**sound).last_hidden_state
+        if attention_mask is None:
+            return F.normalize(frames.mean(1), dim=-1)
+        if frames.shape[1] == attention_mask.shape[1]:
+            mask = attention_mask
+        else:
+            mask = self.model._get_feature_vector_attention_mask(frames.shape[1], attention_mask)
+        weights = mask.to(frames.dtype).unsqueeze(-1)
+        return F.normalize((frames * weights).sum(1) / weights.sum(1).clamp(min=1), dim=-1)
+
+
+class Flat(nn.Module):
+    """A model of pictures: its pooler's output (rows, D, 1, 1) -> unit vectors (rows, D)."""
+
+    def __init__(self, model: nn.Module):
+        super().__init__()
+        self.model = model
+
+    def forward(self, pixel_values: Tensor) -> Tensor:
+        """pixel_values (rows, channels, height, width) -> (rows, D)."""
+        return F.normalize(self.model(pixel_values).pooler_output.flatten(1), dim=-1)
+
+
+def no_dropout(config: Any) -> None:
+    """Every rate of dropout, of dropped paths and of dropped layers in a config set to 0."""
+    for name, value in list(vars(config).items()):
+        if hasattr(value, "to_dict"):
+            no_dropout(value)
+        elif isinstance(value, float) and "drop" in name:
+            setattr(config, name, 0.0)
+
+
+SIZE = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 48, "vocab_size": 64}
+WIDE = SIZE | {"hidden_size": 64}
+GROUPED = SIZE | {"num_key_value_heads": 1, "head_dim": 16}
+SPECIAL = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2, "cls_token_id": 1, "sep_token_id": 2}
+T5 = {"d_model": 32, "d_kv": 16, "d_ff": 48, "num_layers": 2, "num_heads": 2, "vocab_size": 64}
+BART = {"d_model": 32, "vocab_size": 64, "max_position_embeddings": 64, "pad_token_id": 0} | {
+    f"{side}_{what}": value
+    for side in ("encoder", "decoder")
+    for what, value in (("layers", 2), ("attention_heads", 2), ("ffn_dim", 48))
+}
+GPT = {"n_embd": 32, "n_layer": 2, "n_head": 2, "vocab_size": 64, "n_positions": 64}
+PICTURE = {k: v for k, v in SIZE.items() if k != "vocab_size"} | {"image_size": 16, "patch_size": 8}
+WAVE = SIZE | {
+    "conv_dim": (8, 8),
+    "conv_stride": (4, 2),
+    "conv_kernel": (6, 3),
+    "num_feat_extract_layers": 2,
+    "num_conv_pos_embeddings": 4,
+    "num_conv_pos_embedding_groups": 2,
+    "num_codevectors_per_group": 4,
+    "codevector_dim": 8,
+    "proj_codevector_dim": 8,
+}
+QUIET = {"apply_spec_augment": False}
+
+
+def _encoders() -> list[Architecture]:
+    a = Architecture
+    small = {"embedding_size": 32}
+    return [
+        a("BERT", "BertConfig", SIZE),
+        a("BERT, cls", "BertConfig", SIZE, pooling="cls"),
+        a("BERT, pooler", "BertConfig", SIZE, pooling="own"),
+        a("BERT, left", "BertConfig", SIZE, padding="left"),
+        a("RoBERTa", "RobertaConfig", SIZE | {"pad_token_id": 0}),
+        a("XLM-R", "XLMRobertaConfig", SIZE | {"pad_token_id": 0}, pooling="cls"),
+        a("CamemBERT", "CamembertConfig", SIZE | {"pad_token_id": 0}),
+        a("ALBERT", "AlbertConfig", SIZE | {"embedding_size": 16}),
+        a(
+            "DistilBERT",
+            "DistilBertConfig",
+            {"dim": 32, "hidden_dim": 48, "n_layers": 2, "n_heads": 2, "vocab_size": 64},
+        ),
+        a("ELECTRA", "ElectraConfig", SIZE | {"embedding_size": 16}),
+        a("MPNet", "MPNetConfig", SIZE | {"pad_token_id": 0}),
+        a("DeBERTa", "DebertaConfig", SIZE | {"relative_attention": True, "pos_att_type": ["c2p", "p2c"]}),
+        a("DeBERTa-v2, convolution", "DebertaV2Config", SIZE | {"conv_kernel_size": 3, "conv_act": "gelu"}),
+        a(
+            "DeBERTa-v3",
+            "DebertaV2Config",
+            SIZE
+            | {
+                "relative_attention": True,
+                "pos_att_type": ["p2c", "c2p"],
+                "position_buckets": 4,
+                "share_att_key": True,
+            },
+        ),
+        a("ModernBERT", "ModernBertConfig", SIZE | SPECIAL | {"local_attention": 6}),
+        a("RoFormer", "RoFormerConfig", SIZE | small),
+        a("FNet", "FNetConfig", SIZE),
+        a("ConvBERT", "ConvBertConfig", SIZE | small),
+        a(
+            "Funnel",
+            "FunnelConfig",
+            {"d_model": 32, "n_head": 2, "d_head": 16, "d_inner": 48, "block_sizes": [1, 1], "vocab_size": 64},
+            "FunnelModel",
+        ),
+        a(
+            "Funnel, cls",
+            "FunnelConfig",
+            {"d_model": 32, "n_head": 2, "d_head": 16, "d_inner": 48, "block_sizes": [1, 1], "vocab_size": 64},
+            "FunnelBaseModel",
+            pooling="cls",
+        ),
+        a("BigBird, full", "BigBirdConfig", SIZE | {"attention_type": "original_full"}),
+        a("BigBird, sparse", "BigBirdConfig", SIZE | {"block_size": 2, "num_random_blocks": 1}),
+        a("Longformer", "LongformerConfig", SIZE | {"attention_window": [4, 4], "pad_token_id": 0}),
+        a("XLNet", "XLNetConfig", {"d_model": 32, "n_layer": 2, "n_head": 2, "d_inner": 48, "vocab_size": 64}),
+        a(
+            "MobileBERT",
+            "MobileBertConfig",
+            SIZE | small | {"true_hidden_size": 16, "intra_bottleneck_size": 16, "num_feedforward_networks": 1},
+        ),
+        a(
+            "SqueezeBERT",
+            "SqueezeBertConfig",
+            SIZE
+            | small
+            | {f"{part}_groups": 1 for part in ("q", "k", "v", "intermediate", "output", "post_attention")},
+            pooling="own",
+        ),
+        a("Nomic", "NomicBertConfig", SIZE),
+        a("EuroBERT", "EuroBertConfig", GROUPED | SPECIAL),
+        a("Jina v3", "JinaEmbeddingsV3Config", SIZE | {"pad_token_id": 0}),
+        a("RemBERT", "RemBertConfig", SIZE | {"input_embedding_size": 16}),
+        a("MegatronBERT", "MegatronBertConfig", SIZE),
+        a("ESM", "EsmConfig", SIZE | {"pad_token_id": 0, "mask_token_id": 3, "position_embedding_type": "rotary"}),
+        a("I-BERT", "IBertConfig", SIZE | {"pad_token_id": 0}),
+        a("LayoutLM", "LayoutLMConfig", SIZE, pooling="own"),
+        a(
+            "CANINE",
+            "CanineConfig",
+            SIZE | {"num_hash_buckets": 64, "local_transformer_stride": 4, "downsampling_rate": 4},
+        ),
+        a("YOSO", "YosoConfig", SIZE | {"use_expectation": True}),
+        a("XLM", "XLMConfig", {"emb_dim": 32, "n_layers": 2, "n_heads": 2, "vocab_size": 64}),
+        a("T5 encoder", "T5Config", T5, "T5EncoderModel"),
+        a("mT5 encoder", "MT5Config", T5, "MT5EncoderModel"),
+        a("LongT5 encoder", "LongT5Config", T5 | {"local_radius": 2}, "LongT5EncoderModel"),
+        a(
+            "Switch encoder",
+            "SwitchTransformersConfig",
+            T5 | {"num_experts": 2, "expert_capacity": 2, "num_sparse_encoder_layers": 1},
+            "SwitchTransformersEncoderModel",
+        ),
+        a("BART encoder", "BartConfig", BART, "encoder"),
+        a("M2M-100 encoder", "M2M100Config", BART, "encoder"),
+    ]
+
+
+def _decoders() -> list[Architecture]:
+    a = Architecture
+    rows = [
+        ("GPT-2", "GPT2Config", GPT),
+        (
+            "GPT-Neo",
+            "GPTNeoConfig",
+            {
+                "hidden_size": 32,
+                "num_layers": 2,
+                "num_heads": 2,
+                "vocab_size": 64,
+                "attention_types": [[["global", "local"], 1]],
+                "window_size": 4,
+            },
+        ),
+        ("GPT-J", "GPTJConfig", GPT | {"rotary_dim": 8}),
+        ("GPT-NeoX", "GPTNeoXConfig", SIZE),
+        (
+            "OPT",
+            "OPTConfig",
+            {
+                "hidden_size": 32,
+                "num_hidden_layers": 2,
+                "num_attention_heads": 2,
+                "ffn_dim": 48,
+                "vocab_size": 64,
+                "word_embed_proj_dim": 32,
+            },
+        ),
+        ("BLOOM", "BloomConfig", {"hidden_size": 32, "n_layer": 2, "n_head": 2, "vocab_size": 64}),
+        ("LLaMA", "LlamaConfig", GROUPED),
+        ("Mistral", "MistralConfig", GROUPED | {"sliding_window": 4}),
+        ("Qwen2", "Qwen2Config", SIZE | {"num_key_value_heads": 1}),
+        ("Qwen3", "Qwen3Config", GROUPED),
+        ("Gemma", "GemmaConfig", GROUPED),
+        ("Gemma 2", "Gemma2Config", GROUPED | {"sliding_window": 6}),
+        (
+            "Gemma 3",
+            "Gemma3TextConfig",
+            GROUPED | {"sliding_window": 6, "layer_types": ["sliding_attention", "full_attention"]},
+        ),
+        ("Phi-3", "Phi3Config", SIZE | {"num_key_value_heads": 1, "pad_token_id": 0}),
+        ("Mixtral", "MixtralConfig", GROUPED | {"num_local_experts": 2, "num_experts_per_tok": 1}),
+        (
+            "Qwen3-MoE",
+            "Qwen3MoeConfig",
+            GROUPED | {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16},
+        ),
+        ("Mamba", "MambaConfig", {"hidden_size": 32, "num_hidden_layers": 1, "vocab_size": 64, "state_size": 4}),
+    ]
+    rows = [(name, config, settings, side) for name, config, settings in rows for side in ("right", "left")]
+    return [
+        *(
+            a(f"{name}, {side}", config, settings, pooling="last", padding=side)
+            for name, config, settings, side in rows
+        ),
+        a(
+            "EmbeddingGemma",
+            "Gemma3TextConfig",
+            GROUPED
+            | {"sliding_window": 6, "layer_types": ["sliding_attention", "full_attention"]}
+            | {"use_bidirectional_attention": True},
+        ),
+    ]
+
+
+def _others() -> list[Architecture]:
+    a = Architecture
+    stages = {"hidden_sizes": [8, 16], "depths": [1, 1]}
+    clip = {"projection_dim": 16}
+    clip_text, clip_picture = SIZE | clip | {"max_position_embeddings": 20, "eos_token_id": 2}, PICTURE | clip
+    siglip_text = SIZE | {"max_position_embeddings": 20, "projection_size": 32}
+    return [
+        a("ViT", "ViTConfig", PICTURE, kind="pictures", pooling="cls"),
+        a("DeiT", "DeiTConfig", PICTURE, kind="pictures", pooling="cls"),
+        a("BEiT", "BeitConfig", PICTURE, kind="pictures", pooling="own"),
+        a(
+            "Swin",
+            "SwinConfig",
+            {"embed_dim": 8, "depths": [2], "num_heads": [2], "window_size": 2, "image_size": 16, "patch_size": 2},
+            kind="pictures",
+            pooling="own",
+        ),
+        a("ConvNeXt", "ConvNextConfig", stages | {"num_stages": 2, "image_size": 32}, kind="pictures", pooling="own"),
+        a(
+            "ConvNeXt V2",
+            "ConvNextV2Config",
+            stages | {"num_stages": 2, "image_size": 32},
+            kind="pictures",
+            pooling="own",
+        ),
+        a("ResNet", "ResNetConfig", stages | {"embedding_size": 8}, kind="pictures", pooling="flat"),
+        a("DINOv2", "Dinov2Config", PICTURE, kind="pictures", pooling="own"),
+        a("DINOv3", "DINOv3ViTConfig", PICTURE | {"num_register_tokens": 2}, kind="pictures", pooling="own"),
+        a("ViT-MAE, random masks", "ViTMAEConfig", PICTURE, kind="pictures", pooling="cls"),
+        a("Wav2Vec2", "Wav2Vec2Config", WAVE | QUIET, kind="waves", pooling="frames"),
+        a(
+            "Wav2Vec2, SpecAugment",
+            "Wav2Vec2Config",
+            WAVE | {"mask_time_length": 2, "mask_time_prob": 0.3},
+            kind="waves",
+            pooling="frames",
+        ),
+        a(
+            "Wav2Vec2, layer norm",
+            "Wav2Vec2Config",
+            WAVE | QUIET | {"feat_extract_norm": "layer", "do_stable_layer_norm": True},
+            kind="waves",
+            pooling="frames",
+        ),
+        a("HuBERT", "HubertConfig", WAVE | QUIET, kind="waves", pooling="frames"),
+        a("WavLM", "WavLMConfig", WAVE | QUIET, kind="waves", pooling="frames"),
+        a(
+            "Whisper encoder",
+            "WhisperConfig",
+            BART | {"num_mel_bins": 8, "max_source_positions": 8},
+            "encoder",
+            kind="spectrograms",
+            pooling="frames",
+        ),
+        a("AST", "ASTConfig", PICTURE | {"num_mel_bins": 16, "max_length": 16}, kind="spectrograms", pooling="own"),
+        a("CLIP text", "CLIPTextConfig", clip_text, "CLIPTextModelWithProjection", pooling="own"),
+        a(
+            "CLIP vision",
+            "CLIPVisionConfig",
+            clip_picture,
+            "CLIPVisionModelWithProjection",
+            kind="pictures",
+            pooling="own",
+        ),
+        a(
+            "SigLIP text",
+            "SiglipTextConfig",
+            siglip_text,
+            "SiglipTextModel",
+            kind="texts without a mask",
+            pooling="own",
+        ),
+        a("SigLIP text, masked", "SiglipTextConfig", siglip_text, "SiglipTextModel", pooling="own"),
+        a("SigLIP vision", "SiglipVisionConfig", PICTURE, kind="pictures", pooling="own"),
+    ]
+
+
+ENCODERS, DECODERS, OTHERS = _encoders(), _decoders(), _others()
+ARCHITECTURES = {entry.name: entry for entry in (*ENCODERS, *DECODERS, *OTHERS)}
+# A text's encoder beside a picture's: the rows of the zoo with two towers.
+PAIRS = {
+    "CLIP": ("CLIP text", "CLIP vision"),
+    "SigLIP": ("SigLIP text", "SigLIP vision"),
+    "BERT and ViT": ("BERT, cls", "ViT"),
+}
