@@ -119,7 +119,7 @@ def compare_step(encoders: Sequence[nn.Module], inputs: Sequence[Any], **options
 def keep_graphs_step(
     encoders: Sequence[nn.Module], inputs: Sequence[Any], loss_fn: Callable[..., Tensor], *, trimmed: bool
 ) -> Tensor:
-    """What the cached step must equal where random numbers are drawn: its chunks in its order, with all their graphs."""
+    """What the cached step must equal where random numbers are drawn: its chunks in order, with all their graphs."""
     reps = []
     for encoder, batch in zip(encoders, inputs, strict=True):
         mask = batch.get("attention_mask")

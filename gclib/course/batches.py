@@ -16,8 +16,8 @@ from torch import Tensor
 from gclib.data.negatives import normal_form, right_passages
 from gclib.data.pairs import TextPair, check_pairs
 from gclib.data.tokens import tokenize_pairs
+from gclib.support.modules import training_mode
 from gclib.support.validation import int_at_least, positive_int, refuse
-from gclib.training.modules import training_mode
 
 
 def same_passage(pairs: Sequence[TextPair]) -> list[int]:

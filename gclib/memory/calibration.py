@@ -30,8 +30,6 @@ from gclib.steps import STEPS
 from gclib.support.files import DamagedFile, cache_folder, read_checked, write_checked
 from gclib.support.validation import positive_number, refuse
 
-Meter = Callable[[Callable[[], object]], int]
-
 
 @dataclass(frozen=True)
 class CalibratedStep:

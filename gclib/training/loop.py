@@ -16,8 +16,9 @@ from gclib.data.pairs import TextPair
 from gclib.data.sampling import draw_batches
 from gclib.data.tokens import check_tokenizer, tokenize_pairs
 from gclib.randomness import RandomState
+from gclib.support.modules import training_mode
 from gclib.support.validation import int_at_least, one_of, positive_int, positive_number, refuse
-from gclib.training.modules import check_encoders, device_of, to_device, training_mode
+from gclib.training.modules import check_encoders, device_of, to_device
 
 SCHEDULES = ("linear", "constant")
 

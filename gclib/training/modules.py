@@ -1,27 +1,11 @@
-"""The two encoders of a run: checked, set to training or eval mode for a while, and fed on their own device."""
+"""The two encoders of a run: checked, and fed on their own device."""
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import nn
 
 from gclib.support.validation import refuse
-
-
-@contextmanager
-def training_mode(encoders: Sequence[Any], mode: bool) -> Iterator[None]:
-    """Every module in training (or eval) mode; at exit each is as it was, also where parts of one differed."""
-    roots = [encoder for encoder in encoders if isinstance(encoder, nn.Module)]
-    before = {module: module.training for root in roots for module in root.modules()}
-    for root in roots:
-        root.train(mode)
-    try:
-        yield
-    finally:
-        for module, was_training in before.items():
-            module.training = was_training
 
 
 def check_encoders(encoders: Any) -> None:

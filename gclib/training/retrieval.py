@@ -11,10 +11,11 @@ from torch import Tensor
 from gclib.data.negatives import twin_numbers
 from gclib.data.pairs import TextPair, check_pairs
 from gclib.data.tokens import check_tokenizer, tokenize_texts
+from gclib.support.modules import training_mode
 from gclib.support.shapes import shape_checked
 from gclib.support.validation import positive_int, refuse
 from gclib.towers import encode
-from gclib.training.modules import check_encoders, device_of, to_device, training_mode
+from gclib.training.modules import check_encoders, device_of, to_device
 
 
 def retrieval_metrics(

@@ -46,7 +46,7 @@ RATES = {
 
 
 @dataclass(frozen=True)
-class Corpus:
+class TextLengths:
     """Texts by their lengths in tokens: what rows are cut at, the middle row, and the spread of the logarithm.
 
     spread 0: every row is as long as the limit.
@@ -59,9 +59,9 @@ class Corpus:
 
 
 CORPORA = {
-    "questions": Corpus("questions and the paragraphs that answer them", (32, 128), (12, 70), 0.5),
-    "functions": Corpus("docstrings and the functions that they describe", (32, 256), (13, 80), 0.8),
-    "documents": Corpus("titles and long documents, all cut at the limit", (32, 256), (32, 256), 0.0),
+    "questions": TextLengths("questions and the paragraphs that answer them", (32, 128), (12, 70), 0.5),
+    "functions": TextLengths("docstrings and the functions that they describe", (32, 256), (13, 80), 0.8),
+    "documents": TextLengths("titles and long documents, all cut at the limit", (32, 256), (32, 256), 0.0),
 }
 
 

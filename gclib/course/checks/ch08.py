@@ -275,7 +275,7 @@ online_log_sum_exp = Exercise(
 # --- the loss of tiles ----------------------------------------------------------------------------------------
 
 
-class Logits:
+class CountedLogits:
     """The (B, B) logits of B queries: logits(rows, columns) computes one tile. Both are slices.
 
     most_rows, most_columns: the sides of the largest tiles. computed: logits of all calls. counter: of the tiles.
@@ -308,10 +308,10 @@ def _texts(rng: np.random.Generator, *, tiles: int, short: int = 0, temperature:
     queries = rng.standard_normal((batch, 6))
     passages = queries + 1.5 * rng.standard_normal((batch, 6))
     reps = [F.normalize(torch.from_numpy(values), dim=1) for values in (queries, passages)]
-    return {"logits": Logits(*reps, temperature), "batch_size": batch, "tile_size": size}
+    return {"logits": CountedLogits(*reps, temperature), "batch_size": batch, "tile_size": size}
 
 
-def _reference_loss(logits: Logits, batch_size: int, tile_size: int) -> Tensor:
+def _reference_loss(logits: CountedLogits, batch_size: int, tile_size: int) -> Tensor:
     """The dense loss; then it is noted that every logit is to be asked for."""
     logits.computed = batch_size**2
     return F.cross_entropy(logits.whole(), torch.arange(batch_size))
@@ -323,7 +323,7 @@ def _parts(batch_size: int, tile_size: int, *, ragged: bool = True) -> list[slic
 
 
 @dataclass(frozen=True)
-class _TiledLoss:
+class _LossOfTiles:
     """The loss, a block of rows after the other, right but for the fields that are changed.
 
     start: of the merged log-sum-exps. ragged: whether short tiles count. positive: how often a positive is subtracted.
@@ -352,7 +352,7 @@ class _TiledLoss:
         return self.last(losses)
 
 
-def _diagonal_tiles(logits: Logits, batch_size: int, tile_size: int) -> Tensor:
+def _diagonal_tiles(logits: CountedLogits, batch_size: int, tile_size: int) -> Tensor:
     """Accumulation's loss: each diagonal tile a batch of its own, averaged by rows."""
     blocks = _parts(batch_size, tile_size)
     own = [F.cross_entropy(logits(rows, rows), torch.arange(rows.stop - rows.start)) for rows in blocks]
@@ -360,7 +360,7 @@ def _diagonal_tiles(logits: Logits, batch_size: int, tile_size: int) -> Tensor:
     return sum(loss * weight for loss, weight in zip(own, weights, strict=True))
 
 
-def _every_tile_a_loss(logits: Logits, batch_size: int, tile_size: int) -> Tensor:
+def _every_tile_a_loss(logits: CountedLogits, batch_size: int, tile_size: int) -> Tensor:
     """The mean over all tiles of a loss with labels on each tile's own diagonal. Square tiles only."""
     blocks, own = _parts(batch_size, tile_size), []
     for rows in blocks:
@@ -369,7 +369,7 @@ def _every_tile_a_loss(logits: Logits, batch_size: int, tile_size: int) -> Tenso
     return torch.stack(own).mean()
 
 
-def _mean_over_tiles(logits: Logits, batch_size: int, tile_size: int) -> Tensor:
+def _mean_over_tiles(logits: CountedLogits, batch_size: int, tile_size: int) -> Tensor:
     """Each row held against one tile at a time, and the tiles' losses averaged."""
     losses, blocks = [], _parts(batch_size, tile_size)
     for rows in blocks:
@@ -378,7 +378,7 @@ def _mean_over_tiles(logits: Logits, batch_size: int, tile_size: int) -> Tensor:
     return torch.cat(losses).mean()
 
 
-def _last_diagonal(logits: Logits, batch_size: int, tile_size: int) -> Tensor:
+def _last_diagonal(logits: CountedLogits, batch_size: int, tile_size: int) -> Tensor:
     """The diagonal of each tile taken for the positives: that of the last one stays."""
     losses, blocks = [], _parts(batch_size, tile_size)
     for rows in blocks:
@@ -390,22 +390,22 @@ def _last_diagonal(logits: Logits, batch_size: int, tile_size: int) -> Tensor:
     return torch.cat(losses).mean()
 
 
-def _down_the_columns(logits: Logits, batch_size: int, tile_size: int) -> Tensor:
+def _down_the_columns(logits: CountedLogits, batch_size: int, tile_size: int) -> Tensor:
     """The other direction: each passage's softmax over the queries."""
-    return _TiledLoss()(lambda rows, columns: logits(columns, rows).T, batch_size, tile_size)
+    return _LossOfTiles()(lambda rows, columns: logits(columns, rows).T, batch_size, tile_size)
 
 
-def _both_directions(logits: Logits, batch_size: int, tile_size: int) -> Tensor:
+def _both_directions(logits: CountedLogits, batch_size: int, tile_size: int) -> Tensor:
     """The symmetric loss."""
-    return (_TiledLoss()(logits, batch_size, tile_size) + _down_the_columns(logits, batch_size, tile_size)) / 2
+    return (_LossOfTiles()(logits, batch_size, tile_size) + _down_the_columns(logits, batch_size, tile_size)) / 2
 
 
-def _everything_at_once(logits: Logits, batch_size: int, tile_size: int) -> Tensor:
+def _everything_at_once(logits: CountedLogits, batch_size: int, tile_size: int) -> Tensor:
     whole = logits(slice(0, batch_size), slice(0, batch_size))
     return F.cross_entropy(whole, torch.arange(batch_size))
 
 
-def _a_strip_at_once(logits: Logits, batch_size: int, tile_size: int) -> Tensor:
+def _a_strip_at_once(logits: CountedLogits, batch_size: int, tile_size: int) -> Tensor:
     """All columns of a block of rows: B x S logits."""
     losses = []
     for rows in _parts(batch_size, tile_size):
@@ -414,14 +414,14 @@ def _a_strip_at_once(logits: Logits, batch_size: int, tile_size: int) -> Tensor:
     return torch.cat(losses).mean()
 
 
-def _all_tiles_kept(logits: Logits, batch_size: int, tile_size: int) -> Tensor:
+def _all_tiles_kept(logits: CountedLogits, batch_size: int, tile_size: int) -> Tensor:
     blocks = _parts(batch_size, tile_size)
     table = [[logits(rows, columns) for columns in blocks] for rows in blocks]
     whole = torch.cat([torch.cat(row, dim=1) for row in table])
     return F.cross_entropy(whole, torch.arange(batch_size))
 
 
-def _loss_outcome(result: Any, logits: Logits, batch_size: int, tile_size: int) -> dict[str, Any]:
+def _loss_outcome(result: Any, logits: CountedLogits, batch_size: int, tile_size: int) -> dict[str, Any]:
     if result is None:
         return {"loss": None}
     sides = logits.most_rows, logits.most_columns
@@ -450,13 +450,13 @@ tiled_loss = Exercise(
             "ragged last tile lost",
             "It looks as if the short tiles at the end were left out, in rows and in columns. Go on to the last query: "
             "min(start + tile_size, batch_size).",
-            _TiledLoss(ragged=False),
+            _LossOfTiles(ragged=False),
         ),
         Misconception(
             "ragged rows never filled",
             "It looks as if the short tiles at the end were never asked for: the sums of the last rows are still minus "
             "infinity. Go on to the last query: range(0, batch_size, tile_size).",
-            lambda logits, batch_size, tile_size: _TiledLoss(ragged=False)(logits, batch_size, tile_size) - math.inf,
+            lambda logits, batch_size, tile_size: _LossOfTiles(ragged=False)(logits, batch_size, tile_size) - math.inf,
         ),
         Misconception(
             "diagonal tiles only",
@@ -467,7 +467,7 @@ tiled_loss = Exercise(
         Misconception(
             "mean over blocks of rows",
             "It looks as if blocks were averaged. The last one is short: its rows would weigh more than the others.",
-            _TiledLoss(last=lambda losses: torch.stack([loss.mean() for loss in losses]).mean()),
+            _LossOfTiles(last=lambda losses: torch.stack([loss.mean() for loss in losses]).mean()),
         ),
         Misconception(
             "mean over tiles",
@@ -501,33 +501,33 @@ tiled_loss = Exercise(
             "positive forgotten",
             "It looks as if the loss were the log-sum-exp alone. The positive's logit, on the diagonal of the tile "
             "whose rows are its columns, is subtracted from it.",
-            _TiledLoss(positive=0.0),
+            _LossOfTiles(positive=0.0),
         ),
         Misconception(
             "positive out of the denominator",
             "It looks as if the positives were left out of the log-sum-exp. In equation (1) they are in the "
             "denominator too.",
-            _TiledLoss(own_denominator=False),
+            _LossOfTiles(own_denominator=False),
         ),
         Misconception(
             "merge started at 0",
             "It looks as if the merge began at 0: that counts a logit of 0 that nobody has. Begin at minus infinity.",
-            _TiledLoss(start=0.0),
+            _LossOfTiles(start=0.0),
         ),
         Misconception(
             "log-sum-exps added",
             "It looks as if the tiles' log-sum-exps were added. Sums add up, their logarithms don't: torch.logaddexp.",
-            _TiledLoss(start=0.0, merge=torch.add),
+            _LossOfTiles(start=0.0, merge=torch.add),
         ),
         Misconception(
             "only the last tile",
             "It looks as if each tile replaced the one before: the last block of columns alone is in the denominator.",
-            _TiledLoss(merge=lambda before, tile: tile),
+            _LossOfTiles(merge=lambda before, tile: tile),
         ),
         Misconception(
             "sum instead of mean",
             "It looks as if the queries' losses were added. The loss is their mean.",
-            _TiledLoss(last=lambda losses: torch.cat(losses).sum()),
+            _LossOfTiles(last=lambda losses: torch.cat(losses).sum()),
         ),
         Misconception(
             "the whole matrix at once",

@@ -4,7 +4,6 @@ Everything here answers in words or numbers, so that a slider, a table and a tes
 """
 
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 from typing import Any
@@ -344,16 +343,3 @@ def _flops_per_second(device: str) -> float:
         last = a @ a
     last[0, 0].item()
     return 4 * 2 * side**3 / (time.perf_counter() - start) / 3
-
-
-def comparison(settings: Sequence[LabSettings], budget_bytes: int) -> list[dict[str, Any]]:
-    """A row for each of the settings: its peak, its largest kind, and whether it fits. Plain data for a table."""
-    rows = []
-    for one in settings:
-        forecast = forecast_of(one)
-        kind, count = largest_kinds(forecast.at_peak(), smallest_share=0)[0]
-        fits = forecast.peak_bytes <= budget_bytes
-        row = {"step": one.step, "batch": one.batch_size, "chunk": None if one.step == "naive" else one.chunk_size}
-        row |= {"tokens": one.length, "peak_bytes": forecast.peak_bytes, "largest": kind, "largest_bytes": count}
-        rows.append(row | {"fits": fits})
-    return rows

@@ -13,7 +13,7 @@ from typing import Any
 
 import ipywidgets as widgets
 
-from gclib.course.memory_lab import answers as lab
+from gclib.course.memory_lab import answers
 from gclib.course.memory_lab.answers import LabSettings
 from gclib.course.memory_lab.picture import PeaksView, TimelineView
 from gclib.course.memory_lab.run import LiveRun
@@ -72,9 +72,9 @@ class MemoryLab(LiveLab):
     def _make_controls(self, start: LabSettings, budget: str) -> None:
         choice = partial(slider, layout=_WIDE)
         menu = partial(choice, kind=widgets.Dropdown)
-        steps = [(words, step) for step, words in lab.STEP_WORDS.items()]
+        steps = [(words, step) for step, words in answers.STEP_WORDS.items()]
         self.step = menu("Step", steps, start.step, "How the gradient is computed")
-        models = [(_model_label(name), name) for name in lab.MODELS]
+        models = [(_model_label(name), name) for name in answers.MODELS]
         self.model = menu("Model", models, start.model, "The encoder: a size of BERT, or a published one's config")
         self.batch_size = choice("Batch", BATCHES, start.batch_size, "Queries whose passages are contrasted")
         self.chunk_size = choice("Chunk", CHUNKS, start.chunk_size, "Rows that are encoded at once")
@@ -85,12 +85,12 @@ class MemoryLab(LiveLab):
         self.tile_size = choice("Tiles", [("dense", 0), *TILES], start.tile_size or 0, tooltip)
         tooltip = "Chunks whose graph is kept, and which are encoded once"
         self.retain_chunks = choice("Retained", RETAINED, start.retain_chunks, tooltip)
-        self.precision = menu("Numbers", lab.PRECISIONS, start.precision, "Precision of weights and activations")
+        self.precision = menu("Numbers", answers.PRECISIONS, start.precision, "Precision of weights and activations")
         optimizers = [("AdamW", "adamw"), ("SGD, no momentum", "sgd")]
         self.optimizer = menu("Optimizer", optimizers, start.optimizer, "Whose states are there during the step")
-        one_of("budget", budget, tuple(lab.BUDGETS))
+        one_of("budget", budget, tuple(answers.BUDGETS))
         tooltip = "Memory of the card, whether you own it or not"
-        self.budget = choice("Budget", list(lab.BUDGETS.items()), lab.BUDGETS[budget], tooltip)
+        self.budget = choice("Budget", list(answers.BUDGETS.items()), answers.BUDGETS[budget], tooltip)
 
     def _make_outputs(self) -> None:
         """The buttons, and what is shown; then all of it in rows."""
@@ -117,7 +117,7 @@ class MemoryLab(LiveLab):
     @property
     def budget_name(self) -> str:
         """The budget in words: a card's name, or its bytes."""
-        return next(name for name, size in lab.BUDGETS.items() if size == self.budget.value)
+        return next(name for name, size in answers.BUDGETS.items() if size == self.budget.value)
 
     def settings(self) -> LabSettings:
         """What the controls say now. Raises ValueError where tiles and batch do not go together."""
@@ -133,10 +133,10 @@ class MemoryLab(LiveLab):
         try:
             settings = self.settings()
         except ValueError as error:
-            self._clear(f"No forecast: {error}. {lab.TILES_REASON}")
+            self._clear(f"No forecast: {error}. {answers.TILES_REASON}")
             return
         self.code.value = settings.as_code()
-        if lab.is_ready(settings):
+        if answers.is_ready(settings):
             self._draw(settings)
             return
         tokens = " and ".join(str(length) for length in sorted(set(settings.lengths)))
@@ -157,22 +157,22 @@ class MemoryLab(LiveLab):
         try:
             settings = self.settings()
         except ValueError as error:
-            return f"No forecast: {error}. {lab.TILES_REASON}"
-        forecast, budget = lab.forecast_of(settings), self.budget.value
+            return f"No forecast: {error}. {answers.TILES_REASON}"
+        forecast, budget = answers.forecast_of(settings), self.budget.value
         picture = picture_of(forecast.timeline)
         phases = [[span.label.replace("\n", " "), format_bytes(peak)] for span, peak in picture.span_peaks()]
         kinds = [[kind, format_bytes(count)] for kind, count in forecast.at_peak().items() if count]
         parts = [
             f"{settings.described()}.",
-            lab.advice(settings, forecast, budget, self.budget_name),
+            answers.advice(settings, forecast, budget, self.budget_name),
             format_table(["phase, in order", "highest"], phases),
             format_table(["at the peak", "bytes"], [*kinds, ["sum", format_bytes(forecast.peak_bytes)]]),
         ]
         run = self._run_of(settings)
         if run is not None and run.result is not None:
-            parts.append(_report(run, lab.forecast_of(run.settings)))
+            parts.append(_report(run, answers.forecast_of(run.settings)))
         if self._pinned is not None:
-            parts.append(lab.compared(self._pinned, settings))
+            parts.append(answers.compared(self._pinned, settings))
         return "\n\n".join(parts)
 
     def _on_move(self) -> None:
@@ -199,10 +199,10 @@ class MemoryLab(LiveLab):
             self.compared.clear()
             return
         now = self.settings()
-        if not (lab.is_ready(self._pinned) and lab.is_ready(now)):
+        if not (answers.is_ready(self._pinned) and answers.is_ready(now)):
             return
-        peaks = {"pinned": lab.forecast_of(self._pinned).at_peak(), "now": lab.forecast_of(now).at_peak()}
-        self.compared.show(peaks, lab.compared(self._pinned, now))
+        peaks = {"pinned": answers.forecast_of(self._pinned).at_peak(), "now": answers.forecast_of(now).at_peak()}
+        self.compared.show(peaks, answers.compared(self._pinned, now))
 
     def _on_largest(self) -> None:
         """Set the batch slider to its last place that fits, and say the exact number."""
@@ -211,15 +211,15 @@ class MemoryLab(LiveLab):
         except ValueError as error:
             self._say(f"No largest batch: {error}.")
             return
-        if not lab.is_ready(settings):
+        if not answers.is_ready(settings):
             self._say("The forecast is not there yet. Press again when it is.")
             return
-        most, name = lab.largest_that_fits(settings, self.budget.value), self.budget_name
+        most, name = answers.largest_that_fits(settings, self.budget.value), self.budget_name
         if most == 0:
             self._say(f"Not even one pair fits within {name}: look at what the forecast says to change.")
             return
         self.batch_size.value = max(size for size in BATCHES if size <= most)
-        reached = " (more is not forecast here)" if most == lab.most_forecast(settings) else ""
+        reached = " (more is not forecast here)" if most == answers.most_forecast(settings) else ""
         self._say(
             f"The largest batch within {name} is {most:,}{reached}; the slider stands on {self.batch_size.label}."
         )
@@ -228,12 +228,12 @@ class MemoryLab(LiveLab):
         """Read off laws until the controls rest on one that is known. Runs in its own thread."""
         while (settings := self._wanted) is not None:
             try:
-                lab.forecast_of(settings)
+                answers.forecast_of(settings)
             except Exception as error:  # told in words: a thread has nobody to raise to
                 self.forecast.value = sentence(f"No forecast: {type(error).__name__}: {error}")
             if self._wanted == settings:
                 self._wanted = None
-                if lab.is_ready(settings):
+                if answers.is_ready(settings):
                     self.refresh()
 
     def _run_of(self, settings: LabSettings) -> LiveRun | None:
@@ -244,7 +244,7 @@ class MemoryLab(LiveLab):
     def _draw(self, settings: LabSettings) -> None:
         """Forecast, text and picture of these settings; where they are those of the run, its forecast and live line."""
         budget, name, run = self.budget.value, self.budget_name, self._run_of(settings)
-        forecast = lab.forecast_of(settings if run is None else run.settings)
+        forecast = answers.forecast_of(settings if run is None else run.settings)
         with self._drawing:
             picture = picture_of(forecast.timeline)
             live = run.trace(picture) if run is not None else None
@@ -252,7 +252,7 @@ class MemoryLab(LiveLab):
             words = _report(run, forecast) if run is not None else ""
             self.picture.show(picture, budget, card, live=live, words=words)
             self._show_comparison()
-        advice = lab.advice(settings, lab.forecast_of(settings), budget, name)
+        advice = answers.advice(settings, answers.forecast_of(settings), budget, name)
         if run is not None and run.settings != settings:
             advice += " The picture is of the processor that ran the step: its operations keep more than a card's."
         self.forecast.value = sentence(advice)
@@ -273,17 +273,17 @@ class MemoryLab(LiveLab):
         except ValueError as error:
             self._say(f"Not run: {error}.")
             return
-        if not lab.is_ready(settings):
+        if not answers.is_ready(settings):
             self._want(settings)
             self._say("The forecast for this machine is not there yet. Press Run again in a few seconds.")
             return
-        forecast = lab.forecast_of(settings)
+        forecast = answers.forecast_of(settings)
         card_free = memory_of(self.device)[0] if self.device.type == "cuda" else None
-        if (refusal := lab.obstacle(forecast, ram_bytes()[1], card_free_bytes=card_free)) is not None:
+        if (refusal := answers.obstacle(forecast, ram_bytes()[1], card_free_bytes=card_free)) is not None:
             self._say(refusal)
             return
-        seconds = lab.seconds_here(settings, forecast, str(self.device))
-        if seconds > lab.SLOW_SECONDS and self._confirmed != settings:
+        seconds = answers.seconds_here(settings, forecast, str(self.device))
+        if seconds > answers.SLOW_SECONDS and self._confirmed != settings:
             self._confirmed = settings
             self._say(f"This would take about {_minutes(seconds)} here. Press Run again to start it all the same.")
             return
@@ -312,7 +312,7 @@ class MemoryLab(LiveLab):
 
     def _ended(self, run: LiveRun) -> None:
         self._follow(run)
-        self._say(_report(run, lab.forecast_of(run.settings)))
+        self._say(_report(run, answers.forecast_of(run.settings)))
 
 
 _WIDE = widgets.Layout(width="400px")

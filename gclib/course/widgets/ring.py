@@ -20,7 +20,6 @@ from gclib.support.validation import int_at_least, refuse
 from gclib.support.words import format_table
 
 MOST_RANKS = 6
-PHASES = ("forward", "backward", "home")
 _NOW, _DONE = plots.OKABE_ITO["sky blue"], plots.OKABE_ITO["pale grey"]
 _RADIUS, _BOX = 1.0, (0.86, 0.42)
 
