@@ -134,10 +134,14 @@ class Encoder(nn.Module):
     def checkpoint_activations(self) -> "Encoder":
         """From now on keep each layer's input alone, and compute the rest again in the backward; returns the encoder.
 
-        Chen et al. 2016 (arXiv 1604.06174).
+        Chen et al. 2016 (arXiv 1604.06174). ValueError for a model that transformers can't checkpoint.
         """
-        renamed = getattr(self.model, "activation_checkpointing_enable", None)  # the name in newer transformers
-        (renamed or self.model.gradient_checkpointing_enable)()
+        names = ("activation_checkpointing_enable", "gradient_checkpointing_enable")  # newer transformers, older ones
+        enable = next((method for name in names if (method := getattr(self.model, name, None)) is not None), None)
+        if enable is None or not getattr(self.model, "supports_gradient_checkpointing", True):
+            rule = "must be one that transformers can checkpoint (supports_gradient_checkpointing)"
+            raise refuse("model", rule, type(self.model).__name__)
+        enable()
         return self
 
     def forward(

@@ -2,7 +2,15 @@
 
 import pytest
 import torch
-from transformers import BertConfig, BertModel, CLIPVisionConfig, DistilBertConfig, DistilBertModel
+from transformers import (
+    BertConfig,
+    BertModel,
+    CLIPVisionConfig,
+    DistilBertConfig,
+    DistilBertModel,
+    FunnelBaseModel,
+    FunnelConfig,
+)
 
 from gclib import Encoder
 from gclib.models.encoder import SIZES, bert_config
@@ -103,6 +111,18 @@ def test_token_representations_are_not_pooled(model):
     reps = encoder(**padded([5, 6, 7], 4))
     assert reps.shape == (1, 4, 32)
     torch.testing.assert_close(reps.norm(dim=2), torch.ones(1, 4))
+
+
+class Plain(torch.nn.Module):
+    """A module that is not of transformers."""
+
+
+@pytest.mark.parametrize(
+    "model", [Plain(), FunnelBaseModel(FunnelConfig(d_model=8, n_head=1, d_head=8, d_inner=8, vocab_size=9))]
+)
+def test_a_model_that_can_not_be_checkpointed_is_refused(model):
+    with pytest.raises(ValueError, match=f"model must be one that transformers can checkpoint.*{type(model).__name__}"):
+        Encoder(model).checkpoint_activations()
 
 
 def test_a_models_own_representation_is_its_poolers_or_its_projection():
