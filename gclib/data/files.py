@@ -167,7 +167,7 @@ class _Reader:
         return [self.query, self.passage, *used]
 
 
-class _JsonObject(dict):
+class JsonObject(dict):
     """A JSON object, and the keys that stand in it more than once."""
 
     def __init__(self, items: list[tuple[str, Any]]):
@@ -184,7 +184,7 @@ def _lines(path: Path, reader: _Reader) -> Iterator[tuple[int, Any]]:
         if not text.strip():
             continue
         try:
-            row = json.loads(text, object_pairs_hook=_JsonObject)
+            row = json.loads(text, object_pairs_hook=JsonObject)
         except (ValueError, RecursionError) as error:
             raise refuse(f"{path}, line {number},", rule, f"{text.strip()[:80]} ({error})") from error
         reader.doubled.extend(f"line {number} has the key {key!r}" for key in getattr(row, "doubled", ()))
@@ -215,7 +215,7 @@ def _dataset(name_or_folder: str, config: str | None, split: str) -> Any:
     """One split of the set as `datasets` gives it."""
     is_folder = Path(name_or_folder).is_dir()
     if not is_folder and not _HUB_NAME.fullmatch(name_or_folder):
-        rule = "must be a folder that exists, or a name on the Hugging Face hub"
+        rule = "must be a retrieval set: a folder that exists, or a name on the Hugging Face hub"
         raise refuse("name_or_folder", rule, name_or_folder)
     try:
         import datasets

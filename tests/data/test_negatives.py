@@ -10,7 +10,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gclib.data.negatives import false_negative_mask, mine_hard_negatives, normal_form
+from gclib.data.negatives import false_negative_mask, mine_hard_negatives, normal_form, twin_numbers
 from gclib.data.pairs import TextPair
 from gclib.losses.dense import contrastive_loss
 from gclib.support import ROOT
@@ -193,3 +193,9 @@ def test_mining_starts_no_other_library_that_takes_a_card(tmp_path):
     )
     path = os.pathsep.join([str(tmp_path), str(ROOT)])
     subprocess.run([sys.executable, "-c", code], check=True, env=os.environ | {"PYTHONPATH": path})
+
+
+@given(st.lists(st.text(alphabet="aB .,!?\n\u00a0-(", max_size=6), max_size=20))
+def test_twins_have_the_same_number(texts):
+    numbers, forms = twin_numbers(texts), [normal_form(text) for text in texts]
+    assert [[a == b for b in numbers] for a in numbers] == [[a == b for b in forms] for a in forms]

@@ -60,3 +60,34 @@ def test_a_pair_is_immutable_and_hashable():
 
 def test_texts_of_names_every_text():
     assert texts_of([PAIR]) == [PAIR.query, PAIR.passage, "hard", "harder of all"]
+
+
+@pytest.mark.parametrize(
+    ("texts", "message"),
+    [
+        (("q", "p", "wrong"), "negatives must be a list of texts, got the str 'wrong'"),
+        (("q", "p", "\u9519\u8bef"), "negatives must be a list of texts"),
+        (("q", "p", {"id": "a"}), "negatives must be a list of texts, got the dict"),
+        (("q", "p", {"n"}), "negatives must be a list of texts, got the set"),
+        (("q", "p", None), "negatives must be a list of texts"),
+        (("q", "p", ("n", 3)), r"negatives\[1\] must be a text, got the int 3"),
+        (("q", "p", ("\t",)), r"negatives\[0\] must be a text with more than white space"),
+        ((1, "p"), "query must be a text, got the int 1"),
+        (("q", None), "passage must be a text, got the NoneType None"),
+        (("q", ["p1", "p2"]), "passage must be a text, got the list"),
+        ((float("nan"), "p"), "query must be a text, got the float nan"),
+        (("", "p"), "query must be a text with more than white space"),
+        (
+            ("q", "smile \ud83d"),
+            "passage must be .* whole characters, got the lone surrogate .* as character 7",
+        ),
+    ],
+)
+def test_texts_that_are_none_are_refused(texts, message):
+    with pytest.raises(ValueError, match=message) as caught:
+        TextPair(*texts)
+    str(caught.value).encode()  # can be printed
+
+
+def test_a_list_of_negatives_is_taken():
+    assert TextPair("q", "p", ["n"]) == TextPair("q", "p", ("n",))

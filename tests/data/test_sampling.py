@@ -33,7 +33,7 @@ def false_negatives(pairs, batch):
     return sum(any(texts[b] & rights[a] or texts[a] & rights[b] for b in rows if b != a) for a in rows)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(
     texts=st.lists(st.tuples(st.integers(0, 20), st.integers(0, 9), st.integers(0, 9)), min_size=1, max_size=30),
     size=st.integers(1, 6),
@@ -54,7 +54,7 @@ def test_each_pair_once_an_epoch_and_false_negatives_are_none_or_told(texts, siz
         assert told[0].startswith(f"{next(count for count in met if count)} of an epoch's {len(drawn[0]) * size} ")
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(passages=st.lists(st.integers(0, 6), min_size=2, max_size=40), size=st.integers(1, 6), seed=st.integers(0, 9))
 def test_twins_are_parted_wherever_there_are_batches_enough(passages, size, seed):
     """Different queries: they can be parted just where the pairs left out are at least the twins too many."""
