@@ -403,7 +403,11 @@ def _judge_calm(exam: Exam, truth: Outcome, calm: Sitting) -> list[Finding]:
 
 
 def _judge_lively(exam: Exam, lively: Sitting, plan: Sequence[Sequence[Chunk]] | None) -> list[Finding]:
-    """With dropout on: faults of the encoders in training mode, if they were given so, and the replay."""
+    """With dropout on: faults of the encoders in training mode, if they were given so, and the replay.
+
+    What padding does is judged with dropout off.
+    """
+    lively = replace(lively, faults={kind: words for kind, words in lively.faults.items() if kind != "padding"})
     given = any(part.training for encoder in exam.encoders for part in encoder.modules())
     words = "" if given else " That is in training mode; the encoder was given in eval mode."
     findings = [replace(one, said=one.said + words) for one in _judge_faults(exam, lively, wrong=given)]

@@ -14,6 +14,7 @@ from gclib import ContrastiveLoss, Encoder, grad_cache_step, naive_step
 from gclib.audit.audit import FAULTS, audit_step
 from gclib.chunks import Chunk
 from gclib.course.wild.traps import SIZE, TRAPS, right_step
+from gclib.losses.max_sim import MaxSimLoss
 from gclib.steps import accumulation_step
 
 ROWS = 7  # 3 + 3 + 1: the last chunk is short
@@ -374,6 +375,21 @@ def test_padding_that_matters_is_named_also_where_the_step_left_it_on(batch):
     assert untrimmed.right and untrimmed.error < 1e-12 and f"NOTE, {PADDING}" in str(untrimmed)
     assert not trimmed.right and trimmed.error > 0.01
     assert "trimmed" in trimmed.findings[0].said and audit(right_step, Recurrent(), batch).right
+
+
+class Tokens(nn.Embedding):
+    """One vector for every token, padding too."""
+
+    def forward(self, input_ids, attention_mask):
+        return super().forward(input_ids)
+
+
+def test_padding_that_the_loss_leaves_out_does_no_harm(batch):
+    masks = [tower["attention_mask"] for tower in batch]
+    for loss_fn, harm in ((MaxSimLoss(*masks), False), (MaxSimLoss(*map(torch.ones_like, masks)), True)):
+        report = audit(BLIND, Tokens(23, 4), batch, loss_fn)
+        assert report.names == [PADDING] and report.right is not harm
+        assert audit(partial(grad_cache_step, chunk_size=3), Tokens(23, 4), batch, loss_fn).right
 
 
 def test_an_encoder_that_writes_into_its_inputs_is_named_and_the_batch_is_whole():
