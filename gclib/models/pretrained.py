@@ -72,6 +72,8 @@ def load_tokenizer(name_or_folder: str | Path, argument: str = "name_or_folder")
         tokenizer = AutoTokenizer.from_pretrained(place, subfolder=sentence.weights, **WHERE)
     except LOADING_ERRORS as error:
         raise refuse(argument, f"must hold a tokenizer beside the model ({first_line(error)})", place) from error
+    if len(set(tokenizer.get_vocab().values()) - set(tokenizer.all_special_ids)) < 2:  # made up, for want of a file
+        raise refuse(argument, "must hold a tokenizer beside the model", f"one without a vocabulary in {place}")
     if rules.max_length is not None:
         tokenizer.model_max_length = rules.max_length
     if rules.lower_case:
