@@ -70,8 +70,8 @@ def measured_table() -> str:
 
 def card_table() -> str:
     """What was measured on graphics cards: tiles beside others, and forecasts that were made without a card."""
-    rows = ["| B | `tiled_contrastive_loss` | over the dense loss: time, bytes | over sentence-transformers' strips: time, bytes |"]
-    rows += ["|---|---|---|---|"]
+    beside_words = "over the dense loss: time, bytes | over sentence-transformers' strips: time, bytes"
+    rows = [f"| B | `tiled_contrastive_loss` | {beside_words} |", "|---|---|---|---|"]
     table = rows_of("tiled_cuda")
     tiled = [row for row in table if row["version"] == "tiled" and row["seconds"] and int(row["batch_size"]) >= 32_768]
     for row in tiled:
