@@ -1,10 +1,11 @@
-"""Five commands: `python -m gclib` and one of `data-card`, `table1 --quick`, `train`, `evaluate`, `calibrate`."""
+"""Six commands: `python -m gclib` and one of `data-card`, `table1`, `train`, `evaluate`, `calibrate`, `zoo`."""
 
 import argparse
 import sys
 
 import torch
 
+from gclib.audit.zoo import format_zoo, run_zoo
 from gclib.course.experiments.recipes import QUICK, WHOLE, Setting
 from gclib.course.experiments.results import table1
 from gclib.course.experiments.summaries import format_results
@@ -51,6 +52,8 @@ def main(arguments: list[str] | None = None) -> int:
         return evaluation.command(chosen)
     if chosen.command == "calibrate":
         _calibrate(chosen, parser)
+    elif chosen.command == "zoo":
+        return _zoo(chosen, parser)
     elif chosen.command == "data-card":
         _data_card(write=chosen.write)
     else:
@@ -67,6 +70,16 @@ def _calibrate(chosen: argparse.Namespace, parser: argparse.ArgumentParser) -> N
     print(calibration.format_calibration(measured))
     if chosen.record:
         print(f"recorded in {recording.record_card(measured, chosen.record)}")
+
+
+def _zoo(chosen: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
+    try:
+        options = {"forecast": not chosen.no_forecast, "processes": chosen.processes}
+        rows = run_zoo(chosen.names or None, **options, on_row=lambda row: print(row.name, file=sys.stderr, flush=True))
+    except ValueError as error:
+        parser.error(str(error))
+    print(format_zoo(rows))
+    return int(not all(row.right for row in rows))
 
 
 def _data_card(*, write: bool) -> None:
@@ -111,6 +124,15 @@ def _parser() -> argparse.ArgumentParser:
     )
     measured.add_argument("--seconds", type=float, default=30.0, help="when to stop (default: 30)")
     measured.add_argument("--record", metavar="FOLDER", help="also record steps on the GPU, into a file in this folder")
+    zoo = commands.add_parser(
+        "zoo",
+        help="try the step on a hundred small architectures of transformers",
+        description="Print a table of small transformers: how far the cached gradient is from the naive one (float64), "
+        "what verification said, and the memory forecast against the ledger. Exit status 1 where one is wrong.",
+    )
+    zoo.add_argument("names", nargs="*", metavar="NAME", help="architectures, as the table names them (default: all)")
+    zoo.add_argument("--no-forecast", action="store_true", help="gradients alone: a quarter of the time")
+    zoo.add_argument("--processes", type=int, default=2, help="at once (default: 2)")
     training = commands.add_parser(
         "train",
         help="train an encoder with a batch as large as you like, and keep it",

@@ -275,21 +275,30 @@ def _off_by_padding(tower: Tower, chunk: Chunk) -> float:
     """How far rows as wide as their chunk are from themselves as wide as the batch; 0 where rounding may be all of it.
 
     In eval mode, for dropout falls otherwise on other widths; of an encoder that draws random numbers all the same
-    nothing can be said. One column more is looked at too where the chunk is narrower by an even number: strides and
-    blocks of two or four would cut both alike.
+    nothing can be said. Looked at is an odd width, which cuts a block or a stride of any even length in two.
     """
-    rows = (chunk.rows * 2)[:2][::-1]
+    width = chunk.width + (chunk.width % 2 == 0 and chunk.width + 1 < tower.width)
     with torch.no_grad(), training_mode([tower.encoder], False), _generators_kept(tower) as again:
-        full, drew = again(lambda: _encode_rows(tower, rows, tower.width), told=True)
-        widths = range(chunk.width, min(chunk.width + 2 - (tower.width - chunk.width) % 2, tower.width))
-        off = max(again(lambda width=width: _off_at(tower, rows, width, full)) for width in widths)
+        pair = _cut_to(tower, chunk, width)
+        full, drew = again(lambda: _encode_rows(pair, (0, 1), tower.width), told=True)
+        off = again(lambda: _off_at(pair, width, full))
     return 0.0 if drew or off <= tolerance(full) else off
 
 
-def _off_at(tower: Tower, rows: Sequence[int], width: int, full: Tensor) -> float:
-    """How far these rows at this width are from the same at full width; infinite where they can't be encoded so."""
+def _cut_to(tower: Tower, chunk: Chunk, width: int) -> Tower:
+    """A tower of two rows: the chunk's first, and the longest with the shortest one's padding from column `width` on."""
+    lengths = row_lengths(tower.inputs, tower.trimmed)
+    pair = [chunk.rows[0], lengths.index(max(lengths))]
+    inputs = {name: v[pair] if isinstance(v, Tensor) else v for name, v in tower.inputs.items()}
+    for name in tower.trimmed:
+        inputs[name][1, width:] = tower.inputs[name][lengths.index(min(lengths)), width:]
+    return replace(tower, inputs=inputs, rows=2)
+
+
+def _off_at(tower: Tower, width: int, full: Tensor) -> float:
+    """How far two rows at this width are from the same at full width; infinite where they can't be encoded so."""
     try:
-        trimmed = _encode_rows(tower, rows, width)
+        trimmed = _encode_rows(tower, (0, 1), width)
     except (RuntimeError, ValueError, IndexError, AssertionError):
         return torch.inf  # some architectures have a least width, or a fixed one
     if trimmed.ndim == 3 and full.shape[1] - trimmed.shape[1] == tower.width - width:

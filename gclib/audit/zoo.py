@@ -6,10 +6,14 @@ too: the forecast against the ledger of the same step.
 """
 
 import copy
+import multiprocessing
 import random
 import warnings
 from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -61,7 +65,7 @@ def names() -> list[str]:
 
 def try_architecture(name: str, *, forecast: bool = True, seeds: Sequence[int] = (0, 1)) -> ZooRow:
     """One row: the cached step against the naive one on a batch for each seed, and the forecast against the ledger."""
-    one_of("name", name, names())
+    one_of("name", name, tuple(names()))
     towers = [ARCHITECTURES[part] for part in PAIRS.get(name, (name, name))]
     encoders = [encoder.double() for encoder in _built(towers)]
     compared = [_compare_exactly(encoders, batches(towers, seed)) for seed in seeds]
@@ -119,7 +123,7 @@ def compare_step(encoders: Sequence[nn.Module], inputs: Sequence[Any], **options
 def keep_graphs_step(
     encoders: Sequence[nn.Module], inputs: Sequence[Any], loss_fn: Callable[..., Tensor], *, trimmed: bool
 ) -> Tensor:
-    """What the cached step must equal where random numbers are drawn: its chunks in order, with all their graphs."""
+    """What the cached step must equal where random numbers are drawn: its chunks in its order, all graphs kept."""
     reps = []
     for encoder, batch in zip(encoders, inputs, strict=True):
         mask = batch.get("attention_mask")
@@ -258,9 +262,29 @@ def _first_line(error: BaseException) -> str:
     return (str(error).splitlines() or [""])[0]
 
 
-def run_zoo(chosen: Iterable[str] | None = None, *, forecast: bool = True) -> list[ZooRow]:
-    """The rows of these names, or all."""
-    return [try_architecture(name, forecast=forecast) for name in (names() if chosen is None else chosen)]
+def run_zoo(
+    chosen: Iterable[str] | None = None,
+    *,
+    forecast: bool = True,
+    processes: int = 1,
+    on_row: Callable[[ZooRow], object] | None = None,
+) -> list[ZooRow]:
+    """The rows of these names, or all, in as many processes; on_row is called with each as it is done."""
+    chosen = [one_of("name", name, tuple(names())) for name in (names() if chosen is None else chosen)]
+    work = partial(try_architecture, forecast=forecast)
+    rows = []
+    with ExitStack() as stack:
+        if processes > 1:
+            context = multiprocessing.get_context("spawn")  # a copy of a process that has threads may hang
+            pool = ProcessPoolExecutor(processes, context, torch.set_num_threads, (1,))
+            made = stack.enter_context(pool).map(work, chosen)
+        else:
+            made = map(work, chosen)
+        for row in made:
+            rows.append(row)
+            if on_row is not None:
+                on_row(row)
+    return rows
 
 
 def format_zoo(rows: Sequence[ZooRow], width: int = 60) -> str:
