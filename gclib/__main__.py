@@ -124,15 +124,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     measured.add_argument("--seconds", type=float, default=30.0, help="when to stop (default: 30)")
     measured.add_argument("--record", metavar="FOLDER", help="also record steps on the GPU, into a file in this folder")
-    zoo = commands.add_parser(
-        "zoo",
-        help="try the step on a hundred small architectures of transformers",
-        description="Print a table of small transformers: how far the cached gradient is from the naive one (float64), "
-        "what verification said, and the memory forecast against the ledger. Exit status 1 where one is wrong.",
-    )
-    zoo.add_argument("names", nargs="*", metavar="NAME", help="architectures, as the table names them (default: all)")
-    zoo.add_argument("--no-forecast", action="store_true", help="gradients alone: a quarter of the time")
-    zoo.add_argument("--processes", type=int, default=2, help="at once (default: 2)")
+    _add_zoo(commands)
     training = commands.add_parser(
         "train",
         help="train an encoder with a batch as large as you like, and keep it",
@@ -150,6 +142,18 @@ def _parser() -> argparse.ArgumentParser:
     )
     evaluation.add_arguments(evaluated)
     return parser
+
+
+def _add_zoo(commands: argparse._SubParsersAction) -> None:
+    zoo = commands.add_parser(
+        "zoo",
+        help="try the step on a hundred small architectures of transformers",
+        description="Print a table of small transformers: how far the cached gradient is from the naive one (float64), "
+        "what verification said, and the memory forecast against the ledger. Exit status 1 where one is wrong.",
+    )
+    zoo.add_argument("names", nargs="*", metavar="NAME", help="architectures, as the table names them (default: all)")
+    zoo.add_argument("--no-forecast", action="store_true", help="gradients alone: a quarter of the time")
+    zoo.add_argument("--processes", type=int, default=2, help="at once (default: 2)")
 
 
 if __name__ == "__main__":

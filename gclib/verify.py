@@ -286,7 +286,7 @@ def _off_by_padding(tower: Tower, chunk: Chunk) -> float:
 
 
 def _cut_to(tower: Tower, chunk: Chunk, width: int) -> Tower:
-    """A tower of two rows: the chunk's first, and the longest with the shortest one's padding from column `width` on."""
+    """Two rows: the chunk's first one, and the longest with the shortest one's padding from column `width` on."""
     lengths = row_lengths(tower.inputs, tower.trimmed)
     pair = [chunk.rows[0], lengths.index(max(lengths))]
     inputs = {name: v[pair] if isinstance(v, Tensor) else v for name, v in tower.inputs.items()}

@@ -37,7 +37,7 @@ class Architecture:
     def build(self, dropout: bool = False) -> nn.Module:
         """The encoder in training mode. dropout: as the config has it; else none.
 
-        Its weights are wider than fresh ones: of those all representations are nearly one, their gradient is a small
+        Its weights are wider than fresh ones: of those all representations are nearly one, their gradient is a SMALL
         difference, and attention is nearly even, so that mistakes are small too.
         """
         import transformers
@@ -106,7 +106,6 @@ def no_dropout(config: Any) -> None:
 
 
 SIZE = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 48, "vocab_size": 64}
-WIDE = SIZE | {"hidden_size": 64}
 GROUPED = SIZE | {"num_key_value_heads": 1, "head_dim": 16}
 SPECIAL = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2, "cls_token_id": 1, "sep_token_id": 2}
 T5 = {"d_model": 32, "d_kv": 16, "d_ff": 48, "num_layers": 2, "num_heads": 2, "vocab_size": 64}
@@ -131,246 +130,243 @@ WAVE = SIZE | {
 QUIET = {"apply_spec_augment": False}
 
 
-def _encoders() -> list[Architecture]:
-    a = Architecture
-    small = {"embedding_size": 32}
-    return [
-        a("BERT", "BertConfig", SIZE),
-        a("BERT, cls", "BertConfig", SIZE, pooling="cls"),
-        a("BERT, pooler", "BertConfig", SIZE, pooling="own"),
-        a("BERT, left", "BertConfig", SIZE, padding="left"),
-        a("RoBERTa", "RobertaConfig", SIZE | {"pad_token_id": 0}),
-        a("XLM-R", "XLMRobertaConfig", SIZE | {"pad_token_id": 0}, pooling="cls"),
-        a("CamemBERT", "CamembertConfig", SIZE | {"pad_token_id": 0}),
-        a("ALBERT", "AlbertConfig", SIZE | {"embedding_size": 16}),
-        a(
-            "DistilBERT",
-            "DistilBertConfig",
-            {"dim": 32, "hidden_dim": 48, "n_layers": 2, "n_heads": 2, "vocab_size": 64},
-        ),
-        a("ELECTRA", "ElectraConfig", SIZE | {"embedding_size": 16}),
-        a("MPNet", "MPNetConfig", SIZE | {"pad_token_id": 0}),
-        a("DeBERTa", "DebertaConfig", SIZE | {"relative_attention": True, "pos_att_type": ["c2p", "p2c"]}),
-        a("DeBERTa-v2, convolution", "DebertaV2Config", SIZE | {"conv_kernel_size": 3, "conv_act": "gelu"}),
-        a(
-            "DeBERTa-v3",
-            "DebertaV2Config",
-            SIZE
-            | {
-                "relative_attention": True,
-                "pos_att_type": ["p2c", "c2p"],
-                "position_buckets": 4,
-                "share_att_key": True,
-            },
-        ),
-        a("ModernBERT", "ModernBertConfig", SIZE | SPECIAL | {"local_attention": 6}),
-        a("RoFormer", "RoFormerConfig", SIZE | small),
-        a("FNet", "FNetConfig", SIZE),
-        a("ConvBERT", "ConvBertConfig", SIZE | small),
-        a(
-            "Funnel",
-            "FunnelConfig",
-            {"d_model": 32, "n_head": 2, "d_head": 16, "d_inner": 48, "block_sizes": [1, 1], "vocab_size": 64},
-            "FunnelModel",
-        ),
-        a(
-            "Funnel, cls",
-            "FunnelConfig",
-            {"d_model": 32, "n_head": 2, "d_head": 16, "d_inner": 48, "block_sizes": [1, 1], "vocab_size": 64},
-            "FunnelBaseModel",
-            pooling="cls",
-        ),
-        a("BigBird, full", "BigBirdConfig", SIZE | {"attention_type": "original_full"}),
-        a("BigBird, sparse", "BigBirdConfig", SIZE | {"block_size": 2, "num_random_blocks": 1}),
-        a("Longformer", "LongformerConfig", SIZE | {"attention_window": [4, 4], "pad_token_id": 0}),
-        a("XLNet", "XLNetConfig", {"d_model": 32, "n_layer": 2, "n_head": 2, "d_inner": 48, "vocab_size": 64}),
-        a(
-            "MobileBERT",
-            "MobileBertConfig",
-            SIZE | small | {"true_hidden_size": 16, "intra_bottleneck_size": 16, "num_feedforward_networks": 1},
-        ),
-        a(
-            "SqueezeBERT",
-            "SqueezeBertConfig",
-            SIZE
-            | small
-            | {f"{part}_groups": 1 for part in ("q", "k", "v", "intermediate", "output", "post_attention")},
-            pooling="own",
-        ),
-        a("Nomic", "NomicBertConfig", SIZE),
-        a("EuroBERT", "EuroBertConfig", GROUPED | SPECIAL),
-        a("Jina v3", "JinaEmbeddingsV3Config", SIZE | {"pad_token_id": 0}),
-        a("RemBERT", "RemBertConfig", SIZE | {"input_embedding_size": 16}),
-        a("MegatronBERT", "MegatronBertConfig", SIZE),
-        a("ESM", "EsmConfig", SIZE | {"pad_token_id": 0, "mask_token_id": 3, "position_embedding_type": "rotary"}),
-        a("I-BERT", "IBertConfig", SIZE | {"pad_token_id": 0}),
-        a("LayoutLM", "LayoutLMConfig", SIZE, pooling="own"),
-        a(
-            "CANINE",
-            "CanineConfig",
-            SIZE | {"num_hash_buckets": 64, "local_transformer_stride": 4, "downsampling_rate": 4},
-        ),
-        a("YOSO", "YosoConfig", SIZE | {"use_expectation": True}),
-        a("XLM", "XLMConfig", {"emb_dim": 32, "n_layers": 2, "n_heads": 2, "vocab_size": 64}),
-        a("T5 encoder", "T5Config", T5, "T5EncoderModel"),
-        a("mT5 encoder", "MT5Config", T5, "MT5EncoderModel"),
-        a("LongT5 encoder", "LongT5Config", T5 | {"local_radius": 2}, "LongT5EncoderModel"),
-        a(
-            "Switch encoder",
-            "SwitchTransformersConfig",
-            T5 | {"num_experts": 2, "expert_capacity": 2, "num_sparse_encoder_layers": 1},
-            "SwitchTransformersEncoderModel",
-        ),
-        a("BART encoder", "BartConfig", BART, "encoder"),
-        a("M2M-100 encoder", "M2M100Config", BART, "encoder"),
-    ]
+SMALL = {"embedding_size": 32}
+ENCODERS = [
+    Architecture("BERT", "BertConfig", SIZE),
+    Architecture("BERT, cls", "BertConfig", SIZE, pooling="cls"),
+    Architecture("BERT, pooler", "BertConfig", SIZE, pooling="own"),
+    Architecture("BERT, left", "BertConfig", SIZE, padding="left"),
+    Architecture("RoBERTa", "RobertaConfig", SIZE | {"pad_token_id": 0}),
+    Architecture("XLM-R", "XLMRobertaConfig", SIZE | {"pad_token_id": 0}, pooling="cls"),
+    Architecture("CamemBERT", "CamembertConfig", SIZE | {"pad_token_id": 0}),
+    Architecture("ALBERT", "AlbertConfig", SIZE | {"embedding_size": 16}),
+    Architecture(
+        "DistilBERT",
+        "DistilBertConfig",
+        {"dim": 32, "hidden_dim": 48, "n_layers": 2, "n_heads": 2, "vocab_size": 64},
+    ),
+    Architecture("ELECTRA", "ElectraConfig", SIZE | {"embedding_size": 16}),
+    Architecture("MPNet", "MPNetConfig", SIZE | {"pad_token_id": 0}),
+    Architecture("DeBERTa", "DebertaConfig", SIZE | {"relative_attention": True, "pos_att_type": ["c2p", "p2c"]}),
+    Architecture("DeBERTa-v2, convolution", "DebertaV2Config", SIZE | {"conv_kernel_size": 3, "conv_act": "gelu"}),
+    Architecture(
+        "DeBERTa-v3",
+        "DebertaV2Config",
+        SIZE
+        | {
+            "relative_attention": True,
+            "pos_att_type": ["p2c", "c2p"],
+            "position_buckets": 4,
+            "share_att_key": True,
+        },
+    ),
+    Architecture("ModernBERT", "ModernBertConfig", SIZE | SPECIAL | {"local_attention": 6}),
+    Architecture("RoFormer", "RoFormerConfig", SIZE | SMALL),
+    Architecture("FNet", "FNetConfig", SIZE),
+    Architecture("ConvBERT", "ConvBertConfig", SIZE | SMALL),
+    Architecture(
+        "Funnel",
+        "FunnelConfig",
+        {"d_model": 32, "n_head": 2, "d_head": 16, "d_inner": 48, "block_sizes": [1, 1], "vocab_size": 64},
+        "FunnelModel",
+    ),
+    Architecture(
+        "Funnel, cls",
+        "FunnelConfig",
+        {"d_model": 32, "n_head": 2, "d_head": 16, "d_inner": 48, "block_sizes": [1, 1], "vocab_size": 64},
+        "FunnelBaseModel",
+        pooling="cls",
+    ),
+    Architecture("BigBird, full", "BigBirdConfig", SIZE | {"attention_type": "original_full"}),
+    Architecture("BigBird, sparse", "BigBirdConfig", SIZE | {"block_size": 2, "num_random_blocks": 1}),
+    Architecture("Longformer", "LongformerConfig", SIZE | {"attention_window": [4, 4], "pad_token_id": 0}),
+    Architecture("XLNet", "XLNetConfig", {"d_model": 32, "n_layer": 2, "n_head": 2, "d_inner": 48, "vocab_size": 64}),
+    Architecture(
+        "MobileBERT",
+        "MobileBertConfig",
+        SIZE | SMALL | {"true_hidden_size": 16, "intra_bottleneck_size": 16, "num_feedforward_networks": 1},
+    ),
+    Architecture(
+        "SqueezeBERT",
+        "SqueezeBertConfig",
+        SIZE | SMALL | {f"{part}_groups": 1 for part in ("q", "k", "v", "intermediate", "output", "post_attention")},
+        pooling="own",
+    ),
+    Architecture("Nomic", "NomicBertConfig", SIZE),
+    Architecture("EuroBERT", "EuroBertConfig", GROUPED | SPECIAL),
+    Architecture("Jina v3", "JinaEmbeddingsV3Config", SIZE | {"pad_token_id": 0}),
+    Architecture("RemBERT", "RemBertConfig", SIZE | {"input_embedding_size": 16}),
+    Architecture("MegatronBERT", "MegatronBertConfig", SIZE),
+    Architecture(
+        "ESM", "EsmConfig", SIZE | {"pad_token_id": 0, "mask_token_id": 3, "position_embedding_type": "rotary"}
+    ),
+    Architecture("I-BERT", "IBertConfig", SIZE | {"pad_token_id": 0}),
+    Architecture("LayoutLM", "LayoutLMConfig", SIZE, pooling="own"),
+    Architecture(
+        "CANINE",
+        "CanineConfig",
+        SIZE | {"num_hash_buckets": 64, "local_transformer_stride": 4, "downsampling_rate": 4},
+    ),
+    Architecture("YOSO", "YosoConfig", SIZE | {"use_expectation": True}),
+    Architecture("XLM", "XLMConfig", {"emb_dim": 32, "n_layers": 2, "n_heads": 2, "vocab_size": 64}),
+    Architecture("T5 encoder", "T5Config", T5, "T5EncoderModel"),
+    Architecture("mT5 encoder", "MT5Config", T5, "MT5EncoderModel"),
+    Architecture("LongT5 encoder", "LongT5Config", T5 | {"local_radius": 2}, "LongT5EncoderModel"),
+    Architecture(
+        "Switch encoder",
+        "SwitchTransformersConfig",
+        T5 | {"num_experts": 2, "expert_capacity": 2, "num_sparse_encoder_layers": 1},
+        "SwitchTransformersEncoderModel",
+    ),
+    Architecture("BART encoder", "BartConfig", BART, "encoder"),
+    Architecture("M2M-100 encoder", "M2M100Config", BART, "encoder"),
+]
 
 
-def _decoders() -> list[Architecture]:
-    a = Architecture
-    rows = [
-        ("GPT-2", "GPT2Config", GPT),
-        (
-            "GPT-Neo",
-            "GPTNeoConfig",
-            {
-                "hidden_size": 32,
-                "num_layers": 2,
-                "num_heads": 2,
-                "vocab_size": 64,
-                "attention_types": [[["global", "local"], 1]],
-                "window_size": 4,
-            },
-        ),
-        ("GPT-J", "GPTJConfig", GPT | {"rotary_dim": 8}),
-        ("GPT-NeoX", "GPTNeoXConfig", SIZE),
-        (
-            "OPT",
-            "OPTConfig",
-            {
-                "hidden_size": 32,
-                "num_hidden_layers": 2,
-                "num_attention_heads": 2,
-                "ffn_dim": 48,
-                "vocab_size": 64,
-                "word_embed_proj_dim": 32,
-            },
-        ),
-        ("BLOOM", "BloomConfig", {"hidden_size": 32, "n_layer": 2, "n_head": 2, "vocab_size": 64}),
-        ("LLaMA", "LlamaConfig", GROUPED),
-        ("Mistral", "MistralConfig", GROUPED | {"sliding_window": 4}),
-        ("Qwen2", "Qwen2Config", SIZE | {"num_key_value_heads": 1}),
-        ("Qwen3", "Qwen3Config", GROUPED),
-        ("Gemma", "GemmaConfig", GROUPED),
-        ("Gemma 2", "Gemma2Config", GROUPED | {"sliding_window": 6}),
-        (
-            "Gemma 3",
-            "Gemma3TextConfig",
-            GROUPED | {"sliding_window": 6, "layer_types": ["sliding_attention", "full_attention"]},
-        ),
-        ("Phi-3", "Phi3Config", SIZE | {"num_key_value_heads": 1, "pad_token_id": 0}),
-        ("Mixtral", "MixtralConfig", GROUPED | {"num_local_experts": 2, "num_experts_per_tok": 1}),
-        (
-            "Qwen3-MoE",
-            "Qwen3MoeConfig",
-            GROUPED | {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16},
-        ),
-        ("Mamba", "MambaConfig", {"hidden_size": 32, "num_hidden_layers": 1, "vocab_size": 64, "state_size": 4}),
-    ]
-    rows = [(name, config, settings, side) for name, config, settings in rows for side in ("right", "left")]
-    return [
-        *(
-            a(f"{name}, {side}", config, settings, pooling="last", padding=side)
-            for name, config, settings, side in rows
-        ),
-        a(
-            "EmbeddingGemma",
-            "Gemma3TextConfig",
-            GROUPED
-            | {"sliding_window": 6, "layer_types": ["sliding_attention", "full_attention"]}
-            | {"use_bidirectional_attention": True},
-        ),
-    ]
+LANGUAGE_MODELS = [
+    ("GPT-2", "GPT2Config", GPT),
+    (
+        "GPT-Neo",
+        "GPTNeoConfig",
+        {
+            "hidden_size": 32,
+            "num_layers": 2,
+            "num_heads": 2,
+            "vocab_size": 64,
+            "attention_types": [[["global", "local"], 1]],
+            "window_size": 4,
+        },
+    ),
+    ("GPT-J", "GPTJConfig", GPT | {"rotary_dim": 8}),
+    ("GPT-NeoX", "GPTNeoXConfig", SIZE),
+    (
+        "OPT",
+        "OPTConfig",
+        {
+            "hidden_size": 32,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 2,
+            "ffn_dim": 48,
+            "vocab_size": 64,
+            "word_embed_proj_dim": 32,
+        },
+    ),
+    ("BLOOM", "BloomConfig", {"hidden_size": 32, "n_layer": 2, "n_head": 2, "vocab_size": 64}),
+    ("LLaMA", "LlamaConfig", GROUPED),
+    ("Mistral", "MistralConfig", GROUPED | {"sliding_window": 4}),
+    ("Qwen2", "Qwen2Config", SIZE | {"num_key_value_heads": 1}),
+    ("Qwen3", "Qwen3Config", GROUPED),
+    ("Gemma", "GemmaConfig", GROUPED),
+    ("Gemma 2", "Gemma2Config", GROUPED | {"sliding_window": 6}),
+    (
+        "Gemma 3",
+        "Gemma3TextConfig",
+        GROUPED | {"sliding_window": 6, "layer_types": ["sliding_attention", "full_attention"]},
+    ),
+    ("Phi-3", "Phi3Config", SIZE | {"num_key_value_heads": 1, "pad_token_id": 0}),
+    ("Mixtral", "MixtralConfig", GROUPED | {"num_local_experts": 2, "num_experts_per_tok": 1}),
+    (
+        "Qwen3-MoE",
+        "Qwen3MoeConfig",
+        GROUPED | {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16},
+    ),
+    ("Mamba", "MambaConfig", {"hidden_size": 32, "num_hidden_layers": 1, "vocab_size": 64, "state_size": 4}),
+]
+DECODERS = [
+    *(
+        Architecture(f"{name}, {side}", config, settings, pooling="last", padding=side)
+        for name, config, settings in LANGUAGE_MODELS
+        for side in ("right", "left")
+    ),
+    Architecture(
+        "EmbeddingGemma",
+        "Gemma3TextConfig",
+        GROUPED
+        | {"sliding_window": 6, "layer_types": ["sliding_attention", "full_attention"]}
+        | {"use_bidirectional_attention": True},
+    ),
+]
 
 
-def _others() -> list[Architecture]:
-    a = Architecture
-    stages = {"hidden_sizes": [8, 16], "depths": [1, 1]}
-    clip = {"projection_dim": 16}
-    clip_text, clip_picture = SIZE | clip | {"max_position_embeddings": 20, "eos_token_id": 2}, PICTURE | clip
-    siglip_text = SIZE | {"max_position_embeddings": 20, "projection_size": 32}
-    return [
-        a("ViT", "ViTConfig", PICTURE, kind="pictures", pooling="cls"),
-        a("DeiT", "DeiTConfig", PICTURE, kind="pictures", pooling="cls"),
-        a("BEiT", "BeitConfig", PICTURE, kind="pictures", pooling="own"),
-        a(
-            "Swin",
-            "SwinConfig",
-            {"embed_dim": 8, "depths": [2], "num_heads": [2], "window_size": 2, "image_size": 16, "patch_size": 2},
-            kind="pictures",
-            pooling="own",
-        ),
-        a("ConvNeXt", "ConvNextConfig", stages | {"num_stages": 2, "image_size": 32}, kind="pictures", pooling="own"),
-        a(
-            "ConvNeXt V2",
-            "ConvNextV2Config",
-            stages | {"num_stages": 2, "image_size": 32},
-            kind="pictures",
-            pooling="own",
-        ),
-        a("ResNet", "ResNetConfig", stages | {"embedding_size": 8}, kind="pictures", pooling="flat"),
-        a("DINOv2", "Dinov2Config", PICTURE, kind="pictures", pooling="own"),
-        a("DINOv3", "DINOv3ViTConfig", PICTURE | {"num_register_tokens": 2}, kind="pictures", pooling="own"),
-        a("ViT-MAE, random masks", "ViTMAEConfig", PICTURE, kind="pictures", pooling="cls"),
-        a("Wav2Vec2", "Wav2Vec2Config", WAVE | QUIET, kind="waves", pooling="frames"),
-        a(
-            "Wav2Vec2, SpecAugment",
-            "Wav2Vec2Config",
-            WAVE | {"mask_time_length": 2, "mask_time_prob": 0.3},
-            kind="waves",
-            pooling="frames",
-        ),
-        a(
-            "Wav2Vec2, layer norm",
-            "Wav2Vec2Config",
-            WAVE | QUIET | {"feat_extract_norm": "layer", "do_stable_layer_norm": True},
-            kind="waves",
-            pooling="frames",
-        ),
-        a("HuBERT", "HubertConfig", WAVE | QUIET, kind="waves", pooling="frames"),
-        a("WavLM", "WavLMConfig", WAVE | QUIET, kind="waves", pooling="frames"),
-        a(
-            "Whisper encoder",
-            "WhisperConfig",
-            BART | {"num_mel_bins": 8, "max_source_positions": 8},
-            "encoder",
-            kind="spectrograms",
-            pooling="frames",
-        ),
-        a("AST", "ASTConfig", PICTURE | {"num_mel_bins": 16, "max_length": 16}, kind="spectrograms", pooling="own"),
-        a("CLIP text", "CLIPTextConfig", clip_text, "CLIPTextModelWithProjection", pooling="own"),
-        a(
-            "CLIP vision",
-            "CLIPVisionConfig",
-            clip_picture,
-            "CLIPVisionModelWithProjection",
-            kind="pictures",
-            pooling="own",
-        ),
-        a(
-            "SigLIP text",
-            "SiglipTextConfig",
-            siglip_text,
-            "SiglipTextModel",
-            kind="texts without a mask",
-            pooling="own",
-        ),
-        a("SigLIP text, masked", "SiglipTextConfig", siglip_text, "SiglipTextModel", pooling="own"),
-        a("SigLIP vision", "SiglipVisionConfig", PICTURE, kind="pictures", pooling="own"),
-    ]
+STAGES = {"hidden_sizes": [8, 16], "depths": [1, 1]}
+CLIP = {"projection_dim": 16}
+CLIP_TEXT, CLIP_PICTURE = SIZE | CLIP | {"max_position_embeddings": 20, "eos_token_id": 2}, PICTURE | CLIP
+SIGLIP_TEXT = SIZE | {"max_position_embeddings": 20, "projection_size": 32}
+OTHERS = [
+    Architecture("ViT", "ViTConfig", PICTURE, kind="pictures", pooling="cls"),
+    Architecture("DeiT", "DeiTConfig", PICTURE, kind="pictures", pooling="cls"),
+    Architecture("BEiT", "BeitConfig", PICTURE, kind="pictures", pooling="own"),
+    Architecture(
+        "Swin",
+        "SwinConfig",
+        {"embed_dim": 8, "depths": [2], "num_heads": [2], "window_size": 2, "image_size": 16, "patch_size": 2},
+        kind="pictures",
+        pooling="own",
+    ),
+    Architecture(
+        "ConvNeXt", "ConvNextConfig", STAGES | {"num_stages": 2, "image_size": 32}, kind="pictures", pooling="own"
+    ),
+    Architecture(
+        "ConvNeXt V2",
+        "ConvNextV2Config",
+        STAGES | {"num_stages": 2, "image_size": 32},
+        kind="pictures",
+        pooling="own",
+    ),
+    Architecture("ResNet", "ResNetConfig", STAGES | {"embedding_size": 8}, kind="pictures", pooling="flat"),
+    Architecture("DINOv2", "Dinov2Config", PICTURE, kind="pictures", pooling="own"),
+    Architecture("DINOv3", "DINOv3ViTConfig", PICTURE | {"num_register_tokens": 2}, kind="pictures", pooling="own"),
+    Architecture("ViT-MAE, random masks", "ViTMAEConfig", PICTURE, kind="pictures", pooling="cls"),
+    Architecture("Wav2Vec2", "Wav2Vec2Config", WAVE | QUIET, kind="waves", pooling="frames"),
+    Architecture(
+        "Wav2Vec2, SpecAugment",
+        "Wav2Vec2Config",
+        WAVE | {"mask_time_length": 2, "mask_time_prob": 0.3},
+        kind="waves",
+        pooling="frames",
+    ),
+    Architecture(
+        "Wav2Vec2, layer norm",
+        "Wav2Vec2Config",
+        WAVE | QUIET | {"feat_extract_norm": "layer", "do_stable_layer_norm": True},
+        kind="waves",
+        pooling="frames",
+    ),
+    Architecture("HuBERT", "HubertConfig", WAVE | QUIET, kind="waves", pooling="frames"),
+    Architecture("WavLM", "WavLMConfig", WAVE | QUIET, kind="waves", pooling="frames"),
+    Architecture(
+        "Whisper encoder",
+        "WhisperConfig",
+        BART | {"num_mel_bins": 8, "max_source_positions": 8},
+        "encoder",
+        kind="spectrograms",
+        pooling="frames",
+    ),
+    Architecture(
+        "AST", "ASTConfig", PICTURE | {"num_mel_bins": 16, "max_length": 16}, kind="spectrograms", pooling="own"
+    ),
+    Architecture("CLIP text", "CLIPTextConfig", CLIP_TEXT, "CLIPTextModelWithProjection", pooling="own"),
+    Architecture(
+        "CLIP vision",
+        "CLIPVisionConfig",
+        CLIP_PICTURE,
+        "CLIPVisionModelWithProjection",
+        kind="pictures",
+        pooling="own",
+    ),
+    Architecture(
+        "SigLIP text",
+        "SiglipTextConfig",
+        SIGLIP_TEXT,
+        "SiglipTextModel",
+        kind="texts without a mask",
+        pooling="own",
+    ),
+    Architecture("SigLIP text, masked", "SiglipTextConfig", SIGLIP_TEXT, "SiglipTextModel", pooling="own"),
+    Architecture("SigLIP vision", "SiglipVisionConfig", PICTURE, kind="pictures", pooling="own"),
+]
 
 
-ENCODERS, DECODERS, OTHERS = _encoders(), _decoders(), _others()
 ARCHITECTURES = {entry.name: entry for entry in (*ENCODERS, *DECODERS, *OTHERS)}
 # A text's encoder beside a picture's: the rows of the zoo with two towers.
 PAIRS = {

@@ -108,6 +108,34 @@ def test_the_oracle_of_every_graph_is_told_from_another_order(rows):
     assert result.error > 1e-3
 
 
+class Adapter(nn.Module):
+    """LoRA (Hu et al. 2021): a frozen layer and a trained product of rank 2."""
+
+    def __init__(self, layer):
+        super().__init__()
+        self.layer = layer
+        self.down, self.up = nn.Linear(layer.in_features, 2, bias=False), nn.Linear(2, layer.out_features, bias=False)
+
+    def forward(self, x):
+        return self.layer(x) + self.up(self.down(x))
+
+
+@pytest.mark.parametrize("checkpointing", [None, "not reentrant", "reentrant, inputs with gradients"])
+def test_adapters_over_a_frozen_model(checkpointing):
+    tower = ARCHITECTURES["BERT"]
+    torch.manual_seed(0)
+    encoder = tower.build().requires_grad_(False)
+    for layer in encoder.model.encoder.layer:
+        layer.attention.self.query = Adapter(layer.attention.self.query)
+        layer.attention.self.value = Adapter(layer.attention.self.value)
+    if checkpointing:
+        encoder.model.gradient_checkpointing_enable({"use_reentrant": checkpointing != "not reentrant"})
+        encoder.model.enable_input_require_grads()
+    encoder = encoder.double()
+    assert len([p for p in encoder.parameters() if p.requires_grad]) == 8
+    assert zoo.compare_step([encoder] * 2, zoo.batches([tower, tower], 1)).error <= zoo.BOUND
+
+
 # --- what looking at an encoder must leave as it was -------------------------------------------------------------
 
 
@@ -215,6 +243,7 @@ def test_a_wrong_step_makes_a_wrong_row(monkeypatch):
     assert not row.right and row.error > 0.1
 
 
+@pytest.mark.slow
 def test_forecasts_stand_beside_the_ledger(monkeypatch):
     assert zoo.try_architecture("OPT, right", seeds=(0,)).forecast == "equal"
     assert zoo.try_architecture("HuBERT", seeds=(0,)).forecast.startswith("no forecast")
