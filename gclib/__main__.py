@@ -125,6 +125,11 @@ def _parser() -> argparse.ArgumentParser:
     measured.add_argument("--seconds", type=float, default=30.0, help="when to stop (default: 30)")
     measured.add_argument("--record", metavar="FOLDER", help="also record steps on the GPU, into a file in this folder")
     _add_zoo(commands)
+    _add_runs(commands)
+    return parser
+
+
+def _add_runs(commands: argparse._SubParsersAction) -> None:
     training = commands.add_parser(
         "train",
         help="train an encoder with a batch as large as you like, and keep it",
@@ -141,7 +146,6 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     evaluation.add_arguments(evaluated)
-    return parser
 
 
 def _add_zoo(commands: argparse._SubParsersAction) -> None:

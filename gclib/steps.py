@@ -62,7 +62,7 @@ def naive_step(
         loss = _loss(loss_fn, reps, mask)
         del reps
         report("backward")
-        _scaled(loss, scaler).backward()
+        (loss if scaler is None else scaler.scale(loss)).backward()
     return loss.detach()
 
 
@@ -198,7 +198,7 @@ def cache_gradients(
     """
     report("loss", tensors=_reps(reps))
     loss = _loss(loss_fn, reps, mask)
-    _scaled(loss, scaler).backward()
+    (loss if scaler is None else scaler.scale(loss)).backward()
     report("loss", tensors=_named("cache", [rep.grad for rep in reps]))
     return loss.detach()
 
@@ -289,7 +289,7 @@ def _accumulate_chunk(
     loss = _loss(loss_fn, reps, part) * ((last - first) / queries)
     del reps
     report("backward", **named)
-    _scaled(loss, scaler).backward()
+    (loss if scaler is None else scaler.scale(loss)).backward()
     torch.clear_autocast_cache()
     return loss.detach()
 
@@ -302,10 +302,6 @@ def _loss(loss_fn: Callable[..., Tensor], reps: Sequence[Tensor], mask: Tensor |
     if not loss.requires_grad:
         raise refuse("loss_fn", "must return a loss that depends on the representations", "a loss without a graph")
     return loss
-
-
-def _scaled(loss: Tensor, scaler: Any) -> Tensor:
-    return loss if scaler is None else scaler.scale(loss)
 
 
 def _batch(towers: Sequence[Tower]) -> list[tuple[str, Tensor]]:

@@ -1,7 +1,8 @@
 """The modules that a callable runs, as far as Python can tell, and their mode for a while."""
 
 import dis
-from collections.abc import Iterable, Iterator, Mapping
+import inspect
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from functools import lru_cache, partial
 from types import CodeType, FunctionType, MethodType
@@ -63,6 +64,19 @@ def read_globals(code: CodeType) -> frozenset[str]:
     """The names in its module that a function's code reads or sets, its inner functions included."""
     own = {step.argval for step in dis.get_instructions(code) if step.opname in ("LOAD_GLOBAL", "STORE_GLOBAL")}
     return frozenset(own.union(*(read_globals(inner) for inner in code.co_consts if isinstance(inner, CodeType))))
+
+
+def takes(encoder: Callable, arguments: Sequence, named: Mapping) -> bool:
+    """Whether a call's arguments are those of the signature, as far as it can be seen."""
+    try:
+        signature = inspect.signature(encoder.forward if isinstance(encoder, nn.Module) else encoder)
+    except (TypeError, ValueError):
+        return True
+    try:
+        signature.bind(*arguments, **named)
+    except TypeError:
+        return False
+    return True
 
 
 def refuse_batch_norm(argument: str, encoder: Any, piece: str) -> None:
