@@ -1,6 +1,7 @@
 """From token vectors to one vector a row: the poolings of an encoder, and the layers that may stand behind them."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from jaxtyping import Float, Shaped
@@ -84,17 +85,36 @@ def _pool(tokens: Float[Tensor, "rows T D"], mask: Shaped[Tensor, "rows T"], poo
     """One vector a row. Reads no value, so that it runs under fake tensors too, and nothing of masked tokens."""
     if pooling in ("cls", "last"):
         return tokens[torch.arange(tokens.shape[0], device=tokens.device), _position(mask, pooling == "last")]
-    masked = (mask == 0).unsqueeze(-1)
     if pooling == "max_tokens":
-        return tokens.masked_fill(masked, torch.finfo(tokens.dtype).min).amax(dim=1)
+        return tokens.masked_fill((mask == 0).unsqueeze(-1), torch.finfo(tokens.dtype).min).amax(dim=1)
     weights = mask.to(torch.promote_types(tokens.dtype, torch.float32))  # bfloat16 counts to 256
     if pooling == "weighted_mean":
         places = torch.arange(1, mask.shape[1] + 1, device=mask.device) - _position(mask, False).unsqueeze(1)
         weights = weights * places
     total = weights.sum(dim=1, keepdim=True).clamp(min=1)
     weights = (weights / (total.sqrt() if pooling == "mean_sqrt" else total)).to(tokens.dtype)
-    # 0 * NaN is NaN: what a model leaves at padding must not come in
-    return (weights.unsqueeze(1) @ tokens.masked_fill(masked, 0)).squeeze(1)
+    if torch.is_autocast_enabled(tokens.device.type) and tokens.dtype != torch.float64:  # as products are there
+        weights, tokens = (one.to(torch.get_autocast_dtype(tokens.device.type)) for one in (weights, tokens))
+    return _WeightedSum.apply(weights.unsqueeze(1), tokens).squeeze(1)
+
+
+class _WeightedSum(torch.autograd.Function):
+    """weights (rows, 1, T) @ tokens (rows, T, D), where tokens of weight 0 count as 0, also NaN and infinity.
+
+    0 * NaN is NaN: what a model leaves at padding must not come in. Keeps no more than the product itself: the weights.
+    """
+
+    @staticmethod
+    def forward(weights: Tensor, tokens: Tensor) -> Tensor:
+        return weights @ tokens.masked_fill((weights == 0).mT, 0)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
+        ctx.save_for_backward(inputs[0])
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[None, Tensor]:
+        return None, ctx.saved_tensors[0].mT @ gradient
 
 
 def _position(mask: Tensor, last: bool) -> Tensor:

@@ -72,7 +72,7 @@ def load_tokenizer(name_or_folder: str | Path, argument: str = "name_or_folder")
         tokenizer = AutoTokenizer.from_pretrained(place, subfolder=sentence.weights, **WHERE)
     except LOADING_ERRORS as error:
         raise refuse(argument, f"must hold a tokenizer beside the model ({first_line(error)})", place) from error
-    if len(set(tokenizer.get_vocab().values()) - set(tokenizer.all_special_ids)) < 2:  # made up, for want of a file
+    if len(tokenizer) - len(set(tokenizer.all_special_ids)) < 2:  # made up, for want of a file
         raise refuse(argument, "must hold a tokenizer beside the model", f"one without a vocabulary in {place}")
     if rules.max_length is not None:
         tokenizer.model_max_length = rules.max_length
@@ -109,7 +109,7 @@ def check_reads_text(encoder: nn.Module, tokenizer: Any, length: int, argument: 
     table = any(isinstance(part, nn.Embedding) and "pos" in name for name, part in encoder.named_modules())
     width = length if table else min(length, PROBE_TOKENS)
     _check_token_types(tokenizer, argument)
-    last = max(tokenizer.get_vocab().values())
+    last = max(tokenizer.get_vocab().values()) if getattr(tokenizer, "is_fast", False) else len(tokenizer) - 1
     ids, mask = torch.full((2, width), last), torch.ones(2, width, dtype=torch.long)
     mask[1, width - width // 2 :] = 0
     ids[mask == 0] = tokenizer.pad_token_id

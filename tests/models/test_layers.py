@@ -37,6 +37,21 @@ def test_a_pooling_is_its_definition_and_padding_does_not_matter(pooling, paddin
     assert leaf.grad.isfinite().all() and not leaf.grad[MASK == 0].any()
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("autocast", [False, True])
+def test_the_mean_and_its_gradient_are_those_of_a_plain_product_bit_for_bit(autocast, dtype):
+    tokens, results = torch.randn(4, 5, 3, dtype=dtype), []
+    weights = MASK.to(dtype) / MASK.sum(dim=1, keepdim=True)
+    for call in (lambda t: pool(t, MASK, "mean"), lambda t: (weights.unsqueeze(1) @ t).squeeze(1)):
+        leaf = tokens.clone().requires_grad_()
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=autocast):
+            reps = call(leaf)
+        (reps.to(dtype) ** 2).sum().backward()
+        results.append((reps, leaf.grad))
+    (ours, gradient), (plain, expected) = results
+    assert ours.dtype == plain.dtype and torch.equal(ours, plain) and torch.equal(gradient, expected)
+
+
 def test_several_poolings_stand_behind_one_another():
     tokens = torch.randn(4, 5, 3)
     both = pool(tokens, MASK, ("last", "mean"))

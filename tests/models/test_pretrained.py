@@ -175,6 +175,7 @@ def test_the_longest_row_is_the_one_that_runs(kind, room):
         model(torch.full((1, room + 1), 5))
 
 
+@pytest.mark.slow
 def test_forecasts_refuse_what_does_not_run():
     config = RobertaConfig(max_position_embeddings=34, pad_token_id=1, **SIZES)
     options = {"config": config, "batch_size": 2}
