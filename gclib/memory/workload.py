@@ -17,6 +17,7 @@ from gclib.chunks import Chunk, plan_chunks, price_of_a_call
 from gclib.losses.module import ContrastiveLoss
 from gclib.memory.devices import DEVICES
 from gclib.models.encoder import config_for, pooling_for
+from gclib.models.presets import positions_of
 from gclib.steps import STEPS
 from gclib.support.validation import int_at_least, one_of, positive_int, refuse
 
@@ -70,6 +71,7 @@ class Workload:
         if not callable(self.loss):
             raise refuse("loss", "must be callable", type(self.loss).__name__)
         self._check_model()
+        self._check_positions()
         _ = self.lengths, self.cut
 
     def _check_model(self) -> None:
@@ -86,6 +88,17 @@ class Workload:
             raise refuse("pooling", rule, got)
         if len(self.encoders) != 2 or not all(isinstance(encoder, nn.Module) for encoder in self.encoders):
             raise refuse("encoders", "must be two modules, the same one twice where tied", self.encoders)
+
+    def _check_positions(self) -> None:
+        """ValueError for rows that are longer than a model's positions: it would not run."""
+        if self.encoders is None:
+            configs = [config for config, _ in self.configs]
+        else:
+            configs = [getattr(getattr(encoder, "model", encoder), "config", None) for encoder in self.encoders]
+        for name, width, config in zip(LENGTHS, self.widths, (configs[0], configs[-1]), strict=True):
+            room = positions_of(config)
+            if room is not None and width is not None and width > room:
+                raise refuse(name, f"must be at most the model's {room} tokens", width)
 
     @property
     def rows(self) -> tuple[int, int]:

@@ -1,18 +1,19 @@
 """Tokens or pictures to representations: any Hugging Face encoder, pooled to one unit vector a row (or one a token)."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from gclib.models.layers import POOLINGS, Pooling, check_pooling, pool, words_of
 from gclib.models.presets import PRESETS, build_model, config_of
-from gclib.support.shapes import shape_checked
+from gclib.models.pretrained import described_folder, load_model
+from gclib.models.sentence_folder import TextRules, check_head
 from gclib.support.validation import one_of, positive_int, refuse
 
-POOLINGS = ("mean", "cls", "last", "own", "tokens")
 OWN_OUTPUTS = ("text_embeds", "image_embeds", "pooler_output")
 
 # size -> (layers, hidden width, attention heads); the feed-forward is 4 times as wide (Devlin et al. 2019, section 3)
@@ -29,23 +30,41 @@ class Encoder(nn.Module):
     """A Hugging Face model with pooling: token ids (rows, T) -> representations (rows, D).
 
     pooling: "mean" over the unmasked tokens, "cls" (the first unmasked token), "last" (the last unmasked token),
-    "own" (what the model itself gives for a row: a projected embedding, or its pooler's output) or "tokens" (no
-    pooling: (rows, T, D), for losses that compare tokens). normalize: divide each representation by its length, so
-    that a dot product is a cosine. A pooler that the model brings but pooling does not use is dropped: its parameters
-    would never get a gradient. A key-value cache, which only generation needs, is switched off.
+    "max_tokens", "mean_sqrt" or "weighted_mean" (see `gclib.models.layers`), several of these in a tuple (their vectors
+    behind one another), "own" (what the model itself gives for a row: a projected embedding, or its pooler's output) or
+    "tokens" (no pooling: (rows, T, D), for losses that compare tokens). head: layers behind the pooling, as `Dense`.
+    normalize: divide each representation by its length, so that a dot product is a cosine. A pooler that the model
+    brings but pooling does not use is dropped: its parameters would never get a gradient. A key-value cache, which only
+    generation needs, is switched off. rules: what is known of length and prompts (kept for `save_model_folder`).
+
+    ValueError for a model with a decoder behind its encoder, and for an nn.Sequential, as a SentenceTransformer is.
     """
 
-    def __init__(self, model: nn.Module, *, pooling: str = "mean", normalize: bool = True):
+    def __init__(
+        self,
+        model: nn.Module,
+        *,
+        pooling: Pooling = "mean",
+        normalize: bool = True,
+        head: Sequence[nn.Module] = (),
+        rules: TextRules | None = None,
+    ):
         super().__init__()
-        if not isinstance(model, nn.Module):
-            raise refuse("model", "must be a torch module", type(model).__name__)
-        self.pooling = one_of("pooling", pooling, POOLINGS)
+        if not isinstance(model, nn.Module) or isinstance(model, (nn.Sequential, Encoder)):
+            rule = "must be a torch module that takes input_ids (of a SentenceTransformer: from_pretrained(its folder))"
+            raise refuse("model", rule, type(model).__name__)
+        config = getattr(model, "config", None)
+        if getattr(config, "is_encoder_decoder", False):
+            raise refuse("model", "must be an encoder without a decoder (T5EncoderModel for T5)", type(model).__name__)
+        self.pooling = check_pooling(pooling)
         self.normalize = normalize
+        self.rules = rules or TextRules()
         if pooling != "own" and getattr(model, "pooler", None) is not None:
             model.pooler = None
-        if getattr(getattr(model, "config", None), "use_cache", False):
-            model.config.use_cache = False
+        if getattr(config, "use_cache", False):
+            config.use_cache = False
         self.model = model
+        self.head = check_head(head)
 
     @classmethod
     def from_config(
@@ -67,16 +86,45 @@ class Encoder(nn.Module):
         return cls(model, pooling=pooling_for(size, pooling), normalize=normalize)
 
     @classmethod
-    def from_pretrained(cls, name_or_folder: str | Path, *, pooling: str = "mean", normalize: bool = True) -> "Encoder":
-        """The encoder that a folder or a Hugging Face name holds. ValueError where there is none to be had."""
-        from transformers import AutoModel
+    def from_pretrained(
+        cls,
+        name_or_folder: str | Path,
+        *,
+        pooling: Pooling | None = None,
+        normalize: bool | None = None,
+        dtype: torch.dtype | None = torch.float32,
+    ) -> "Encoder":
+        """The encoder that a folder or a Hugging Face name holds: the vectors that sentence-transformers gives of it.
 
-        try:
-            model = AutoModel.from_pretrained(str(name_or_folder))
-        except (OSError, ValueError) as error:
-            rule = "must be a folder that save_pretrained wrote, or a name that can be downloaded"
-            raise refuse("name_or_folder", rule, str(name_or_folder)) from error
-        return cls(model, pooling=pooling, normalize=normalize)
+        pooling, normalize: None for what the folder says (a folder of sentence-transformers says it in modules.json,
+        with layers behind the pooling, which are read too); else the mean, normalized, or "own" for a model with a
+        projection. dtype: what the weights become, whatever they are kept in: small updates are lost in bfloat16; None
+        leaves them as they are. `gclib.models.pretrained.load_tokenizer` loads the tokenizer beside it.
+
+        ValueError where there is no model to be had, or one that can't be read whole.
+        """
+        place, argument = str(name_or_folder), "name_or_folder"
+        sentence = described_folder(place, argument)
+        if pooling is not None and (pooling := check_pooling(pooling)) != sentence.pooling and sentence.head:
+            rule = f"must be {sentence.pooling!r}, as layers of the folder stand behind it, or be left out"
+            raise refuse("pooling", rule, pooling)
+        model, projected, fresh_pooler = load_model(place, sentence.weights, dtype, argument)
+        pooling = pooling or sentence.pooling or ("own" if projected else "mean")
+        if pooling == "own" and fresh_pooler:
+            raise refuse("pooling", "may be 'own' only where the pooler's weights are kept", "a folder without them")
+        normalize = sentence.normalize if normalize is None else normalize
+        encoder = cls(model, pooling=pooling, normalize=normalize, head=sentence.head, rules=sentence.rules)
+        if encoder.head is not None and dtype is not None:
+            encoder.head.to(dtype)
+        return encoder
+
+    def in_words(self) -> str:
+        """Pooling, layers, normalization, length and prompts, and the dtype of the weights, in one line."""
+        names = self.pooling if isinstance(self.pooling, str) else " + ".join(self.pooling)
+        parts = [f"pooling {names}", *words_of(self.head or ()), "normalized" if self.normalize else "not normalized"]
+        parts += [f"at most {self.rules.max_length} tokens"] * (self.rules.max_length is not None)
+        parts += [f"prompt {name} {text!r}" for name, text in self.rules.prompts.items() if text]
+        return ", ".join([*parts, f"weights in {str(next(self.parameters()).dtype).removeprefix('torch.')}"])
 
     @property
     def reads_pictures(self) -> bool:
@@ -106,6 +154,8 @@ class Encoder(nn.Module):
         given = {"input_ids": input_ids, "attention_mask": attention_mask, **model_inputs}
         output = self.model(**{name: value for name, value in given.items() if value is not None})
         reps = self._represent(output, attention_mask)
+        for layer in self.head or ():
+            reps = layer(reps)
         return F.normalize(reps, dim=-1) if self.normalize else reps
 
     def _represent(self, output: Any, attention_mask: Tensor | None) -> Tensor:
@@ -115,7 +165,10 @@ class Encoder(nn.Module):
         if self.pooling == "tokens":
             return tokens
         mask = torch.ones(tokens.shape[:2], device=tokens.device) if attention_mask is None else attention_mask
-        return _pool(tokens, mask, self.pooling)
+        if mask.shape != tokens.shape[:2]:
+            rule = f"must give one vector a token to be pooled, {tuple(mask.shape)}"
+            raise refuse("model", rule, str(tuple(tokens.shape[:2])))
+        return pool(tokens, mask, self.pooling)
 
 
 def _own_output(output: Any) -> Tensor:
@@ -174,16 +227,3 @@ def bert_config(size: str, vocab_size: int = 8_000, dropout: float = 0.1) -> Any
         hidden_dropout_prob=dropout,
         attention_probs_dropout_prob=dropout,
     )
-
-
-@shape_checked
-def _pool(tokens: Float[Tensor, "rows T D"], mask: Shaped[Tensor, "rows T"], pooling: str) -> Float[Tensor, "rows D"]:
-    """One vector a row. Reads no value, so that it runs under fake tensors too."""
-    if pooling == "mean":
-        weights = mask.to(tokens.dtype)
-        weights = weights / weights.sum(dim=1, keepdim=True).clamp(min=1)
-        return (weights.unsqueeze(1) @ tokens).squeeze(1)
-    present = (mask != 0).to(torch.int64)
-    from_the_end = mask.shape[1] - 1 - present.flip(1).argmax(dim=1)
-    position = present.argmax(dim=1) if pooling == "cls" else from_the_end
-    return tokens[torch.arange(tokens.shape[0], device=tokens.device), position]

@@ -4,9 +4,11 @@ Each preset builds what its source's config.json describes. `config_of` also rea
 """
 
 import copy
+import inspect
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -177,11 +179,48 @@ def _read_config(path: Path) -> Any:
     return config
 
 
+def positions_of(config: Any) -> int | None:
+    """The longest row that the positions of a config's model hold; None where the config names no limit.
+
+    RoBERTa and its kin count from the padding token's number + 1, so that of 514 positions 512 are for tokens.
+    """
+    limit = getattr(config, "max_position_embeddings", None)
+    if not isinstance(limit, int) or limit < 1:
+        return None
+    return limit - (config.pad_token_id or 0) - 1 if _counts_from_padding(type(config)) else limit
+
+
+@lru_cache(maxsize=64)
+def _counts_from_padding(kind: type) -> bool:
+    """Whether the source of a config's model makes positions of the token ids, as fairseq's models do."""
+    import transformers
+
+    models = transformers.MODEL_MAPPING
+    source = inspect.getsourcefile(models[kind]) if kind in models else None
+    return source is not None and "create_position_ids_from_input" in Path(source).read_text("utf-8")
+
+
 def build_model(config: Any) -> Any:
-    """The transformers model of a config, with fresh weights: with its projection where `architectures` says so."""
+    """The transformers model of a config, with fresh weights, of the class that `model_class` chooses."""
+    kind, config = model_class(config), copy.deepcopy(config)
+    return kind.from_config(config) if hasattr(kind, "from_config") else kind(config)
+
+
+def model_class(config: Any) -> Any:
+    """The transformers class of a config: with its projection, or an encoder alone, where the config says so.
+
+    Of a model with encoder and decoder the encoder, where transformers has it by itself (T5 and its kin); ValueError
+    otherwise: such a model (BART) would represent what its decoder makes of a text.
+    """
     import transformers
 
     architecture = next(iter(config.architectures or ()), "")
-    if architecture.endswith("WithProjection"):
-        return getattr(transformers, architecture)(copy.deepcopy(config))
-    return transformers.AutoModel.from_config(config)
+    if architecture.endswith(("WithProjection", "EncoderModel")) and hasattr(transformers, architecture):
+        return getattr(transformers, architecture)
+    if not getattr(config, "is_encoder_decoder", False):
+        return transformers.AutoModel
+    kind = getattr(transformers, type(config).__name__.removesuffix("Config") + "EncoderModel", None)
+    if kind is None:
+        rule = "must be of an encoder: this model has a decoder too, and transformers has no encoder of it by itself"
+        raise refuse("config", rule, type(config).__name__)
+    return kind

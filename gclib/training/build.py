@@ -15,14 +15,17 @@ from torch import Tensor, nn
 from gclib.data.files import load_own_pairs
 from gclib.data.negatives import mine_hard_negatives
 from gclib.data.pairs import TextPair, load_pairs
-from gclib.data.tokens import train_tokenizer
+from gclib.data.tokens import check_tokenizer, train_tokenizer
 from gclib.distributed import Rank, average_gradients
 from gclib.losses.module import ContrastiveLoss
 from gclib.models.encoder import Encoder, config_for, pooling_for
+from gclib.models.presets import positions_of
+from gclib.models.pretrained import check_reads_text, first_line, load_tokenizer
+from gclib.models.sentence_folder import find_file
 from gclib.steps import accumulation_step, grad_cache_step, naive_step
-from gclib.support.validation import refuse
+from gclib.support.validation import one_of, refuse
 from gclib.training.loop import Training
-from gclib.training.settings import Settings
+from gclib.training.settings import LENGTHS, Settings, flag
 
 MANY = 10**9  # tokens: where a model sets no limit
 PROMPTS = "config_sentence_transformers.json"
@@ -82,6 +85,7 @@ def build(settings: Settings, pairs: Sequence[TextPair], rank: Rank, steps: int 
         torch.manual_seed(settings.seed)
         encoder, tokenizer = fresh_model(settings, pairs) if settings.is_fresh else saved_model(settings)
     settings = fitted(settings, encoder, tokenizer)
+    check_reads_text(encoder, tokenizer, max(settings.query_length, settings.passage_length), "--model")
     loss_fn = ContrastiveLoss(
         settings.temperature,
         learnable=settings.learnable_temperature,
@@ -123,7 +127,7 @@ def check_config(settings: Settings) -> None:
             raise refuse("--model", f"must hold a config.json that can be read ({error})", settings.model) from error
     else:
         return
-    check_room_for_texts(settings, getattr(config, "max_position_embeddings", MANY))
+    check_room_for_texts(settings, positions_of(config) or MANY)
 
 
 def check_room_for_texts(settings: Settings, room: int) -> None:
@@ -138,9 +142,11 @@ def fitted(settings: Settings, encoder: Encoder, tokenizer: Any) -> Settings:
     if len(tokenizer) <= len(tokenizer.all_special_tokens):
         got = f"{settings.model}, whose tokenizer has no words (is its file missing?)"
         raise refuse("--model", "must hold a tokenizer beside the model", got)
-    room = min(getattr(encoder.model.config, "max_position_embeddings", MANY), tokenizer.model_max_length)
+    room = min(positions_of(encoder.model.config) or MANY, tokenizer.model_max_length)
     check_room_for_texts(settings, room)
     settings = settings.with_lengths(room)
+    for name in LENGTHS:
+        check_tokenizer(tokenizer, getattr(settings, name), flag(name))
     for side in ("query", "passage"):
         length, prefix = getattr(settings, f"{side}_length"), getattr(settings, f"{side}_prefix")
         taken = len(tokenizer(prefix)["input_ids"]) if prefix else 0
@@ -167,15 +173,13 @@ def with_prompts(settings: Settings) -> Settings:
 
 def prompts_of(name_or_folder: str) -> dict[str, str]:
     """The prompts of config_sentence_transformers.json by name; as "default" the one that is used without a name."""
-    quiet = {f"_raise_exceptions_for_{kind}": False for kind in ("missing_entries", "connection_errors", "gated_repo")}
-    path = transformers.utils.cached_file(name_or_folder, PROMPTS, **quiet)
-    if path is None:
-        return {}
     try:
-        kept = json.loads(Path(path).read_text("utf-8"))
+        path = find_file(name_or_folder, PROMPTS)
+        kept = {} if path is None else json.loads(path.read_text("utf-8"))
         prompts = {name: text for name, text in (kept.get("prompts") or {}).items() if isinstance(text, str)}
     except (OSError, ValueError, AttributeError) as error:
-        raise refuse("--model", f"must hold a {PROMPTS} that can be read ({error})", path) from error
+        rule = f"must hold a {PROMPTS} that can be read, if any ({first_line(error)})"
+        raise refuse("--model", rule, name_or_folder) from error
     if kept.get("default_prompt_name") in prompts:
         prompts["default"] = prompts[kept["default_prompt_name"]]
     return prompts
@@ -218,12 +222,17 @@ def fresh_model(settings: Settings, pairs: Sequence[TextPair]) -> tuple[Encoder,
 
 
 def saved_model(settings: Settings) -> tuple[Encoder, Any]:
-    """The encoder and the tokenizer of a folder, or of a name on the hub."""
-    encoder = Encoder.from_pretrained(settings.model, pooling=settings.pooling or "mean")
+    """The encoder and the tokenizer of a folder, or of a name on the hub, to be trained in float32.
+
+    An encoder whose folder compares by cosine, as most do, is normalized, also where the folder does not do it itself.
+    """
     try:
-        tokenizer = transformers.AutoTokenizer.from_pretrained(settings.model)
-    except (OSError, ValueError) as error:
-        raise refuse("--model", "must hold a tokenizer beside the model", settings.model) from error
+        encoder = Encoder.from_pretrained(settings.model, pooling=settings.pooling)
+        tokenizer = load_tokenizer(settings.model)
+    except ValueError as error:
+        raise ValueError(str(error).replace("name_or_folder", "--model", 1)) from error
+    similarity = one_of("--model: similarity_fn_name", encoder.rules.similarity, ("cosine", "dot"))
+    encoder.normalize = encoder.normalize or similarity == "cosine"
     return encoder, tokenizer
 
 

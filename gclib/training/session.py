@@ -27,6 +27,8 @@ from gclib.data.pairs import TextPair, texts_of
 from gclib.distributed import Rank, all_gather, waiting_for_ranks
 from gclib.models.encoder import Encoder
 from gclib.models.folder import save_model_folder
+from gclib.models.presets import positions_of
+from gclib.models.pretrained import tokenizer_text
 from gclib.support.files import as_new_files, write_atomically
 from gclib.support.validation import refuse
 from gclib.support.words import format_table
@@ -95,7 +97,9 @@ class Session:
         told.append(f"{self.settings.warmup_steps:,} steps of warm-up{self._by_default('warmup_steps')}")
         prefixes = {"queries": self.settings.query_prefix, "passages": self.settings.passage_prefix}
         told += [f"before {side} stands {prefix!r}" for side, prefix in prefixes.items() if prefix]
-        return f"{model}: {data}.\nFrom {start} weights: {', '.join(told)}."
+        lengths = "queries of {query_length}, passages of {passage_length} tokens".format(**self.training.lengths)
+        texts = f"{self.encoder.in_words()}; {lengths} at most"
+        return f"{model}: {data}.\n{texts}.\nFrom {start} weights: {', '.join(told)}."
 
     def _by_default(self, name: str) -> str:
         return f" (chosen; {flag(name)} sets another)" if name in self.chosen else ""
@@ -195,7 +199,8 @@ class Session:
     def export(self) -> None:
         """The trained encoder as a folder that others load."""
         if self.rank.is_first:
-            longest = max(self.training.lengths.values())
+            kept = [self.encoder.rules.max_length, positions_of(self.encoder.model.config)]
+            longest = min(n for n in kept if n) if kept[0] else max(self.training.lengths.values())
             save_model_folder(self.encoder, self.training.tokenizer, self.output / "model", max_length=longest)
             self._write_prompts(self.output / "model" / PROMPTS)
             as_new_files(self.output / "model")
@@ -262,7 +267,7 @@ class Session:
 
     def _config(self, pairs: Sequence[TextPair]) -> dict[str, Any]:
         """What config.json holds: settings, how many processes and steps, the data's checksum, the versions."""
-        vocabulary = self.training.tokenizer.backend_tokenizer.to_str()
+        vocabulary = tokenizer_text(self.training.tokenizer)
         return {
             "settings": dataclasses.asdict(self.settings),
             "chosen": list(self.chosen),
