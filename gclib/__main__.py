@@ -2,6 +2,7 @@
 
 import argparse
 import sys
+from typing import Any
 
 import torch
 
@@ -111,6 +112,12 @@ def _parser() -> argparse.ArgumentParser:
     )
     measured.add_argument("--seconds", type=float, default=30.0, help="when to stop (default: 30)")
     measured.add_argument("--record", metavar="FOLDER", help="also record steps on the GPU, into a file in this folder")
+    _add_training(commands)
+    return parser
+
+
+def _add_training(commands: Any) -> None:
+    """The commands that train a model and ask what it finds."""
     training = commands.add_parser(
         "train",
         help="train an encoder with a batch as large as you like, and keep it",
@@ -127,7 +134,6 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     evaluation.add_arguments(evaluated)
-    return parser
 
 
 if __name__ == "__main__":
