@@ -125,11 +125,12 @@ def _parser() -> argparse.ArgumentParser:
     measured.add_argument("--seconds", type=float, default=30.0, help="when to stop (default: 30)")
     measured.add_argument("--record", metavar="FOLDER", help="also record steps on the GPU, into a file in this folder")
     _add_zoo(commands)
-    _add_runs(commands)
+    _add_training(commands)
     return parser
 
 
-def _add_runs(commands: argparse._SubParsersAction) -> None:
+def _add_training(commands: argparse._SubParsersAction) -> None:
+    """The commands that train a model and ask what it finds."""
     training = commands.add_parser(
         "train",
         help="train an encoder with a batch as large as you like, and keep it",

@@ -20,11 +20,12 @@ from gclib.distributed import Rank, average_gradients
 from gclib.losses.module import ContrastiveLoss
 from gclib.models.encoder import Encoder, config_for, pooling_for
 from gclib.models.presets import positions_of
-from gclib.models.pretrained import check_reads_text, load_tokenizer
+from gclib.models.pretrained import check_reads_text, first_line, load_tokenizer
+from gclib.models.sentence_folder import find_file
 from gclib.steps import accumulation_step, grad_cache_step, naive_step
 from gclib.support.validation import one_of, refuse
 from gclib.training.loop import Training
-from gclib.training.settings import Settings
+from gclib.training.settings import LENGTHS, Settings, flag
 
 MANY = 10**9  # tokens: where a model sets no limit
 PROMPTS = "config_sentence_transformers.json"
@@ -84,8 +85,7 @@ def build(settings: Settings, pairs: Sequence[TextPair], rank: Rank, steps: int 
         torch.manual_seed(settings.seed)
         encoder, tokenizer = fresh_model(settings, pairs) if settings.is_fresh else saved_model(settings)
     settings = fitted(settings, encoder, tokenizer)
-    lengths = {name: getattr(settings, name) for name in ("query_length", "passage_length")}
-    check_reads_text(encoder, tokenizer, max(lengths.values()), "--model")
+    check_reads_text(encoder, tokenizer, max(settings.query_length, settings.passage_length), "--model")
     loss_fn = ContrastiveLoss(
         settings.temperature,
         learnable=settings.learnable_temperature,
@@ -107,7 +107,8 @@ def build(settings: Settings, pairs: Sequence[TextPair], rank: Rank, steps: int 
         schedule=settings.schedule,
         warmup_steps=settings.warmup_steps,
         clip_norm=settings.clip_norm or None,
-        **lengths,
+        query_length=settings.query_length,
+        passage_length=settings.passage_length,
         rank=rank.rank,
         world_size=rank.world_size,
     )
@@ -144,6 +145,8 @@ def fitted(settings: Settings, encoder: Encoder, tokenizer: Any) -> Settings:
     room = min(positions_of(encoder.model.config) or MANY, tokenizer.model_max_length)
     check_room_for_texts(settings, room)
     settings = settings.with_lengths(room)
+    for name in LENGTHS:
+        check_tokenizer(tokenizer, getattr(settings, name), flag(name))
     for side in ("query", "passage"):
         length, prefix = getattr(settings, f"{side}_length"), getattr(settings, f"{side}_prefix")
         taken = len(tokenizer(prefix)["input_ids"]) if prefix else 0
@@ -170,15 +173,13 @@ def with_prompts(settings: Settings) -> Settings:
 
 def prompts_of(name_or_folder: str) -> dict[str, str]:
     """The prompts of config_sentence_transformers.json by name; as "default" the one that is used without a name."""
-    quiet = {f"_raise_exceptions_for_{kind}": False for kind in ("missing_entries", "connection_errors", "gated_repo")}
-    path = transformers.utils.cached_file(name_or_folder, PROMPTS, **quiet)
-    if path is None:
-        return {}
     try:
-        kept = json.loads(Path(path).read_text("utf-8"))
+        path = find_file(name_or_folder, PROMPTS)
+        kept = {} if path is None else json.loads(path.read_text("utf-8"))
         prompts = {name: text for name, text in (kept.get("prompts") or {}).items() if isinstance(text, str)}
     except (OSError, ValueError, AttributeError) as error:
-        raise refuse("--model", f"must hold a {PROMPTS} that can be read ({error})", path) from error
+        rule = f"must hold a {PROMPTS} that can be read, if any ({first_line(error)})"
+        raise refuse("--model", rule, name_or_folder) from error
     if kept.get("default_prompt_name") in prompts:
         prompts["default"] = prompts[kept["default_prompt_name"]]
     return prompts

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from gclib.distributed import process_group
+from gclib.models.pretrained import check_reads_text
 from gclib.support.validation import one_of, refuse
 from gclib.support.words import format_table
 from gclib.training.build import check_config, fitted, loader, prefixed, saved_model, with_prompts
@@ -77,6 +78,7 @@ def evaluate(settings: Settings, split: str = "test") -> dict[str, float]:
     with process_group() as rank:
         encoder, tokenizer = saved_model(settings)
         settings = fitted(settings, encoder, tokenizer)
+        check_reads_text(encoder, tokenizer, max(settings.query_length, settings.passage_length), "--model")
         encoder.to(rank.device)
         lengths = {"query_length": settings.query_length, "passage_length": settings.passage_length}
         return retrieval_metrics((encoder, encoder), prefixed(pairs, settings), tokenizer, **lengths)

@@ -98,8 +98,8 @@ class Session:
         prefixes = {"queries": self.settings.query_prefix, "passages": self.settings.passage_prefix}
         told += [f"before {side} stands {prefix!r}" for side, prefix in prefixes.items() if prefix]
         lengths = "queries of {query_length}, passages of {passage_length} tokens".format(**self.training.lengths)
-        weights = f"From {start} weights: {', '.join(told)}."
-        return f"{model}: {data}.\n{self.encoder.in_words()}; {lengths} at most.\n{weights}"
+        texts = f"{self.encoder.in_words()}; {lengths} at most"
+        return f"{model}: {data}.\n{texts}.\nFrom {start} weights: {', '.join(told)}."
 
     def _by_default(self, name: str) -> str:
         return f" (chosen; {flag(name)} sets another)" if name in self.chosen else ""

@@ -600,6 +600,7 @@ def test_a_run_is_not_made_shorter_than_it_is(typed, tmp_path, capsys):
     assert (tmp_path / "run" / "config.json").read_text() == before
 
 
+@pytest.mark.slow
 def test_a_run_that_was_begun_before_there_were_prefixes_goes_on_as_it_was(trained, typed, tmp_path):
     """Its config.json has neither of them; then no prefix stood there, and the mean was taken of any folder."""
     model = with_prompts(trained, tmp_path / "model", prompts={"query": "q: "})
@@ -674,6 +675,7 @@ def full_for_safetensors(*_, **__):
     raise SafetensorError("I/O error: No space left on device (os error 28)")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("module", "name", "fault"),
     [

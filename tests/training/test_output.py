@@ -65,6 +65,7 @@ def lock_and_be_killed(folder):
         os.kill(os.getpid(), signal.SIGKILL)
 
 
+@pytest.mark.slow
 def test_the_lock_of_a_killed_run_holds_nobody_up(tmp_path):
     assert exit_code(lock_and_be_killed, tmp_path) == -signal.SIGKILL
     assert (tmp_path / LOCK).is_file()
