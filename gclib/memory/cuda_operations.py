@@ -14,6 +14,7 @@ really run there (tests/gpu/test_forecast_gpu.py). What is no tensor, workspaces
 """
 
 from collections.abc import Callable
+from types import FunctionType
 from typing import Any
 
 import torch
@@ -22,15 +23,38 @@ from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
 ALIGNED = 8  # columns that a fused attention kernel wants its mask to be padded to
+_LOOKS = frozenset(("has_torch_function", "has_torch_function_unary", "has_torch_function_variadic"))
+_IN_PYTHON = ("torch.nn.functional", "torch.functional", "torch._tensor", "torch.autograd")
 
 
 class CudaKernels(TorchFunctionMode):
-    """Inside, fake tensors on the processor take the operations of a CUDA card: attention, dropout, autocast."""
+    """Inside, fake tensors on the processor take the operations of a CUDA card: attention, dropout, autocast.
+
+    Also inside functions of PyTorch that are written in Python: `F.multi_head_attention_forward` attends, and a
+    `backward` encodes once more what was checkpointed.
+    """
 
     def __torch_function__(self, func: Callable, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         own = _ALWAYS.get(func) or (_UNDER_AUTOCAST.get(func) if torch.is_autocast_enabled("cpu") else None)
-        return func(*args, **kwargs) if own is None else own(*args, **kwargs)
+        if own is not None:
+            return own(*args, **kwargs)
+        if isinstance(func, FunctionType) and func.__module__ in _IN_PYTHON and _LOOKS & set(func.__code__.co_names):
+            with self:
+                return _body(func)(*args, **kwargs)
+        return func(*args, **kwargs)
+
+
+def _body(func: FunctionType) -> Callable:
+    """A function of PyTorch that does not look for modes, and so runs under one: else it would ask that mode again."""
+    names = {**func.__globals__, **dict.fromkeys(_LOOKS, _none_given)}
+    body = FunctionType(func.__code__, names, func.__name__, func.__defaults__, func.__closure__)
+    body.__kwdefaults__ = func.__kwdefaults__
+    return body
+
+
+def _none_given(*tensors: Any) -> bool:
+    return False
 
 
 def fused_dropout(input: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False) -> Tensor:

@@ -1,50 +1,109 @@
-"""A workload's encoders and loss as modules of fake tensors: shapes, dtypes and devices, and no memory.
-
-And what a law depends on in them, as a text by which it is found again.
-"""
+"""A workload's encoders and loss as modules of fake tensors: shapes, dtypes and devices, and no memory."""
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from functools import lru_cache
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from gclib.memory.fingerprint import Indescribable, fingerprint
 from gclib.memory.workload import LENGTHS, Workload
 from gclib.models.encoder import Encoder
 from gclib.support.validation import refuse
 
+MASKS_OF_THEIR_OWN = frozenset(("canine",))  # a mask of groups of characters, dropped where it hides none
+
 
 def fake_encoders(workload: Workload, mode: FakeTensorMode) -> list[nn.Module]:
     """The encoder of each tower, the same one twice where they are tied: copies of those given, or made of configs."""
+    encoders = encoders_of(workload)
+    copies = {id(encoder): fake_copy(encoder, mode) for encoder in encoders}
+    return [copies[id(encoder)] for encoder in encoders]
+
+
+def encoders_of(workload: Workload) -> list[nn.Module]:
+    """The encoder of each tower, as given; those of configs on "meta", where they take no memory."""
     if workload.encoders is not None:
-        copies = {id(encoder): fake_copy(encoder, mode) for encoder in workload.encoders}
-        return [copies[id(encoder)] for encoder in workload.encoders]
-    encoders = [fake_copy(_on_meta(workload, *made), mode) for made in workload.configs]
-    return [encoders[0], encoders[-1]]
+        return list(workload.encoders)
+    options = (workload.dtype, workload.gradient_checkpointing)
+    made = [_Made(place, *each, *options).encoder() for place, each in enumerate(workload.configs)]
+    return [made[0], made[-1]]
 
 
-def _on_meta(workload: Workload, config: Any, pooling: str) -> Encoder:
-    """An encoder in training mode that takes no memory."""
-    with torch.device("meta"):
-        encoder = Encoder.from_config(config, pooling=pooling).to(workload.dtype).train()
-    return encoder.checkpoint_activations() if workload.gradient_checkpointing else encoder
+class _Made:
+    """An encoder of a config, in training mode, made once for all that describes it; towers have their own."""
+
+    def __init__(self, place: int, config: Any, pooling: str, dtype: torch.dtype, checkpointing: bool):
+        self.options = config, pooling, dtype, checkpointing
+        self.key = place, fingerprint(*self.options)
+
+    def encoder(self) -> Encoder:
+        """The encoder; made again where the code of its classes was changed since."""
+        try:
+            kept, described = _kept(self)
+            if fingerprint(kept) == described:
+                return kept
+        except Indescribable:
+            pass
+        return self.make()
+
+    def make(self) -> Encoder:
+        """On "meta", where it takes no memory."""
+        config, pooling, dtype, checkpointing = self.options
+        with torch.device("meta"):
+            encoder = Encoder.from_config(config, pooling=pooling).to(dtype).train()
+        return encoder.checkpoint_activations() if checkpointing else encoder
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Made) and self.key == other.key
+
+    def __hash__(self) -> int:
+        return hash(self.key)
+
+
+@lru_cache(maxsize=8)
+def _kept(made: _Made) -> tuple[Encoder, str]:
+    encoder = made.make()
+    return encoder, fingerprint(encoder)
 
 
 def fake_copy(module: Any, mode: FakeTensorMode) -> Any:
-    """A module with fake parameters and buffers; the real ones (or those on "meta") are neither copied nor changed."""
+    """A module with fake parameters and buffers; the real ones (or those on "meta") are neither copied nor changed.
+
+    ValueError for one that holds what cannot be copied (a lock, a file).
+    """
     if not isinstance(module, nn.Module):
         return module
-    memo: dict[int, Any] = {}
-    for tensor in (*module.parameters(), *module.buffers()):
-        if tensor.is_meta:
-            with mode:
-                fake = torch.empty(tensor.shape, dtype=tensor.dtype, device="cpu")
-        else:
-            fake = mode.from_tensor(tensor.detach())
-        memo[id(tensor)] = nn.Parameter(fake, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else fake
-    return copy.deepcopy(module, memo)
+    memo = {id(tensor): _fake(tensor, mode) for tensor in (*module.parameters(), *module.buffers())}
+    for part in module.modules():
+        memo |= {id(tensor): _fake(tensor, mode) for tensor in _plain_tensors(vars(part)) if id(tensor) not in memo}
+    try:
+        return copy.deepcopy(module, memo)
+    except Exception as error:
+        rule = "must be modules that copy.deepcopy copies: a forecast runs a copy, and leaves yours as it is"
+        raise refuse("encoders and loss", rule, f"{type(error).__name__}: {str(error)[:200]}") from error
+
+
+def _fake(tensor: Tensor, mode: FakeTensorMode) -> Tensor:
+    """A tensor of the same shape, dtype and device that is trained or not as this one is."""
+    if tensor.is_meta:
+        with mode:
+            fake = torch.empty(tensor.shape, dtype=tensor.dtype, device="cpu")
+    else:
+        fake = mode.from_tensor(tensor.detach())
+    return nn.Parameter(fake, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else fake
+
+
+def _plain_tensors(attributes: Any) -> Iterator[Tensor]:
+    """Tensors that a module holds beside its parameters and buffers: attributes, and lists of them."""
+    if isinstance(attributes, Tensor):
+        yield attributes
+    elif isinstance(attributes, (list, tuple, Mapping)):
+        for value in attributes.values() if isinstance(attributes, Mapping) else attributes:
+            yield from _plain_tensors(value)
 
 
 def picture_shape(encoder: nn.Module) -> tuple[int, int, int] | None:
@@ -74,41 +133,16 @@ def padded_tokens(rows: int, width: int) -> dict[str, Tensor]:
 
 
 def check_inputs(workload: Workload, encoders: Sequence[nn.Module]) -> None:
-    """Tokens have a length, pictures have none; ValueError where an encoder reads the other kind."""
+    """Tokens have a length, pictures have none; ValueError where an encoder reads the other kind, or where its bytes
+    depend on values.
+    """
     for name, encoder, length in zip(LENGTHS, encoders, workload.lengths, strict=True):
+        kinds = {getattr(getattr(part, "config", None), "model_type", None) for part in encoder.modules()}
+        if read := sorted(kinds & MASKS_OF_THEIR_OWN):
+            rule = "must not choose their operations by a mask of their own making: a forecast does not know its values"
+            raise refuse("encoders", rule, read[0])
         pictures = picture_shape(encoder) is not None
         if pictures and length is not None:
             raise refuse(name, "must be None for a tower that is given pictures", length)
         if not pictures and length is None:
             raise refuse(name, "must be a number of tokens, or one a row, for a tower that reads tokens", length)
-
-
-def encoders_text(workload: Workload) -> str:
-    """What a law depends on in the encoders, and in how they are made."""
-    if workload.encoders is not None:
-        first, second = workload.encoders
-        return f"{module_text(first)} {module_text(second)} {first is second}"
-    made = [f"{_config_text(config)} {pooling}" for config, pooling in workload.configs]
-    return f"{made} {workload.dtype} {workload.gradient_checkpointing}"
-
-
-def module_text(module: Any) -> str:
-    """What a law depends on: structure, shapes, dtypes, what is trained, training mode."""
-    if not isinstance(module, nn.Module):
-        return f"{id(module)}"
-    tensors = [*module.named_parameters(), *module.named_buffers()]
-    described = [(name, tuple(t.shape), str(t.dtype), str(t.device), t.requires_grad) for name, t in tensors]
-    configs = [getattr(part, "config", None) for part in module.modules()]
-    config_texts = {_config_text(config) for config in configs if hasattr(config, "to_json_string")}
-    modes = [part.training for part in module.modules()]
-    plain = [
-        sorted((name, value) for name, value in vars(part).items() if isinstance(value, (bool, int, float, str, tuple)))
-        for part in module.modules()
-    ]
-    return f"{module!r} {sorted(config_texts)} {described} {modes} {plain}"
-
-
-def _config_text(config: Any) -> str:
-    """All that a law depends on in a config: its fields, and the attention, which its JSON leaves out."""
-    attention = getattr(config, "_attn_implementation", None)
-    return f"{type(config).__name__} {attention} {config.to_json_string(use_diff=False)}"

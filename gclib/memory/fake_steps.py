@@ -18,13 +18,15 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from gclib.chunks import Chunk
 from gclib.memory.cuda_operations import CudaKernels
-from gclib.memory.fake_modules import encoders_text, fake_copy, fake_encoders, module_text, padded_batch
+from gclib.memory.fake_modules import encoders_of, fake_copy, fake_encoders, padded_batch
+from gclib.memory.fingerprint import Indescribable, fingerprint
 from gclib.memory.law_files import LawFiles
 from gclib.memory.laws import CHECKED, FEW, MANY, Law, LawBroken, Piece
 from gclib.memory.ledger import KINDS, MemoryLedger, Segment, record_memory
 from gclib.memory.workload import Workload
 from gclib.randomness import RandomState
 from gclib.steps import accumulation_step, cache_gradients, grad_cache_step, naive_step
+from gclib.support.validation import refuse
 
 Events = list[tuple[Segment, np.ndarray]]  # a run's pieces, each with its bytes relative to its start
 PlacedLaws = list[tuple[dict[str, Any], Law]]  # where in the step a piece stands, and its law
@@ -51,24 +53,28 @@ class Place:
 
 
 class _Described:
-    """A workload that is known by a text of what its laws depend on, and let go of once it was used."""
+    """A workload that is known by a checksum of what its laws depend on, and let go of once it was used."""
 
     def __init__(self, workload: Workload):
         self.workload: Workload | None = workload
-        self.loss = module_text(workload.loss)
-        self.encoders = f"{encoders_text(workload)} {workload.autocast} {workload.device}"
-        self.text = f"{self.encoders} {self.loss}"
+        self.loss = fingerprint(workload.loss)
+        self.encoders = f"{fingerprint(encoders_of(workload))} {workload.autocast} {workload.device}"
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, _Described) and self.text == other.text
+        return isinstance(other, _Described) and (self.encoders, self.loss) == (other.encoders, other.loss)
 
     def __hash__(self) -> int:
-        return hash(self.text)
+        return hash((self.encoders, self.loss))
 
 
 def fake_step(workload: Workload) -> "FakeStep":
-    """The fake encoders and loss of a workload, with the laws that were found for them so far."""
-    return _made(_Described(workload))
+    """The fake encoders and loss of a workload, with the laws that were found for them so far; with none where what
+    they depend on cannot be written down.
+    """
+    try:
+        return _made(_Described(workload))
+    except Indescribable:
+        return FakeStep(workload)
 
 
 @lru_cache(maxsize=32)
@@ -168,7 +174,16 @@ class FakeStep:
                     ledger.on_phase(phase, **named)
 
                 step(encoders, inputs, loss_fn or self.loss, on_phase=on_phase, **options)
+            if step is not naive_step:
+                self._refuse_sparse()
             return ledger
+
+    def _refuse_sparse(self) -> None:
+        """Sparse gradients grow where chunks add to them, and fake ones do not."""
+        gradients = [p.grad for module in self.modules for p in module.parameters() if p.grad is not None]
+        if any(gradient.layout != torch.strided for gradient in gradients):
+            rule = "must have dense gradients for a forecast of a step in chunks; measure with record_memory"
+            raise refuse("encoders", rule, "sparse ones (nn.Embedding(sparse=True))")
 
     def input_bytes(self, tower: int, rows: int, width: int | None) -> int:
         """Bytes of what a tower is given."""
@@ -323,12 +338,18 @@ class FakeStep:
     @contextmanager
     def _faked(self) -> Iterator[None]:
         """Fake tensors and the autocast of the forecast, one thread at a time, with no gradients left over."""
-        context = torch.autocast("cpu", self.autocast) if self.autocast else nullcontext()
+        context = torch.autocast("cpu", self.autocast, enabled=self.autocast is not None)
         kernels = CudaKernels() if self.device == "cuda" else nullcontext()
-        with self.lock, self.mode, context, kernels:
+        with self.lock, torch.inference_mode(False), torch.enable_grad(), self.mode, context, kernels:
             for module in self.modules:
                 module.zero_grad(set_to_none=True)
-            yield
+            try:
+                yield
+            except (ValueError, LawBroken):
+                raise
+            except Exception as error:
+                rule = "and loss must run on fake tensors, which have shapes and no values; measure with record_memory"
+                raise refuse("encoders", rule, f"{type(error).__name__}: {str(error)[:200]}") from error
 
 
 def _rows(queries: int, negatives: int) -> tuple[int, int]:

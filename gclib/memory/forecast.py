@@ -96,9 +96,12 @@ def forecast_step(
     return forecast_workload(Workload(**locals()))
 
 
-def forecast_workload(workload: Workload) -> MemoryForecast:
-    """The forecast of a workload, as `forecast_step` gives it for the same keywords."""
-    fake = fake_step(workload)
+def forecast_workload(workload: Workload, fake: FakeStep | None = None) -> MemoryForecast:
+    """The forecast of a workload, as `forecast_step` gives it for the same keywords.
+
+    fake: `fake_step` of a workload with these encoders and this loss, for who asks again and again.
+    """
+    fake = fake or fake_step(workload)
     check_inputs(workload, fake.encoders)
     start = fake.start_bytes(workload.optimizer)
     if workload.padded:

@@ -41,6 +41,13 @@ KINDS = (
     "other",
 )
 _NUMBER = {kind: number for number, kind in enumerate(KINDS)}
+_LAYOUT_PARTS = {
+    torch.sparse_coo: ("_indices", "_values"),
+    torch.sparse_csr: ("crow_indices", "col_indices", "values"),
+    torch.sparse_bsr: ("crow_indices", "col_indices", "values"),
+    torch.sparse_csc: ("ccol_indices", "row_indices", "values"),
+    torch.sparse_bsc: ("ccol_indices", "row_indices", "values"),
+}
 _ASKED_DEVICE = torch.ops.prim.device.default
 
 
@@ -159,6 +166,8 @@ class MemoryLedger:
             raise refuse("tensors", f"must be (kind, tensor) pairs with a kind of {', '.join(KINDS)}", kind)
         if self._elsewhere(tensor):
             return False
+        if tensor.layout != torch.strided:
+            return any([self._assign(part, kind) for part in _parts(tensor)])
         storage = tensor.untyped_storage()
         entry = self._live.get(storage._cdata)
         if entry is None:
@@ -173,8 +182,10 @@ class MemoryLedger:
 
     def _see(self, value: Tensor, kind: int) -> bool:
         """Count the storage of an operation's argument or output, unless it is counted already."""
-        if value.layout != torch.strided or self._elsewhere(value):
+        if self._elsewhere(value):
             return False
+        if value.layout != torch.strided:
+            return any([self._see(part, kind) for part in _parts(value)])
         storage = value.untyped_storage()
         entry = self._live.get(storage._cdata)
         if entry is None:
@@ -243,6 +254,8 @@ class _Recorder(TorchDispatchMode):
         ledger._settle()
         for value in _tensors((args, kwargs)):
             ledger._see(value, _NUMBER["inputs"])
+        # A sparse tensor that grows in place has new parts beside the old ones inside the operation.
+        _old = [_parts(value) for value in _tensors(args) if value.layout != torch.strided]
         result = func(*args, **kwargs)
         if any([ledger._see(value, ledger._default) for value in _tensors(result)]):
             if func is torch.ops.aten.add.Tensor and _in_place_unwatched(args[0], result):
@@ -263,10 +276,18 @@ def _tensors(value: Any) -> Iterator[Tensor]:
         yield from _tensors(tuple(value.values()))
 
 
+def _parts(tensor: Tensor) -> list[Tensor]:
+    """The dense tensors that one of another layout is made of; none where PyTorch shows none."""
+    names = _LAYOUT_PARTS.get(tensor.layout, ())
+    return [getattr(tensor, name)() for name in names]
+
+
 def _in_place_unwatched(first: Tensor, result: Tensor) -> bool:
     """Whether autograd, if nobody watched, would add to this operand in place (should it hold the last reference)."""
     inside_backward = torch._C._current_graph_task_id() != -1
-    alone = first._base is None  # a view shares its storage with its base, which autograd respects
+    alone = (
+        first.layout == torch.strided and first._base is None
+    )  # a view shares its storage with its base, which autograd respects
     return inside_backward and alone and first.shape == result.shape and first.dtype == result.dtype
 
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from gclib.losses.module import ContrastiveLoss
+from gclib.memory.fake_steps import fake_step
 from gclib.memory.flops import time_ratio
 from gclib.memory.forecast import MemoryForecast, forecast_workload
 from gclib.memory.workload import LENGTHS, Workload
@@ -83,7 +84,10 @@ def _most_retained(workload: Workload, budget_bytes: int) -> int:
 
 def _largest(name: str, workload: Workload, budget_bytes: int, largest: int) -> int:
     """The largest value of this field with which the forecast of the workload stays within budget_bytes."""
-    return last_true(lambda n: forecast_workload(replace(workload, **{name: n})).peak_bytes <= budget_bytes, largest)
+    fake = fake_step(workload)
+    return last_true(
+        lambda n: forecast_workload(replace(workload, **{name: n}), fake).peak_bytes <= budget_bytes, largest
+    )
 
 
 def last_true(fits: Callable[[int], bool], largest: int) -> int:

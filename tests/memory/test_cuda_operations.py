@@ -8,9 +8,12 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn import functional as F
 from transformers import BertConfig
 
-from gclib import Encoder, forecast_step, record_memory
+from gclib import ContrastiveLoss, Encoder, forecast_step, record_memory
 from gclib.memory.cuda_operations import CudaKernels
 from gclib.memory.recording import load_recordings
+from gclib.steps import STEPS as TRAINING
+from tests.memory.test_forecast_models import NARROWED, small
+from tests.memory.test_ledger import batch
 
 HOST_BYTES = 1024  # seeds of attention, which a card keeps with the host
 STEPS = [(recording, step) for recording in load_recordings() for step in recording.steps]
@@ -180,6 +183,53 @@ def test_an_attention_that_keeps_its_weights_is_another_law(device):
             assert eager > fused + 2 * 2 * 4 * 2 * 64 * 64 * 4  # layers, towers, rows, heads, T x T float32
         else:
             assert eager != fused
+
+
+CHECKPOINTED = [name for name in NARROWED if name != "mpnet-base"]  # whose class has no checkpointing
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", CHECKPOINTED)
+@pytest.mark.parametrize("step", ["naive", "accumulation", "grad_cache"])
+def test_checkpointing_is_forecast_for_a_card(step, name):
+    """A law, equal to a fake run of the whole step, below the step without checkpointing and a processor's own."""
+    length = None if name.endswith("vision") else 64
+    same = {"config": small(name, **({} if length is None else {"max_position_embeddings": 128})), "batch_size": 8}
+    same |= {"query_length": length, "passage_length": length} | ({} if step == "naive" else {"chunk_size": 4})
+    for dtype in (torch.float32, torch.bfloat16):
+        kept = forecast_step(step, device="cuda", gradient_checkpointing=True, dtype=dtype, **same)
+        processor = forecast_step(step, device="cpu", gradient_checkpointing=True, dtype=dtype, **same).peak_bytes
+        assert kept.exact_law
+        assert kept.peak_bytes < forecast_step(step, device="cuda", dtype=dtype, **same).peak_bytes
+        assert kept.peak_bytes < processor
+
+
+@pytest.mark.parametrize("reentrant", [True, False])
+@pytest.mark.parametrize("step", ["naive", pytest.param("grad_cache", marks=pytest.mark.slow)])
+def test_both_kinds_of_checkpointing(step, reentrant):
+    """On a processor equal to the ledger; on a card a figure."""
+    encoder, loss = Encoder.from_config(small("bert-base-uncased")).train(), ContrastiveLoss()
+    encoder.model.gradient_checkpointing_enable({"use_reentrant": reentrant})
+    options = {} if step == "naive" else {"chunk_size": 3}
+    same = {"encoders": [encoder] * 2, "batch_size": 7, "query_length": 8, "passage_length": 12, **options}
+    card, processor = (forecast_step(step, device=device, **same) for device in ("cuda", "cpu"))
+    options |= {"verify": "never"} if step == "grad_cache" else {}
+    with record_memory(encoder, loss) as ledger:
+        TRAINING[step]([encoder] * 2, [batch(7, 8), batch(7, 12)], loss, on_phase=ledger.on_phase, **options)
+    assert processor.peak_bytes == ledger.peak_bytes
+    assert card.peak_bytes < processor.peak_bytes and card.exact_law
+
+
+def test_attention_inside_a_function_of_pytorch():
+    """`F.multi_head_attention_forward` attends in Python: on a card its probabilities are not kept."""
+
+    def attend():
+        tokens = torch.empty(2, 64, 16, requires_grad=True)
+        layer = torch.nn.MultiheadAttention(16, 2, dropout=0.1, batch_first=True)
+        return layer(tokens, tokens, tokens, need_weights=False)[0]
+
+    card, processor = held(attend)
+    assert processor > card + 2 * 2 * 64 * 64 * 4
 
 
 def test_another_device_is_refused():

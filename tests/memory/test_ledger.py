@@ -5,7 +5,7 @@ import torch
 from helpers.allocator import allocator_peak
 from torch import nn
 
-from gclib import ContrastiveLoss, Encoder, grad_cache_step, naive_step, record_memory
+from gclib import ContrastiveLoss, Encoder, forecast_step, grad_cache_step, naive_step, record_memory
 from gclib.memory.ledger import KINDS
 from gclib.steps import STEPS
 
@@ -205,6 +205,43 @@ def test_the_law_of_the_peak_term_by_term():
     again = peaks(192, naive_step) - peaks(128, naive_step)
     assert again == pytest.approx(naive, rel=0.05)
     assert naive > 10 * 64 * width * 4
+
+
+@pytest.mark.parametrize("step", STEPS)
+def test_sparse_gradients_are_counted(step):
+    """nn.Embedding(sparse=True): what chunks add to grows in place (pytorch/tutorials#2245)."""
+    inputs, options = [batch(8, 6), batch(8, 6)], {} if step == "naive" else {"chunk_size": 3}
+    options |= {"verify": "never"} if step == "grad_cache" else {}
+
+    def fresh():
+        return Table(), ContrastiveLoss(0.1)
+
+    encoder, loss = fresh()
+    truth = allocator_peak(lambda: STEPS[step]([encoder] * 2, inputs, loss, **options))
+    encoder, loss = fresh()
+    with record_memory(encoder, loss) as ledger:
+        STEPS[step]([encoder] * 2, inputs, loss, on_phase=ledger.on_phase, **options)
+    there_before = ledger.start_bytes + sum(tensor.nbytes for given in inputs for tensor in given.values())
+    assert ledger.peak_bytes - there_before == pytest.approx(truth, rel=0.01)
+    rows = dict(zip(KINDS, ledger.events[-1].kind_bytes, strict=True))["gradients"]
+    assert rows == 2 * 8 * 6 * (12 * 4 + 8)  # each token's row of 12 numbers, and its index
+    arguments = {"encoders": [encoder] * 2, "batch_size": 8, "query_length": 6, "passage_length": 6, "loss": loss}
+    if step == "naive":
+        assert forecast_step(step, **arguments).peak_bytes == ledger.peak_bytes
+    else:
+        with pytest.raises(ValueError, match="must have dense gradients for a forecast of a step in chunks"):
+            forecast_step(step, chunk_size=3, **arguments)
+
+
+class Table(nn.Module):
+    """The mean of rows of a table with sparse gradients."""
+
+    def __init__(self):
+        super().__init__()
+        self.table = nn.Embedding(500, 12, sparse=True)
+
+    def forward(self, input_ids, attention_mask):
+        return self.table(input_ids).tanh().mean(dim=1)
 
 
 def test_refuses_what_is_no_module_and_no_kind():
