@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from gclib.data.files import load_own_pairs
 from gclib.data.negatives import mine_hard_negatives
 from gclib.data.pairs import TextPair, load_pairs
-from gclib.data.tokens import train_tokenizer
+from gclib.data.tokens import check_tokenizer, train_tokenizer
 from gclib.distributed import Rank, average_gradients
 from gclib.losses.module import ContrastiveLoss
 from gclib.models.encoder import Encoder, config_for, pooling_for
