@@ -17,7 +17,7 @@ import weakref
 from collections import OrderedDict, defaultdict, deque
 from collections.abc import Callable, Iterator
 from functools import lru_cache, partial
-from operator import is_not, itemgetter
+from operator import itemgetter
 from pathlib import Path
 from types import (
     BuiltinFunctionType,
@@ -84,19 +84,6 @@ class _Namespace:
     def __init__(self, name: str, names: Any, kinds: tuple[type, ...]):
         self.name = name
         self.counted = sorted((item for item in list(names.items()) if type(item[1]) in kinds), key=itemgetter(0))
-
-    def checksum(self) -> str:
-        """Of all that counts; walked anew only where something was replaced."""
-        things = [part for _, value in self.counted for part in (value, getattr(value, "__code__", None))]
-        known = _namespaces.get(self.name)
-        if known is None or len(known[0]) != len(things) or any(map(is_not, known[0], things)):
-            walk = _Walk()
-            walk.add(self.counted)
-            known = _namespaces[self.name] = (things, walk.checksum.hexdigest())
-        return known[1]
-
-
-_namespaces: dict[str, tuple[list[Any], str]] = {}  # what it was made of, held so that no other thing gets its id
 
 
 class _Walk:
@@ -225,8 +212,8 @@ class _Walk:
             yield _namespace_of(kind.__module__)
 
     def _namespace(self, names: _Namespace) -> Iterator[Any]:
-        self.note(names.name, names.checksum())
-        yield from ()
+        self.note(names.name)
+        yield names.counted
 
     def _weak(self, reference: weakref.ref) -> Iterator[Any]:
         yield reference()
