@@ -24,7 +24,7 @@ from torch.overrides import TorchFunctionMode
 
 ALIGNED = 8  # columns that a fused attention kernel wants its mask to be padded to
 _LOOKS = frozenset(("has_torch_function", "has_torch_function_unary", "has_torch_function_variadic"))
-_IN_PYTHON = ("torch.nn.functional", "torch.functional", "torch._tensor", "torch.autograd")
+_IN_PYTHON = ("torch.nn.functional", "torch.functional", "torch.autograd")
 
 
 class CudaKernels(TorchFunctionMode):
@@ -39,7 +39,8 @@ class CudaKernels(TorchFunctionMode):
         own = _ALWAYS.get(func) or (_UNDER_AUTOCAST.get(func) if torch.is_autocast_enabled("cpu") else None)
         if own is not None:
             return own(*args, **kwargs)
-        if isinstance(func, FunctionType) and func.__module__ in _IN_PYTHON and _LOOKS & set(func.__code__.co_names):
+        in_python = isinstance(func, FunctionType) and (func.__module__ in _IN_PYTHON or func is Tensor.backward)
+        if in_python and _LOOKS & set(func.__code__.co_names):
             with self:
                 return _body(func)(*args, **kwargs)
         return func(*args, **kwargs)

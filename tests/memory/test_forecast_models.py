@@ -5,6 +5,7 @@ from contextlib import nullcontext
 
 import pytest
 import torch
+import transformers
 
 from gclib import ContrastiveLoss, Encoder, forecast_step, record_memory
 from gclib.memory.fake_modules import picture_shape
@@ -160,3 +161,15 @@ def test_a_tower_for_texts_and_one_for_pictures(step):
     loss = ContrastiveLoss(learnable=True, symmetric=True)
     names = ("clip-vit-b-32-text", "clip-vit-b-32-vision")
     assert_equal(*both(step, names, lengths=(8, None), loss=loss, **options))
+
+
+@pytest.mark.parametrize("step", STEPS)
+def test_a_model_that_reads_values_is_refused_in_words(step):
+    """Longformer asks its mask for values; CANINE's mask of groups hides nothing where that of characters does."""
+    sizes = SMALL | {"vocab_size": 128, "num_hidden_layers": 1}
+    same = {"batch_size": 4, "query_length": 8, "passage_length": 8} | ({} if step == "naive" else {"chunk_size": 2})
+    longformer = transformers.LongformerConfig(**sizes, attention_window=[4], pad_token_id=1)
+    with pytest.raises(ValueError, match="must run on fake tensors"):
+        forecast_step(step, config=longformer, **same)
+    with pytest.raises(ValueError, match="a mask of their own making"):
+        forecast_step(step, config=transformers.CanineConfig(**sizes, num_hash_buckets=64), **same)
