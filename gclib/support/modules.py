@@ -1,6 +1,7 @@
 """The modules that a callable runs, as far as Python can tell, and their mode for a while."""
 
 import dis
+import inspect
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from functools import lru_cache, partial
@@ -60,6 +61,31 @@ def _parts(thing: Any) -> Iterable[Any]:
 def _globals_of(code: CodeType) -> frozenset[str]:
     """The names that a function's code loads from its module."""
     return frozenset(step.argval for step in dis.get_instructions(code) if step.opname == "LOAD_GLOBAL")
+
+
+def call(encoder: Any, /, *arguments: Any, **named: Any) -> Any:
+    """What the encoder returns; ValueError where its signature does not take the arguments."""
+    try:
+        return encoder(*arguments, **named)
+    except TypeError as error:
+        if _takes(encoder, arguments, named):
+            raise
+        words = "names as keywords" if named else "tensors one by one"
+        rule = f"must take the inputs' {words} (a SentenceTransformer: lambda **f: model(f)['sentence_embedding'])"
+        raise refuse("encoders", rule, f"a {type(encoder).__name__} that does not: {error}") from error
+
+
+def _takes(encoder: Any, arguments: tuple[Any, ...], named: Mapping[str, Any]) -> bool:
+    """Whether a call's arguments are those of the signature, as far as it can be seen."""
+    try:
+        signature = inspect.signature(encoder.forward if isinstance(encoder, nn.Module) else encoder)
+    except (TypeError, ValueError):
+        return True
+    try:
+        signature.bind(*arguments, **named)
+    except TypeError:
+        return False
+    return True
 
 
 def refuse_batch_norm(argument: str, encoder: Any, piece: str) -> None:
