@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from gclib.chunks import Chunk, check_plan, plan_chunks, price_of_a_call, schedule
 from gclib.distributed import world_size
 from gclib.randomness import RandomState
-from gclib.support.modules import refuse_batch_norm, takes
+from gclib.support.modules import call, refuse_batch_norm
 from gclib.support.validation import check_mask, has_values, int_at_least, positive_int, refuse
 
 # Entries that are as long as the texts: cut with the attention mask where they are as wide as it.
@@ -157,16 +157,10 @@ def take(inputs: Any, chunk: Chunk, trimmed: Sequence[str] | None = None) -> Any
 
 def encode(encoder: Callable[..., Tensor], inputs: Any) -> Tensor:
     """f(x), f(*x) or f(**x); the output must be a floating point tensor with the inputs' rows first."""
-    named = inputs if isinstance(inputs, Mapping) else {}
-    arguments = (inputs,) if isinstance(inputs, Tensor) else () if named else inputs
-    try:
-        reps = encoder(*arguments, **named)
-    except TypeError as error:
-        if takes(encoder, arguments, named):
-            raise
-        words = "names as keywords" if named else "tensors one by one"
-        rule = f"must take the inputs' {words} (a SentenceTransformer: lambda **f: model(f)['sentence_embedding'])"
-        raise refuse("encoders", rule, f"a {type(encoder).__name__} that does not: {error}") from error
+    if isinstance(inputs, Tensor):
+        reps = call(encoder, inputs)
+    else:
+        reps = call(encoder, **inputs) if isinstance(inputs, Mapping) else call(encoder, *inputs)
     rows = next(iter(named_tensors(inputs).values())).shape[0]
     if not isinstance(reps, Tensor) or not reps.is_floating_point() or reps.ndim < 2 or reps.shape[0] != rows:
         got = f"shape {tuple(reps.shape)} of {reps.dtype}" if isinstance(reps, Tensor) else type(reps).__name__

@@ -2,7 +2,7 @@
 
 import dis
 import inspect
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from functools import lru_cache, partial
 from types import CodeType, FunctionType, MethodType
@@ -66,7 +66,19 @@ def read_globals(code: CodeType) -> frozenset[str]:
     return frozenset(own.union(*(read_globals(inner) for inner in code.co_consts if isinstance(inner, CodeType))))
 
 
-def takes(encoder: Callable, arguments: Sequence, named: Mapping) -> bool:
+def call(encoder: Any, /, *arguments: Any, **named: Any) -> Any:
+    """What the encoder returns; ValueError where its signature does not take the arguments."""
+    try:
+        return encoder(*arguments, **named)
+    except TypeError as error:
+        if _takes(encoder, arguments, named):
+            raise
+        words = "names as keywords" if named else "tensors one by one"
+        rule = f"must take the inputs' {words} (a SentenceTransformer: lambda **f: model(f)['sentence_embedding'])"
+        raise refuse("encoders", rule, f"a {type(encoder).__name__} that does not: {error}") from error
+
+
+def _takes(encoder: Any, arguments: tuple[Any, ...], named: Mapping[str, Any]) -> bool:
     """Whether a call's arguments are those of the signature, as far as it can be seen."""
     try:
         signature = inspect.signature(encoder.forward if isinstance(encoder, nn.Module) else encoder)
