@@ -149,7 +149,8 @@ def picture_of(timeline: Sequence[Segment]) -> TimelinePicture:
     operations = weights[within].sum()
     smallest = operations * min(SMALLEST_SHARE, 0.5 / len(pieces))
     weights = np.where(within, np.maximum(weights, smallest), max(smallest, 0.06 * operations))
-    edges = np.concatenate([[0.0], np.cumsum(weights) / weights.sum()])
+    sums = np.cumsum(weights)
+    edges = np.concatenate([[0.0], sums / sums[-1]])
     panels = tuple(
         replace(p, kind_bytes=_thinned(p.kind_bytes, stop - start), start=start, stop=stop)
         for p, start, stop in zip(pieces, edges[:-1].tolist(), edges[1:].tolist(), strict=True)

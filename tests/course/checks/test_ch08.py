@@ -254,7 +254,7 @@ def test_looking_behind_the_tiles_does_not_pass():
 
 def test_smaller_tiles_than_allowed_are_right_too():
     def tiled_loss(logits, batch_size, tile_size):
-        solved = ch08._TiledLoss()  # the right answer, with its defaults
+        solved = ch08._LossOfTiles()  # the right answer, with its defaults
         return solved(logits, batch_size, tile_size - 1)
 
     assert ch08.tiled_loss.judge(tiled_loss).status == "correct"
