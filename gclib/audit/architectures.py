@@ -170,13 +170,6 @@ ENCODERS = [
         {"d_model": 32, "n_head": 2, "d_head": 16, "d_inner": 48, "block_sizes": [1, 1], "vocab_size": 64},
         "FunnelModel",
     ),
-    Architecture(
-        "Funnel, cls",
-        "FunnelConfig",
-        {"d_model": 32, "n_head": 2, "d_head": 16, "d_inner": 48, "block_sizes": [1, 1], "vocab_size": 64},
-        "FunnelBaseModel",
-        pooling="cls",
-    ),
     Architecture("BigBird, full", "BigBirdConfig", SIZE | {"attention_type": "original_full"}),
     Architecture("BigBird, sparse", "BigBirdConfig", SIZE | {"block_size": 2, "num_random_blocks": 1}),
     Architecture("Longformer", "LongformerConfig", SIZE | {"attention_window": [4, 4], "pad_token_id": 0}),

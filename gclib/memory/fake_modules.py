@@ -38,7 +38,10 @@ class _Made:
 
     def __init__(self, place: int, config: Any, pooling: str, dtype: torch.dtype, checkpointing: bool):
         self.options = config, pooling, dtype, checkpointing
-        self.key = place, fingerprint(*self.options)
+        try:
+            self.key: Any = place, fingerprint(*self.options)
+        except Indescribable:
+            self.key = object()  # equal to no other: made anew each time
 
     def encoder(self) -> Encoder:
         """The encoder; made again where the code of its classes was changed since."""

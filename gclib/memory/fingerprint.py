@@ -17,7 +17,7 @@ import weakref
 from collections import OrderedDict, defaultdict, deque
 from collections.abc import Callable, Iterator
 from functools import lru_cache, partial
-from operator import itemgetter
+from operator import attrgetter, itemgetter, methodcaller
 from pathlib import Path
 from types import (
     BuiltinFunctionType,
@@ -221,6 +221,9 @@ class _Walk:
     def _wrapped(self, thing: Any) -> Iterator[Any]:
         yield thing.__func__
 
+    def _getter(self, thing: Any) -> Iterator[Any]:
+        yield thing.__reduce__()[1]
+
     def _property(self, thing: property) -> Iterator[Any]:
         yield thing.fget, thing.fset, thing.fdel
 
@@ -278,6 +281,7 @@ _KINDS: tuple[tuple[Any, Callable], ...] = (
     (_exactly(weakref.ref), _Walk._weak),
     ((staticmethod, classmethod), _Walk._wrapped),
     (_exactly(property), _Walk._property),
+    (_exactly(attrgetter, itemgetter, methodcaller), _Walk._getter),
     (_exactly(np.ndarray), _Walk._array),
     (_exactly(*SEQUENCES), _Walk._sequence),
     (_exactly(*MAPPINGS), _Walk._mapping),

@@ -54,7 +54,8 @@ class Encoder(nn.Module):
             rule = "must be a torch module that takes input_ids (of a SentenceTransformer: from_pretrained(its folder))"
             raise refuse("model", rule, type(model).__name__)
         config = getattr(model, "config", None)
-        if getattr(config, "is_encoder_decoder", False):
+        decoding = any("decoder" in name.split(".") for name, _ in model.named_modules())
+        if getattr(config, "is_encoder_decoder", False) and decoding:
             raise refuse("model", "must be an encoder without a decoder (T5EncoderModel for T5)", type(model).__name__)
         self.pooling = check_pooling(pooling)
         self.normalize = normalize

