@@ -33,7 +33,6 @@ CAUSES = (
     "The gradient would be another one. Modules that change their own state in a forward (spectral norm, running "
     "statistics) belong into eval mode; random numbers must be torch's. verify='never' trusts the encoder all the same"
 )
-TRUSTED = ("trusted",)
 _seen: WeakKeyDictionary[Any, dict[tuple, bool]] = WeakKeyDictionary()
 _follows_tokens: WeakKeyDictionary[Any, bool] = WeakKeyDictionary()
 
@@ -163,15 +162,8 @@ def faults_of(tower: Tower) -> dict[str, str]:
     return {}
 
 
-def trust(encoder: Any) -> None:
-    """Take all of this for granted of an encoder, as verify="never" does for a step: something else looks at it."""
-    _seen.setdefault(_subject(encoder), {})[TRUSTED] = True
-
-
 def seen(encoder: Any, what: str, device_type: str) -> bool | None:
     """Whether `what` holds of the encoder, as it was seen in its present mode and autocast; None where it was not."""
-    if TRUSTED in _seen.get(_subject(encoder), {}):
-        return True
     return _seen.get(_subject(encoder), {}).get((what, *_conditions(encoder, device_type)))
 
 
