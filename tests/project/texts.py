@@ -25,7 +25,7 @@ HEADING = re.compile(r"^(#{1,6}) +(.+?) *#*$", re.MULTILINE)
 FENCED = re.compile(r"^(```|~~~).*?^\1", re.MULTILINE | re.DOTALL)
 TERM_LINK = re.compile(r"\]\(glossary\.ipynb#([^)\s]+)\)")
 FIRST = re.compile(r"First in \[[^\]]*\]\(([^)\s]+)\)")
-ALLOWED = "ans,fo,hist,mis,nd,notin,te,ure,vermillion"
+ALLOWED = "ans,ative,caf,fo,hist,mis,nd,notin,te,trian,ure,vermillion"
 
 
 @dataclass(frozen=True)
