@@ -18,7 +18,7 @@ from gclib.memory.plan import StepPlan, best_plan, choose_retained, largest_batc
 from gclib.models.encoder import Encoder
 from gclib.models.presets import PRESETS, config_of
 from gclib.randomness import RandomState
-from gclib.steps import accumulation_step, grad_cache_step, naive_step
+from gclib.steps import accumulation_step, grad_cache_loss, grad_cache_step, naive_step
 
 __all__ = [
     "GPU_MEMORY_BYTES",
@@ -43,6 +43,7 @@ __all__ = [
     "contrastive_loss",
     "distance_cache_step",
     "gather_with_grad",
+    "grad_cache_loss",
     "grad_cache_step",
     "naive_step",
     "plan_chunks",

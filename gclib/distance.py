@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from gclib.chunks import plan_chunks
 from gclib.randomness import RandomState
 from gclib.steps import OnPhase, grad_cache_step, silent
-from gclib.support.modules import refuse_batch_norm
+from gclib.support.modules import Autocast, refuse_batch_norm
 from gclib.support.validation import describe, has_values, positive_int, refuse
 from gclib.towers import as_tower_list
 from gclib.verify import check_again, learn, seen
@@ -76,7 +76,7 @@ class _CachedDistance(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, query_reps: Tensor, passage_reps: Tensor, blocks: "_Blocks") -> Tensor:
-        ctx.blocks, ctx.autocast = blocks, _Autocast.ambient(query_reps.device.type)
+        ctx.blocks, ctx.autocast = blocks, Autocast.ambient(query_reps.device.type)
         ctx.state = RandomState.record([query_reps, passage_reps, *blocks.parameters()])
         ctx.save_for_backward(query_reps, passage_reps)
         distances = blocks.evaluate(query_reps, passage_reps)
@@ -171,24 +171,6 @@ class _Blocks:
             got = describe(distances) if isinstance(distances, Tensor) else type(distances).__name__
             raise refuse("distance", f"must return floating point numbers of shape {shape} for that many pairs", got)
         return distances
-
-
-@dataclass(frozen=True)
-class _Autocast:
-    """The autocast state of the first evaluation, for the second: backward may run in a thread without it."""
-
-    device_type: str
-    enabled: bool
-    dtype: torch.dtype
-
-    @classmethod
-    def ambient(cls, device_type: str) -> "_Autocast":
-        """As it is now."""
-        return cls(device_type, torch.is_autocast_enabled(device_type), torch.get_autocast_dtype(device_type))
-
-    def restored(self) -> torch.autocast:
-        """A context in which it is so again."""
-        return torch.autocast(self.device_type, dtype=self.dtype, enabled=self.enabled)
 
 
 def _check_distance(encoders: Any, distance: Any, loss_fn: Any) -> None:

@@ -20,6 +20,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from gclib.support.modules import modules_of
 from gclib.support.validation import one_of, positive_number, refuse
 
 BACKENDS = ("gloo", "nccl")
@@ -234,18 +235,23 @@ def _all_gather(tensor: Tensor, rows: list[int], group: Any) -> list[Tensor]:
     return [part[:count] for part, count in zip(received, rows, strict=True)]
 
 
+def data_parallel(encoders: Sequence[Any], *, synchronising: bool = False) -> list[nn.Module]:
+    """The DistributedDataParallel modules inside the encoders; with `synchronising` those outside of their no_sync."""
+    inner = [part for encoder in encoders for module in modules_of(encoder) for part in module.modules()]
+    wrapped = [part for part in dict.fromkeys(inner) if isinstance(part, nn.parallel.DistributedDataParallel)]
+    return [part for part in wrapped if part.require_backward_grad_sync or not synchronising]
+
+
 @contextmanager
 def own_sync_off(encoders: Sequence[Any]) -> Iterator[None]:
     """DistributedDataParallel modules inside the encoders leave the gradients alone meanwhile.
 
     Their hooks average what the first chunk's backward pass added, and nothing of what the next ones add: with several
     chunks the ranks would end with unlike gradients. `average_gradients` does it instead, once and for all chunks. A
-    module inside a lambda cannot be seen: pass the module itself. (Hidden, its hooks send a message a chunk, and
-    ranks with unlike numbers of chunks end in an error of gloo's that nobody can catch.)
+    module that is made inside a call cannot be seen. (Hidden, its hooks send a message a chunk, and ranks with unlike
+    numbers of chunks end in an error of gloo's that nobody can catch.)
     """
-    modules = {module for encoder in encoders if isinstance(encoder, nn.Module) for module in encoder.modules()}
     with ExitStack() as stack:
-        for module in modules:
-            if isinstance(module, nn.parallel.DistributedDataParallel):
-                stack.enter_context(module.no_sync())
+        for module in data_parallel(encoders):
+            stack.enter_context(module.no_sync())
         yield

@@ -1,29 +1,29 @@
 """Three ways to a gradient, side by side: naive, accumulation, gradient cache.
 
-Gao et al. 2021 (arXiv 2101.06983). All three take the same arguments, add to `.grad` and return the detached loss; the
-caller zeroes, clips, unscales and steps.
+Gao et al. 2021 (arXiv 2101.06983). All take the same arguments, add to `.grad` and return the detached loss.
 
 - `naive_step` encodes the whole batch with its graph: the gradient that the others are judged by.
 - `accumulation_step` gives each chunk a loss of its own: little memory, but in-batch negatives are lost, and the
   gradient is another one.
-- `grad_cache_step` gives the gradient of the naive step in the memory of a chunk (section 3.3).
+- `grad_cache_step` gives the gradient of the naive step in the memory of a chunk (section 3.3), and so does
+  `grad_cache_loss`, for trainers that call backward() themselves.
 
-Letters: B queries, K hard negatives per query, N = B * (1 + K) passages, D dimensions, C rows of a chunk,
-R retained chunks.
+Letters: B queries, K hard negatives a query, N = B * (1 + K) passages, D dimensions, C rows of a chunk, R retained.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from gclib.chunks import Chunk, plan_chunks
-from gclib.distributed import own_sync_off, world_size
+from gclib.distributed import average_gradients, own_sync_off, world_size
 from gclib.randomness import RandomState
 from gclib.support.validation import describe, positive_int, refuse
-from gclib.towers import Job, Tower, check_towers, encode, encode_chunk, generators_back_on_error, generators_of, take
-from gclib.verify import Verification, plan_verified, refuse_untrained, whole_shape
+from gclib.towers import Job, Tower, encode, encode_chunk, generators_back_on_error, generators_of, take
+from gclib.verify import Conditions, Verification, check_towers, plan_verified, refuse_untrained, whole_shape
 
 OnPhase = Callable[..., None]
 
@@ -58,8 +58,7 @@ def naive_step(
         for tower in towers:
             report("first_forward", tower=tower.number, tensors=_batch(towers) + _states(entry) + _reps(reps))
             reps.append(encode(tower.encoder, tower.inputs))
-        report("loss", tensors=_reps(reps))
-        loss = _loss(loss_fn, reps, mask)
+        loss = take_loss(reps, loss_fn, mask, report)
         del reps
         report("backward")
         (loss if scaler is None else scaler.scale(loss)).backward()
@@ -78,10 +77,9 @@ def accumulation_step(
 ) -> Tensor:
     """Backpropagate a loss for each chunk of queries, weighted by its share of the queries.
 
-    chunk_size: queries a chunk, each with its own 1 + K passages; the last may be short. The mask is cut to
-    each chunk's rows and columns. In-batch negatives from other chunks are lost, so this is *not* the gradient of
-    the naive step (Gao et al. 2021, section 3.2): it is the mean of the chunks' own gradients. Other arguments as in
-    `naive_step`.
+    chunk_size: queries a chunk, each with its own 1 + K passages; the last may be short. The mask is cut to each
+    chunk's rows and columns. In-batch negatives from other chunks are lost, so this is *not* the gradient of the naive
+    step (Gao et al. 2021, section 3.2) but the mean of the chunks' own. Other arguments as in `naive_step`.
     """
     towers = check_towers(encoders, inputs, loss_fn, mask=mask, on_phase=on_phase, scaler=scaler)
     if world_size() > 1 and getattr(loss_fn, "needs_whole_batch", False):
@@ -128,41 +126,117 @@ def grad_cache_step(
     chunk; plan, ready chunks (a list of Chunk a tower). sort_by_length: rows of like length are encoded together and
     trimmed (mappings with an attention mask; others are left as they are); loss and mask never see that order. Where
     lengths fall steeply a sorted chunk ends early, if that saves more than a call costs (`plan_chunks`). Trimming is
-    exact for encoders that ignore padding, as transformers do; one that depends on it (an LSTM, a convolution or a
-    Fourier layer over padded rows) is found by `verify`, and left untrimmed with a warning. token_inputs: names of
-    further entries as long as the texts, beside `gclib.towers.TOKEN_INPUTS`; None trims nothing where an unknown one is
-    as wide as the mask.
+    exact for encoders that ignore padding, as transformers do; one that does not (an LSTM, a convolution) is found by
+    `verify`, and left untrimmed with a warning. token_inputs: names of further entries as long as the texts, beside
+    `gclib.towers.TOKEN_INPUTS`; None trims nothing where an unknown one is as wide as the mask.
     retain_chunks: R chunks, those with the most tokens, keep their graph and are encoded once; each row is encoded
     2 - (retained rows / all rows) times. Their graphs live during the loss. Other arguments as in `naive_step`.
 
     verify: "first" checks an encoder in its first step, "always" in each, "never" trusts it (`gclib.verify`): that it
     encodes a chunk the second time as the first, a row alike in any company, and trimmed as untrimmed. It costs two to
-    four forwards of two rows, the representations kept until the end, and a comparison a chunk. A module that is made
-    inside a lambda's call hides its BatchNorm; one that the lambda holds does not.
+    four forwards of two rows, the representations kept until the end, and a comparison a chunk.
 
-    Holds, beside one chunk's graph: all representations, then their gradients (the cache), and each chunk's
-    generator states. An error or a raise from on_phase leaves the generators as at entry; `.grad` then holds what
-    had been added. BatchNorm in training mode is refused: its statistics would be a chunk's, and be updated twice.
+    Holds, beside one chunk's graph: all representations, then their gradients (the cache), and the generators' states.
+    After an error or a raise from on_phase these are as at entry. BatchNorm in training mode is refused.
     """
-    options = {"mask": mask, "on_phase": on_phase, "scaler": scaler}
-    towers = check_towers(encoders, inputs, loss_fn, **options, token_inputs=token_inputs)
     cut = {"chunk_size": chunk_size, "chunk_tokens": chunk_tokens, "plan": plan, "sort_by_length": sort_by_length}
-    jobs, checks = plan_verified(towers, verify, **cut, retain_chunks=retain_chunks)
-    report = on_phase or silent
-    with own_sync_off(encoders), generators_back_on_error(towers) as entry:
-        states: list[RandomState] = []
-        graphs: list[Tensor] = []
-        report("first_forward", tensors=_batch(towers) + _states(entry))
-        reps = first_forward(towers, jobs, states, graphs, report)
-        loss = cache_gradients(reps, loss_fn, mask, scaler, report)
-        caches = [rep.grad for rep in reps]
-        checks.keep(reps)
-        del reps
-        trained = backward_retained(jobs, graphs, caches, report)
-        trained += replay(jobs, states, caches, report, checks)
-    if not trained:
-        refuse_untrained(loss_fn)
+    options = {"mask": mask, "on_phase": on_phase, "scaler": scaler, "token_inputs": token_inputs}
+    step = CachedStep(encoders, inputs, loss_fn, verify, options, cut | {"retain_chunks": retain_chunks})
+    with step.by_itself() as entry:
+        loss = step.forward(entry)
+        step.backward(scaler=scaler)
     return loss
+
+
+def grad_cache_loss(
+    encoders: Sequence[Callable[..., Tensor]],
+    inputs: Sequence[Any],
+    loss_fn: Callable[..., Tensor],
+    *,
+    chunk_size: int | Sequence[int] | None = None,
+    chunk_tokens: int | Sequence[int] | None = None,
+    retain_chunks: int = 0,
+    sort_by_length: bool = True,
+    token_inputs: Sequence[str] | None = None,
+    plan: Sequence[Any] | None = None,
+    verify: str = "first",
+    mask: Tensor | None = None,
+    on_phase: OnPhase | None = None,
+) -> Tensor:
+    """`grad_cache_step` as a loss for a trainer that calls backward() itself: it may be scaled, divided and added up.
+
+    Step 1 and the loss are taken now, steps 2 and 3 in its backward(), which adds to `.grad` as the step does, times
+    the gradient that arrives. Until then it holds representations, the loss's graph (B * N logits where it is dense),
+    generators' states and retained graphs; they go with the loss. The replay runs under the autocast of this call;
+    where DistributedDataParallel synchronises now, gradients are averaged once, at the end. Arguments as in
+    `grad_cache_step`. Raises ValueError from backward() for a second one, create_graph=True, and weights, inputs or modes (train, eval)
+    that are other ones by then. `torch.autograd.grad` and backward(inputs=) see no parameters: use backward().
+    """
+    cut = {"chunk_size": chunk_size, "chunk_tokens": chunk_tokens, "plan": plan, "sort_by_length": sort_by_length}
+    options = {"mask": mask, "on_phase": on_phase, "scaler": None, "token_inputs": token_inputs}
+    step = CachedStep(encoders, inputs, loss_fn, verify, options, cut | {"retain_chunks": retain_chunks})
+    with step.by_itself() as entry:
+        loss = step.forward(entry)
+    return _Deferred.apply(step, loss, torch.zeros((), requires_grad=True))
+
+
+class CachedStep:
+    """The gradient-cache step, forward and backward: what `grad_cache_step` and `grad_cache_loss` share."""
+
+    def __init__(self, encoders: Any, inputs: Any, loss_fn: Any, verify: str, options: dict, cut: dict):
+        towers = check_towers(encoders, inputs, loss_fn, **options)
+        self.encoders, self.loss_fn, self.mask = encoders, loss_fn, options["mask"]
+        self.report = options["on_phase"] or silent
+        self.jobs, self.checks = plan_verified(towers, verify, **cut)
+        self.towers = list({job.tower.number: job.tower for job in self.jobs}.values())
+        self.states: list[RandomState] = []
+        self.graphs: list[Tensor] = []
+
+    @contextmanager
+    def by_itself(self) -> Iterator[RandomState]:
+        """Inside, DistributedDataParallel is silent; after an error the generators are as at entry (what is given)."""
+        with own_sync_off(self.encoders), generators_back_on_error(self.towers) as entry:
+            yield entry
+
+    def forward(self, entry: RandomState) -> Tensor:
+        """Step 1 and the loss, whose graph ends at the representations and is kept for `backward`."""
+        self.report("first_forward", tensors=_batch(self.towers) + _states(entry))
+        self.reps = first_forward(self.towers, self.jobs, self.states, self.graphs, self.report)
+        self.loss = take_loss(self.reps, self.loss_fn, self.mask, self.report)
+        return self.loss.detach()
+
+    def backward(self, gradient: Tensor | None = None, *, scaler: Any = None) -> None:
+        """Steps 2 and 3, times the gradient that arrives at the loss, or scaled."""
+        loss, reps = vars(self).pop("loss"), vars(self).pop("reps")
+        cache_gradients(loss if scaler is None else scaler.scale(loss), gradient, reps, self.report)
+        caches = [rep.grad for rep in reps]
+        self.checks.keep(reps)
+        del loss, reps
+        trained = backward_retained(self.jobs, self.graphs, caches, self.report)
+        trained += replay(self.jobs, self.states, caches, self.report, self.checks)
+        if not trained:
+            refuse_untrained(self.loss_fn)
+
+
+class _Deferred(torch.autograd.Function):
+    """The value of the loss now; `CachedStep.backward` when a gradient arrives. The last argument makes it a node."""
+
+    @staticmethod
+    def forward(ctx: Any, step: CachedStep, loss: Tensor, _: Tensor) -> Tensor:
+        ctx.step, ctx.then = step, Conditions(step.encoders, step.towers)
+        return loss.clone()
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[None, None, None]:
+        if torch.is_grad_enabled():
+            raise refuse("create_graph", "must be False: what is replayed has no graph of its gradient", True)
+        step, ctx.step = ctx.step, None
+        if step is None:
+            raise refuse("loss", "must be backpropagated once: take grad_cache_loss again", "a second backward()")
+        with ctx.then.restored(), step.by_itself():
+            step.backward(gradient)
+        average_gradients(*ctx.then.synchronised)
+        return None, None, None
 
 
 def first_forward(
@@ -189,18 +263,27 @@ def first_forward(
     return [rep.requires_grad_() for rep in reps]
 
 
-def cache_gradients(
-    reps: Sequence[Tensor], loss_fn: Callable[..., Tensor], mask: Tensor | None, scaler: Any, report: OnPhase
+def take_loss(
+    reps: Sequence[Tensor], loss_fn: Callable[..., Tensor], mask: Tensor | None, report: OnPhase, **named: int
 ) -> Tensor:
-    """Step 2: the loss, and its gradient at the representations: u_i = dL/df(s_i), v_j = dL/dg(t_j), equations (5)-(7).
+    """The loss of the representations, with its graph. ValueError for what is no loss of them."""
+    report("loss", **named, tensors=_reps(reps))
+    loss = loss_fn(*reps) if mask is None else loss_fn(*reps, mask=mask)
+    if not isinstance(loss, Tensor) or loss.numel() != 1 or not loss.is_floating_point():
+        got = describe(loss) if isinstance(loss, Tensor) else type(loss).__name__
+        raise refuse("loss_fn", "must return one floating point number as a tensor", got)
+    if not loss.requires_grad:
+        raise refuse("loss_fn", "must return a loss that depends on the representations", "a loss without a graph")
+    return loss
+
+
+def cache_gradients(loss: Tensor, gradient: Tensor | None, reps: Sequence[Tensor], report: OnPhase) -> None:
+    """Step 2: the loss's gradient at the representations: u_i = dL/df(s_i), v_j = dL/dg(t_j), equations (5)-(7).
 
     The cache is left in each representation's .grad; the loss's own parameters get their gradient here, once.
     """
-    report("loss", tensors=_reps(reps))
-    loss = _loss(loss_fn, reps, mask)
-    (loss if scaler is None else scaler.scale(loss)).backward()
+    loss.backward(gradient)
     report("loss", tensors=_named("cache", [rep.grad for rep in reps]))
-    return loss.detach()
 
 
 def backward_retained(
@@ -285,8 +368,7 @@ def _accumulate_chunk(
         report("first_forward", tower=tower.number, **named, tensors=_reps(reps))
         rows = Chunk(tuple(range(span.start, span.stop)), tower.width)
         reps.append(encode(tower.encoder, take(tower.inputs, rows, tower.trimmed)))
-    report("loss", **named, tensors=_reps(reps))
-    loss = _loss(loss_fn, reps, part) * ((last - first) / queries)
+    loss = take_loss(reps, loss_fn, part, report, **named) * ((last - first) / queries)
     del reps
     report("backward", **named)
     (loss if scaler is None else scaler.scale(loss)).backward()
@@ -294,22 +376,12 @@ def _accumulate_chunk(
     return loss.detach()
 
 
-def _loss(loss_fn: Callable[..., Tensor], reps: Sequence[Tensor], mask: Tensor | None) -> Tensor:
-    loss = loss_fn(*reps) if mask is None else loss_fn(*reps, mask=mask)
-    if not isinstance(loss, Tensor) or loss.numel() != 1 or not loss.is_floating_point():
-        got = describe(loss) if isinstance(loss, Tensor) else type(loss).__name__
-        raise refuse("loss_fn", "must return one floating point number as a tensor", got)
-    if not loss.requires_grad:
-        raise refuse("loss_fn", "must return a loss that depends on the representations", "a loss without a graph")
-    return loss
-
-
 def _batch(towers: Sequence[Tower]) -> list[tuple[str, Tensor]]:
-    return [("inputs", tensor) for tower in towers for tensor in tower.tensors]
+    return _named("inputs", [tensor for tower in towers for tensor in tower.tensors])
 
 
 def _states(state: RandomState) -> list[tuple[str, Tensor]]:
-    return [("random states", tensor) for tensor in state.tensors]
+    return _named("random states", state.tensors)
 
 
 def _reps(reps: Sequence[Tensor | None]) -> list[tuple[str, Tensor]]:

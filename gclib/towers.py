@@ -1,4 +1,4 @@
-"""A tower: one encoder and the rows that it is given; what a step checks of its towers, and plans for them.
+"""A tower: one encoder and the rows that it is given, and the chunks that a step plans for it.
 
 Inputs are a Tensor, a tuple of Tensors or a mapping of Tensors, with rows first. All of this is settled before a step
 begins, in plain Python values, so that the step itself reads no tensor's value.
@@ -15,13 +15,12 @@ from torch import Tensor, nn
 from gclib.chunks import Chunk, check_plan, plan_chunks, price_of_a_call, schedule
 from gclib.distributed import world_size
 from gclib.randomness import RandomState
-from gclib.support.modules import call, refuse_batch_norm
-from gclib.support.validation import check_mask, has_values, int_at_least, positive_int, refuse
+from gclib.support.modules import call
+from gclib.support.validation import has_values, int_at_least, positive_int, refuse
 
 # Entries that are as long as the texts: cut with the attention mask where they are as wide as it.
 TOKEN_INPUTS = ("input_ids", "attention_mask", "token_type_ids", "position_ids", "inputs_embeds", "bbox")
 WRITES = "must not write into its inputs: the second forward would be given something else"
-PASSED_THROUGH = (bool, int, float, str, type(None))
 
 
 @dataclass(frozen=True)
@@ -77,37 +76,6 @@ def named_tensors(inputs: Any) -> dict[str, Tensor]:
         return {"the input": inputs}
     items = inputs.items() if isinstance(inputs, Mapping) else enumerate(inputs)
     return {f"[{key!r}]": value for key, value in items if isinstance(value, Tensor)}
-
-
-def check_inputs(inputs: Any, tower: int) -> int:
-    """The number of rows, where `inputs` is well formed; ValueError naming tower and entry where not."""
-    name = f"inputs[{tower}]"
-    if not isinstance(inputs, (Tensor, tuple, list, Mapping)):
-        raise refuse(name, "must be a Tensor, a tuple of Tensors or a mapping of Tensors", type(inputs).__name__)
-    if not isinstance(inputs, Tensor):
-        items = inputs.items() if isinstance(inputs, Mapping) else enumerate(inputs)
-        for key, value in items:
-            if not isinstance(value, (Tensor, *PASSED_THROUGH)):
-                rule = "must be a Tensor with rows first or a plain value (put anything else into a lambda)"
-                raise refuse(f"{name}[{key!r}]", rule, type(value).__name__)
-    tensors = named_tensors(inputs)
-    if not tensors:
-        raise refuse(name, "must hold at least one Tensor", "no tensor")
-    rows = {f"{name}{key}" if key.startswith("[") else name: t.shape[0] if t.ndim else 0 for key, t in tensors.items()}
-    first = next(iter(rows.values()))
-    for key, count in rows.items():
-        if count == 0:
-            raise refuse(key, "must have at least one row", "an empty batch or a tensor without rows")
-        if count != first:
-            raise refuse(key, f"must have the {first} rows that its tower's first tensor has", f"{count} rows")
-    devices = {tensor.device for tensor in tensors.values()}
-    if len(devices) > 1 or "meta" in {device.type for device in devices}:
-        raise refuse(name, "must be on one device, and not on meta", f"{sorted(map(str, devices))}")
-    if any(tensor.is_inference() for tensor in tensors.values()):
-        raise refuse(name, "must not be made under inference_mode, or be cloned outside of it", "an inference tensor")
-    if isinstance(inputs, Mapping):
-        _check_token_ids(inputs, name)
-    return first
 
 
 def trimmed_names(inputs: Any, token_inputs: Sequence[str] | None = None) -> tuple[str, ...]:
@@ -179,80 +147,6 @@ def encode_chunk(tower: Tower, chunk: Chunk) -> Tensor:
     if versions != [tensor._version for tensor in named_tensors(inputs).values()]:
         raise refuse(f"encoders[{tower.number}]", WRITES, "a batch that was changed in place")
     return output
-
-
-def _check_token_ids(inputs: Mapping, name: str) -> None:
-    ids = inputs.get("input_ids")
-    if isinstance(ids, Tensor) and (ids.is_floating_point() or ids.dtype == torch.bool):
-        raise refuse(f"{name}['input_ids']", "must be whole numbers (torch.long)", str(ids.dtype))
-
-
-def check_towers(
-    encoders: Any,
-    inputs: Any,
-    loss_fn: Any,
-    *,
-    mask: Any,
-    on_phase: Any,
-    scaler: Any,
-    in_chunks: bool = True,
-    token_inputs: Any = None,
-) -> list[Tower]:
-    """The towers of a step, once all of its arguments are found to fit; ValueError naming the one that does not."""
-    if not torch.is_grad_enabled():
-        raise refuse("torch.no_grad()", "or inference_mode must not be around a step, which makes gradients", "one")
-    for name, value in (("encoders", encoders), ("inputs", inputs)):
-        if not isinstance(value, (list, tuple)) or len(value) == 0:
-            raise refuse(name, "must be a list or tuple with one entry for each tower", type(value).__name__)
-    if len(encoders) != len(inputs):
-        raise refuse("inputs", f"must be one for each of the {len(encoders)} towers", f"{len(inputs)} inputs")
-    for name, value in (("loss_fn", loss_fn), ("on_phase", on_phase)):
-        if not callable(value) and not (name == "on_phase" and value is None):
-            raise refuse(name, "must be callable", type(value).__name__)
-    if scaler is not None and not callable(getattr(scaler, "scale", None)):
-        raise refuse("scaler", "must have a scale(loss) method, as torch.amp.GradScaler has", type(scaler).__name__)
-    towers = []
-    for number, (encoder, tower_inputs) in enumerate(zip(encoders, inputs, strict=True)):
-        if not callable(encoder):
-            raise refuse(f"encoders[{number}]", "must be callable", type(encoder).__name__)
-        rows = check_inputs(tower_inputs, number)
-        names = trimmed_names(tower_inputs, token_inputs)
-        width = tower_inputs["attention_mask"].shape[1] if names else 0
-        towers.append(Tower(number, encoder, tower_inputs, rows, names, width))
-        _check_devices(towers[-1])
-        if in_chunks:
-            refuse_batch_norm(f"encoders[{number}]", encoder, "a chunk")
-            _refuse_history(towers[-1])
-    _check_positives_stay(mask, towers)
-    return towers
-
-
-def _check_devices(tower: Tower) -> None:
-    """Inputs must be on a device that the encoder's parameters are on."""
-    devices = {parameter.device for parameter in tower.parameters}
-    if devices and tower.tensors[0].device not in devices:
-        rule = f"must be on its encoder's device {sorted(map(str, devices))}"
-        raise refuse(f"inputs[{tower.number}]", rule, str(tower.tensors[0].device))
-
-
-def _refuse_history(tower: Tower) -> None:
-    """Each chunk would backpropagate through the graph that made the inputs, once more each time."""
-    if any(tensor.requires_grad and not tensor.is_leaf for tensor in tower.tensors):
-        rule = "must not have a graph of their own in a chunked step: detach them, or make that part of the encoder"
-        raise refuse(f"inputs[{tower.number}]", rule, "a tensor with a grad_fn")
-
-
-def _check_positives_stay(mask: Tensor | None, towers: Sequence[Tower]) -> None:
-    """A mask (B, N) of the first two towers' rows leaves out no positive; its values are read, where it has any."""
-    if mask is None:
-        return
-    queries = towers[0].rows
-    passages = towers[1].rows if len(towers) > 1 else queries
-    check_mask(mask, queries, passages, towers[0].tensors[0].device)
-    if not has_values(mask) or passages % queries:
-        return
-    if bool(mask[torch.arange(queries), torch.arange(queries) * (passages // queries)].any()):
-        raise refuse("mask", "must not leave out a positive (query i, passage i * (1 + K))", "a mask that does")
 
 
 def plan_jobs(

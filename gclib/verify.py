@@ -1,4 +1,4 @@
-"""What a step assumes of an encoder, checked the first time: the second forward is the first, and rows stand alone.
+"""What a step assumes, checked: of its arguments before it begins, of an encoder in its first step.
 
 A chunk's gradient is right if (1) encoding it again returns the same representations, (2) a row has the same one in
 whatever company, and (3) with or without its padding. Spectral norm, running statistics and generators of numpy break
@@ -9,8 +9,8 @@ encoder looks; later ones trust it.
 
 import random
 import warnings
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -20,11 +20,22 @@ import torch
 from torch import Tensor, nn
 
 from gclib.chunks import Chunk
-from gclib.distributed import world_size
-from gclib.support.modules import modules_of, training_mode
-from gclib.support.validation import has_values, one_of, refuse
-from gclib.towers import WRITES, Job, Tower, encode_chunk, generators_of, plan_jobs, row_lengths
+from gclib.distributed import data_parallel, world_size
+from gclib.support.modules import Autocast, modules_of, refuse_batch_norm, training_mode
+from gclib.support.validation import check_mask, has_values, one_of, refuse
+from gclib.towers import (
+    WRITES,
+    Job,
+    Tower,
+    encode_chunk,
+    generators_of,
+    named_tensors,
+    plan_jobs,
+    row_lengths,
+    trimmed_names,
+)
 
+PASSED_THROUGH = (bool, int, float, str, type(None))  # what inputs may hold beside tensors
 WHEN = ("first", "always", "never")
 # How far two forwards of the same rows may be apart, ||difference|| / ||representations||: their kernels may differ.
 TOLERANCES = {torch.float64: 1e-9, torch.float32: 1e-4, torch.float16: 5e-3, torch.bfloat16: 3e-2}
@@ -35,6 +46,111 @@ CAUSES = (
 )
 _seen: WeakKeyDictionary[Any, dict[tuple, bool]] = WeakKeyDictionary()
 _follows_tokens: WeakKeyDictionary[Any, bool] = WeakKeyDictionary()
+
+
+def check_towers(
+    encoders: Any,
+    inputs: Any,
+    loss_fn: Any,
+    *,
+    mask: Any,
+    on_phase: Any,
+    scaler: Any,
+    in_chunks: bool = True,
+    token_inputs: Any = None,
+) -> list[Tower]:
+    """The towers of a step, once all of its arguments are found to fit; ValueError naming the one that does not."""
+    if not torch.is_grad_enabled():
+        raise refuse("torch.no_grad()", "or inference_mode must not be around a step, which makes gradients", "one")
+    for name, value in (("encoders", encoders), ("inputs", inputs)):
+        if not isinstance(value, (list, tuple)) or len(value) == 0:
+            raise refuse(name, "must be a list or tuple with one entry for each tower", type(value).__name__)
+    if len(encoders) != len(inputs):
+        raise refuse("inputs", f"must be one for each of the {len(encoders)} towers", f"{len(inputs)} inputs")
+    for name, value in (("loss_fn", loss_fn), ("on_phase", on_phase)):
+        if not callable(value) and not (name == "on_phase" and value is None):
+            raise refuse(name, "must be callable", type(value).__name__)
+    if scaler is not None and not callable(getattr(scaler, "scale", None)):
+        raise refuse("scaler", "must have a scale(loss) method, as torch.amp.GradScaler has", type(scaler).__name__)
+    towers = []
+    for number, (encoder, tower_inputs) in enumerate(zip(encoders, inputs, strict=True)):
+        if not callable(encoder):
+            raise refuse(f"encoders[{number}]", "must be callable", type(encoder).__name__)
+        rows = check_inputs(tower_inputs, number)
+        names = trimmed_names(tower_inputs, token_inputs)
+        width = tower_inputs["attention_mask"].shape[1] if names else 0
+        towers.append(Tower(number, encoder, tower_inputs, rows, names, width))
+        _check_devices(towers[-1])
+        if in_chunks:
+            refuse_batch_norm(f"encoders[{number}]", encoder, "a chunk")
+            _refuse_history(towers[-1])
+    _check_positives_stay(mask, towers)
+    return towers
+
+
+def check_inputs(inputs: Any, tower: int) -> int:
+    """The number of rows, where `inputs` is well formed; ValueError naming tower and entry where not."""
+    name = f"inputs[{tower}]"
+    if not isinstance(inputs, (Tensor, tuple, list, Mapping)):
+        raise refuse(name, "must be a Tensor, a tuple of Tensors or a mapping of Tensors", type(inputs).__name__)
+    if not isinstance(inputs, Tensor):
+        items = inputs.items() if isinstance(inputs, Mapping) else enumerate(inputs)
+        for key, value in items:
+            if not isinstance(value, (Tensor, *PASSED_THROUGH)):
+                rule = "must be a Tensor with rows first or a plain value (put anything else into a lambda)"
+                raise refuse(f"{name}[{key!r}]", rule, type(value).__name__)
+    tensors = named_tensors(inputs)
+    if not tensors:
+        raise refuse(name, "must hold at least one Tensor", "no tensor")
+    rows = {f"{name}{key}" if key.startswith("[") else name: t.shape[0] if t.ndim else 0 for key, t in tensors.items()}
+    first = next(iter(rows.values()))
+    for key, count in rows.items():
+        if count == 0:
+            raise refuse(key, "must have at least one row", "an empty batch or a tensor without rows")
+        if count != first:
+            raise refuse(key, f"must have the {first} rows that its tower's first tensor has", f"{count} rows")
+    devices = {tensor.device for tensor in tensors.values()}
+    if len(devices) > 1 or "meta" in {device.type for device in devices}:
+        raise refuse(name, "must be on one device, and not on meta", f"{sorted(map(str, devices))}")
+    if any(tensor.is_inference() for tensor in tensors.values()):
+        raise refuse(name, "must not be made under inference_mode, or be cloned outside of it", "an inference tensor")
+    if isinstance(inputs, Mapping):
+        _check_token_ids(inputs, name)
+    return first
+
+
+def _check_token_ids(inputs: Mapping, name: str) -> None:
+    ids = inputs.get("input_ids")
+    if isinstance(ids, Tensor) and (ids.is_floating_point() or ids.dtype == torch.bool):
+        raise refuse(f"{name}['input_ids']", "must be whole numbers (torch.long)", str(ids.dtype))
+
+
+def _check_devices(tower: Tower) -> None:
+    """Inputs must be on a device that the encoder's parameters are on."""
+    devices = {parameter.device for parameter in tower.parameters}
+    if devices and tower.tensors[0].device not in devices:
+        rule = f"must be on its encoder's device {sorted(map(str, devices))}"
+        raise refuse(f"inputs[{tower.number}]", rule, str(tower.tensors[0].device))
+
+
+def _refuse_history(tower: Tower) -> None:
+    """Each chunk would backpropagate through the graph that made the inputs, once more each time."""
+    if any(tensor.requires_grad and not tensor.is_leaf for tensor in tower.tensors):
+        rule = "must not have a graph of their own in a chunked step: detach them, or make that part of the encoder"
+        raise refuse(f"inputs[{tower.number}]", rule, "a tensor with a grad_fn")
+
+
+def _check_positives_stay(mask: Tensor | None, towers: Sequence[Tower]) -> None:
+    """A mask (B, N) of the first two towers' rows leaves out no positive; its values are read, where it has any."""
+    if mask is None:
+        return
+    queries = towers[0].rows
+    passages = towers[1].rows if len(towers) > 1 else queries
+    check_mask(mask, queries, passages, towers[0].tensors[0].device)
+    if not has_values(mask) or passages % queries:
+        return
+    if bool(mask[torch.arange(queries), torch.arange(queries) * (passages // queries)].any()):
+        raise refuse("mask", "must not leave out a positive (query i, passage i * (1 + K))", "a mask that does")
 
 
 def plan_verified(towers: Sequence[Tower], verify: str, **cut: Any) -> tuple[list[Job], "Verification"]:
@@ -55,6 +171,37 @@ def plan_verified(towers: Sequence[Tower], verify: str, **cut: Any) -> tuple[lis
         checks = Verification(jobs, verify)
     checks.check_company()
     return jobs, checks
+
+
+class Conditions:
+    """Those under which a loss was taken and its backward must run: autocast is put back, what else moved is refused.
+
+    `synchronised`: the DistributedDataParallel modules that were to average this loss's gradients.
+    """
+
+    def __init__(self, encoders: Sequence[Any], towers: Sequence[Tower]):
+        self.synchronised = data_parallel(encoders, synchronising=True)
+        self._autocasts = [Autocast.ambient(kind) for kind in {tower.kind for tower in towers}]
+        self._modules = [part for encoder in encoders for module in modules_of(encoder) for part in module.modules()]
+        self._tensors = [tensor for tower in towers for tensor in tower.tensors]
+        self._tensors += [p for module in self._modules for p in module.parameters(recurse=False)]
+        self._then = self._now()
+
+    @contextmanager
+    def restored(self) -> Iterator[None]:
+        """Autocast as it was, and graphs are made; ValueError where weights, inputs or modes are other ones."""
+        for name, then, now in zip(("encoders' modes", "weights or inputs"), self._then, self._now(), strict=True):
+            if then != now:
+                rule = "must be at backward() what they were when grad_cache_loss was called, for chunks are replayed"
+                raise refuse(name, rule, "ones that changed in between")
+        with ExitStack() as stack:
+            for autocast in self._autocasts:
+                stack.enter_context(autocast.restored())
+            stack.enter_context(torch.enable_grad())
+            yield
+
+    def _now(self) -> tuple[list[bool], list[int]]:
+        return [module.training for module in self._modules], [tensor._version for tensor in self._tensors]
 
 
 class Verification:
@@ -251,7 +398,7 @@ def _ignores_padding(tower: Tower, chunk: Chunk) -> bool:
     if not (off := _off_by_padding(tower, chunk)):
         return True
     words = "So its rows are encoded as wide as the batch, as with sort_by_length=False: right, but slower."
-    warnings.warn(f"{_depends_on_padding(tower, off)} {words}", stacklevel=5)
+    warnings.warn(f"{_depends_on_padding(tower, off)} {words}", stacklevel=6)
     return False
 
 

@@ -14,6 +14,8 @@ import torch
 from hypothesis import HealthCheck, settings
 
 TESTS = Path(__file__).parent
+# Of the course's tests, those that `make check` runs too.
+QUICK = ("test_the_solution_passes", "test_the_oracle_passes_its_own_check")
 HAVE_BEARTYPE = importlib.util.find_spec("beartype") is not None
 
 os.environ["GCLIB_CHECK_SHAPES"] = str(int(HAVE_BEARTYPE))  # read when gclib is first imported
@@ -51,6 +53,8 @@ def pytest_collection_modifyitems(config, items):
             item.add_marker("gpu")
         if folder == "browser":
             item.add_marker("browser")
+        if folder == "course" and item.function.__name__ not in QUICK:
+            item.add_marker("slow")
         if item.get_closest_marker("gpu") and not torch.cuda.is_available():
             item.add_marker(pytest.mark.skip(reason="this machine has no CUDA device"))
         if item.get_closest_marker("deep") and not deep:

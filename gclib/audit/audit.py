@@ -29,8 +29,8 @@ from gclib.audit.gradients import GradientError, compare_vectors, flat, worst_er
 from gclib.chunks import Chunk
 from gclib.support.modules import BATCH_NORMS, modules_of
 from gclib.support.validation import positive_int, positive_number, refuse
-from gclib.towers import check_towers, named_tensors, take
-from gclib.verify import faults_of
+from gclib.towers import named_tensors, take
+from gclib.verify import check_towers, faults_of
 
 Step = Callable[[Sequence[Any], Sequence[Any], Any], Any]
 FAULTS = {  # what an encoder may break, as `faults_of` calls it -> the finding's name

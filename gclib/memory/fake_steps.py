@@ -25,7 +25,7 @@ from gclib.memory.laws import CHECKED, FEW, MANY, Law, LawBroken, Piece
 from gclib.memory.ledger import KINDS, MemoryLedger, Segment, record_memory
 from gclib.memory.workload import Workload
 from gclib.randomness import RandomState
-from gclib.steps import accumulation_step, cache_gradients, grad_cache_step, naive_step
+from gclib.steps import accumulation_step, cache_gradients, grad_cache_step, naive_step, take_loss
 from gclib.support.validation import refuse
 
 Events = list[tuple[Segment, np.ndarray]]  # a run's pieces, each with its bytes relative to its start
@@ -360,7 +360,9 @@ def _cache(reps: list[Tensor], loss: Any, ledger: MemoryLedger) -> list[Any]:
     """Step 2. Its representations are let go of, as the step does; loss and caches are returned."""
     leaves = [rep.requires_grad_() for rep in reps]
     reps.clear()
-    return [cache_gradients(leaves, loss, None, None, ledger.on_phase), *(leaf.grad for leaf in leaves)]
+    value = take_loss(leaves, loss, None, ledger.on_phase)
+    cache_gradients(value, None, leaves, ledger.on_phase)
+    return [value.detach(), *(leaf.grad for leaf in leaves)]
 
 
 def _total(reps: Tensor) -> Tensor:

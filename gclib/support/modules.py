@@ -4,10 +4,12 @@ import dis
 import inspect
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from functools import lru_cache, partial
 from types import CodeType, FunctionType, MethodType
 from typing import Any
 
+import torch
 from torch import nn
 
 from gclib.support.validation import refuse
@@ -114,3 +116,21 @@ def training_mode(encoders: Iterable[Any], mode: bool) -> Iterator[None]:
     finally:
         for part, was_training in before.items():
             part.training = was_training
+
+
+@dataclass(frozen=True)
+class Autocast:
+    """The autocast state of the first evaluation, for the second: backward may run in a thread without it."""
+
+    device_type: str
+    enabled: bool
+    dtype: torch.dtype
+
+    @classmethod
+    def ambient(cls, device_type: str) -> "Autocast":
+        """As it is now."""
+        return cls(device_type, torch.is_autocast_enabled(device_type), torch.get_autocast_dtype(device_type))
+
+    def restored(self) -> torch.autocast:
+        """A context in which it is so again."""
+        return torch.autocast(self.device_type, dtype=self.dtype, enabled=self.enabled)
