@@ -169,8 +169,8 @@ def grad_cache_loss(
     the gradient that arrives. Until then it holds representations, the loss's graph (B * N logits where it is dense),
     generators' states and retained graphs; they go with the loss. The replay runs under the autocast of this call;
     where DistributedDataParallel synchronises now, gradients are averaged once, at the end. Arguments as in
-    `grad_cache_step`. Raises ValueError from backward() for a second one, create_graph=True, and weights, inputs or modes (train, eval)
-    that are other ones by then. `torch.autograd.grad` and backward(inputs=) see no parameters: use backward().
+    `grad_cache_step`. Raises ValueError from backward() for a second one, create_graph=True, and weights, inputs or
+    modes that are other ones by then. `torch.autograd.grad` and backward(inputs=) see no parameters: use backward().
     """
     cut = {"chunk_size": chunk_size, "chunk_tokens": chunk_tokens, "plan": plan, "sort_by_length": sort_by_length}
     options = {"mask": mask, "on_phase": on_phase, "scaler": None, "token_inputs": token_inputs}
