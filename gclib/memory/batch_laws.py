@@ -7,7 +7,9 @@ batch's own width must lie on it, to the byte. Chunks are of rows that do not st
 their copies of ids and masks count.
 """
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -17,15 +19,19 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from gclib.chunks import Chunk
 from gclib.memory.fake_modules import fake_copy
-from gclib.memory.fake_steps import FakeStep
+from gclib.memory.fake_steps import FakeStep, relative
 from gclib.memory.flops import FlopsByPhase
 from gclib.memory.laws import CHECKED, FEW, MANY, Law, LawBroken
+from gclib.memory.ledger import record_memory
+from gclib.steps import grad_cache_step
 from gclib.support.modules import modules_of
-from gclib.towers import Tower
+from gclib.towers import Tower, generators_of, row_lengths, take
 
 WIDTHS = (2, 5, 11)  # three for a parabola; the batch's own width is a fourth
 PLAIN = (bool, int, float, str)
+MEASURED = 2  # rows of a chunk that is measured, where there are no laws
 RETAINED = ("first_forward", "backward")
 
 
@@ -145,6 +151,8 @@ class _Subject:
 
 class BatchStep(FakeStep):
     """The step of a real batch's towers, run with fake tensors."""
+
+    why = ""  # what is no law but measured was, and why
 
     def __init__(self, subject: Any, entries: Sequence[Entries]):
         super().__init__(subject)
@@ -280,6 +288,103 @@ def _parabolas(lines: Sequence[np.ndarray], widths: Sequence[int | None]) -> np.
     return (np.round(solved * 4) / 4).reshape(len(lines[0]), 6)
 
 
+class MeasuredStep(BatchStep):
+    """The same of encoders that can't be faked, or that no law describes: one chunk of a few real rows, the longest, is
+    encoded as wide as the batch, backpropagated and measured by the ledger. Bytes of more rows are that many times as
+    much, and shorter rows count as wide, so no chunk takes more than is said. Gradients, generators and buffers are put
+    back.
+    """
+
+    def __init__(self, towers: Sequence[Tower], autocast: torch.dtype | None, why: Exception):
+        super().__init__(_Subject([], autocast, towers[0].kind), [])
+        self.why = str(why) or "no law describes them"
+        self.states = sum(tensor.nbytes for tensor in generators_of(towers).tensors) if towers[0].kind == "cpu" else 0
+        self._measured = {tower.number: self._measure(tower) for tower in towers}
+
+    def encoder_index(self, tower: int) -> int:
+        """Every tower has laws of its own."""
+        return tower
+
+    def state_bytes(self) -> int:
+        """Of the real generators."""
+        return self.states
+
+    def chunk_laws(self, tower: int, width: int | None) -> ChunkLaws:
+        """The laws of a tower's chunks, all as wide as the batch that was measured."""
+        self._laws["row", tower, width], laws = self._measured[tower]
+        return laws
+
+    def _measure(self, tower: Tower) -> tuple[Any, ChunkLaws]:
+        """Shape and dtype of a representation, and the laws. The chunk before the measured one creates gradients."""
+        lengths = row_lengths(tower.inputs, tower.trimmed) or [0] * tower.rows
+        longest = sorted(range(tower.rows), key=lambda row: -lengths[row])
+        picked = Chunk(tuple(longest[n % tower.rows] for n in range(2 * MEASURED)), tower.width)
+        halves = [tuple(range(first, first + MEASURED))[::-1] for first in (0, MEASURED)]
+        counter, rows, modules = FlopsByPhase(), [], modules_of(tower.encoder)
+        with _put_back(modules, tower), record_memory(*modules) as ledger:
+
+            def total(reps: Tensor) -> Tensor:
+                rows.append((tuple(reps.shape[1:]), reps.dtype))
+                return reps.sum()
+
+            options = {"plan": [Chunk(half, tower.width or 1) for half in halves], "retain_chunks": 2}
+            options |= {"verify": "never", "on_phase": ledger.on_phase}
+            counter.step(
+                grad_cache_step, [tower.encoder], [take(tower.inputs, picked, tower.trimmed)], total, **options
+            )
+        events = {piece.phase: seen.sum(axis=1) for piece, seen in relative(ledger) if piece.chunk == 1}
+        flops = [counter.totals[phase, 0, 1] / MEASURED for phase in RETAINED]
+        return rows[0], self._scaled(tower, modules, events, rows[0], flops)
+
+    def _scaled(self, tower: Tower, modules: Any, events: Mapping[str, np.ndarray], row: Any, flops: Any) -> ChunkLaws:
+        def lines(at_none: float, a_row: float) -> Lines:
+            return Lines(np.array([[at_none, 0, 0, a_row, 0, 0]], dtype=np.float64))
+
+        forward = lines(0, max(0, events["first_forward"].max()) / MEASURED)
+        graph, backward = events["first_forward"][-1] / MEASURED, max(0, events["backward"].max()) / MEASURED
+        trained = {id(p): p for module in modules for p in module.parameters() if p.requires_grad}.values()
+        gradients, width = sum(p.nbytes for p in trained), tower.width or 1
+        weights = sum(p.numel() for module in modules for p in module.parameters() if p.ndim > 1)
+        by_token = [
+            np.array([0, 0, 0, 0, each / width, 0]) if tower.width else np.array([0, 0, 0, each, 0, 0])
+            for each in flops
+        ]
+        return ChunkLaws(
+            before=forward,
+            after=forward,
+            graph=lines(0, graph),
+            first=lines(gradients, backward),
+            later=lines(0, backward),
+            first_net=lines(self.states + gradients, -graph),
+            later_net=lines(self.states, -graph),
+            gradients=gradients,
+            row_bytes=math.prod(row[0]) * row[1].itemsize,
+            forward_flops=by_token[0],
+            backward_flops=by_token[1],
+            trained=tower.needs_gradient(),
+            token_flops=flops[0] / width if tower.width else 2.0 * weights,
+        )
+
+
+@contextmanager
+def _put_back(modules: Sequence[Any], tower: Tower) -> Iterator[None]:
+    """Gradients, buffers and generators are at the end as they are now; inside there are no gradients."""
+    parameters = [p for module in modules for p in module.parameters()]
+    gradients, state = [p.grad for p in parameters], generators_of([tower])
+    buffers = [(buffer, buffer.clone()) for module in modules for buffer in module.buffers()]
+    for parameter in parameters:
+        parameter.grad = None
+    try:
+        yield
+    finally:
+        state.restore()
+        for parameter, gradient in zip(parameters, gradients, strict=True):
+            parameter.grad = gradient
+        with torch.no_grad():
+            for buffer, value in buffers:
+                buffer.copy_(value)
+
+
 _steps: WeakKeyDictionary[Any, dict[tuple, BatchStep]] = WeakKeyDictionary()
 
 
@@ -292,10 +397,19 @@ def batch_step(towers: Sequence[Tower]) -> BatchStep:
     entries = [Entries.of(tower) for tower in towers]
     same = [encoders.index(encoder) for encoder in encoders]
     key = (signature(encoders), tuple(same), tuple(entries), autocast, kind)
-    steps = _steps.setdefault(encoders[0], {})
-    if key not in steps:
-        steps[key] = BatchStep(_Subject(encoders, autocast, kind), entries)
-    return steps[key]
+    steps = _steps.setdefault(getattr(encoders[0], "__self__", encoders[0]), {})
+    measured = (key, tuple(tower.width for tower in towers))
+    if measured in steps:
+        return steps[measured]
+    try:
+        if key not in steps:
+            steps[key] = BatchStep(_Subject(encoders, autocast, kind), entries)
+        for tower in towers:
+            steps[key].chunk_laws(tower.number, tower.width or None)
+        return steps[key]
+    except (LawBroken, ValueError) as error:
+        steps[measured] = MeasuredStep(towers, autocast, error)
+        return steps[measured]
 
 
 def signature(callables: Sequence[Any]) -> tuple:

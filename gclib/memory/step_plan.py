@@ -73,11 +73,13 @@ def plan_step(
     fake = batch_step(towers)
     laws = [fake.chunk_laws(tower.number, tower.width or None) for tower in towers]
     cost = BatchCost(laws, towers, start, states=fake.state_bytes())
+    measured = f"One small chunk was run and measured for this: {fake.why}" if fake.why else ""
     for tile in _tiles(loss_fn, towers):
         loss = fake.loss_bytes(loss_fn, towers, tile)
         best = quickest(cost, loss, budget)
         if best is not None:
-            return _as_plan(cost, best, loss, tile, budget)
+            plan = _as_plan(cost, best, loss, tile, budget)
+            return replace(plan, reason=f"{plan.reason} {measured}".rstrip())
     smallest = cost.chunks(Cut("chunk_size", (1,) * len(towers))).peak(0, loss)
     raise refuse(
         "budget_bytes", f"must be at least the {format_bytes(smallest)} of one row a chunk", format_bytes(budget)
@@ -121,7 +123,7 @@ def _tiles(loss_fn: Any, towers: Sequence[Tower]) -> list[Any]:
 
 
 def _untrimmed_where_padded(towers: Sequence[Tower]) -> list[Tower]:
-    """As the step takes them: those whose rows change with their padding are not trimmed. New encoders are looked at."""
+    """As the step takes them: untrimmed where rows change with their padding. New encoders are looked at."""
     if not any(tower.trimmed for tower in towers):
         return list(towers)
     cut = {"chunk_size": None, "chunk_tokens": max(tower.rows * tower.width for tower in towers) // 8 + 1}
@@ -385,6 +387,7 @@ def _families(cost: BatchCost) -> list[list[Cut]]:
 
 
 def _balanced(cost: BatchCost, rows: Sequence[int], widest: Sequence[int]) -> list[Cut]:
+    """Cuts by which the widest chunk of each tower takes about the same bytes."""
     a_row = [
         float(law.graph.at(np.array([2]), np.array([w]))[0, 0]) / 2 for law, w in zip(cost.laws, widest, strict=True)
     ]
