@@ -21,7 +21,7 @@ from torch import Tensor
 
 from gclib.chunks import Chunk
 from gclib.memory.fake_modules import fake_copy
-from gclib.memory.fake_steps import FakeStep, relative
+from gclib.memory.fake_steps import FakeStep, cache_of, relative
 from gclib.memory.flops import FlopsByPhase
 from gclib.memory.laws import CHECKED, FEW, MANY, Law, LawBroken
 from gclib.memory.ledger import record_memory
@@ -185,10 +185,13 @@ class BatchStep(FakeStep):
         key = (signature([loss_fn]), rows, tuple(self.row_of(*each) for each in enumerate(widths)), tile)
         with self.lock:
             if key not in self._losses:
-                self.loss = fake_copy(loss_fn, self.mode)
-                if tile is not None:
-                    self.loss.tile_size = tile
-                events, copies = self._cached_loss(rows, widths)
+                try:
+                    self.loss = fake_copy(loss_fn, self.mode)
+                    if tile is not None:
+                        self.loss.tile_size = tile
+                    events, copies = self._cached_loss(rows, widths)
+                except ValueError:
+                    events, copies = _real_loss(loss_fn, towers, key[2])
                 self._losses = {key: LossBytes(int(events.sum(axis=1).max()), int(events[-1].sum() + copies.sum()))}
             return self._losses[key]
 
@@ -345,10 +348,7 @@ class MeasuredStep(BatchStep):
         trained = {id(p): p for module in modules for p in module.parameters() if p.requires_grad}.values()
         gradients, width = sum(p.nbytes for p in trained), tower.width or 1
         weights = sum(p.numel() for module in modules for p in module.parameters() if p.ndim > 1)
-        by_token = [
-            np.array([0, 0, 0, 0, each / width, 0]) if tower.width else np.array([0, 0, 0, each, 0, 0])
-            for each in flops
-        ]
+        rates = [np.eye(6)[4 if tower.width else 3] * each / width for each in flops]
         return ChunkLaws(
             before=forward,
             after=forward,
@@ -359,11 +359,25 @@ class MeasuredStep(BatchStep):
             later_net=lines(self.states, -graph),
             gradients=gradients,
             row_bytes=math.prod(row[0]) * row[1].itemsize,
-            forward_flops=by_token[0],
-            backward_flops=by_token[1],
+            forward_flops=rates[0],
+            backward_flops=rates[1],
             trained=tower.needs_gradient(),
             token_flops=flops[0] / width if tower.width else 2.0 * weights,
         )
+
+
+def _real_loss(loss_fn: Any, towers: Sequence[Tower], kinds: Sequence[Any]) -> tuple[np.ndarray, np.ndarray]:
+    """As `FakeStep.cached_loss`, of a loss that can't be faked: it is taken, of zeros, and measured."""
+    modules = modules_of(loss_fn)
+    with _put_back(modules, towers[0]), record_memory(*modules) as ledger:
+        pairs = zip(towers, kinds, strict=True)
+        reps = [torch.zeros(t.rows, *shape, dtype=kind, device=t.tensors[0].device) for t, (shape, kind) in pairs]
+        ledger.on_phase("first_forward", tensors=[("representations", rep) for rep in reps])
+        before = np.array(ledger.events[-1].kind_bytes, dtype=np.int64)
+        held = cache_of(reps, loss_fn, ledger)
+        events = ledger.timeline[-1].kind_bytes - before
+        del held
+    return events, np.zeros_like(before)
 
 
 @contextmanager

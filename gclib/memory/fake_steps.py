@@ -332,7 +332,7 @@ class FakeStep:
             reps = [torch.empty(count, *shape, dtype=dtype) for count, (shape, dtype) in zip(rows, kinds, strict=True)]
             ledger.on_phase("first_forward", tensors=[("representations", rep) for rep in reps])
             before = np.array(ledger.events[-1].kind_bytes, dtype=np.int64)
-            held = _cache(reps, self.loss, ledger)
+            held = cache_of(reps, self.loss, ledger)
             events = ledger.timeline[-1].kind_bytes - before
             torch.clear_autocast_cache()
             copies = events[-1] + before - np.array(ledger.events[-1].kind_bytes, dtype=np.int64)
@@ -366,7 +366,7 @@ def _rows(queries: int, negatives: int) -> tuple[int, int]:
     return queries, queries * (1 + negatives)
 
 
-def _cache(reps: list[Tensor], loss: Any, ledger: MemoryLedger) -> list[Any]:
+def cache_of(reps: list[Tensor], loss: Any, ledger: MemoryLedger) -> list[Any]:
     """Step 2. Its representations are let go of, as the step does; loss and caches are returned."""
     leaves = [rep.requires_grad_() for rep in reps]
     reps.clear()
