@@ -17,7 +17,7 @@ from gclib.support.validation import refuse
 from gclib.training.loop import SCHEDULES
 
 POOLED = ("mean", "cls", "last")
-DEFAULT_CHUNK = 32
+DEFAULT_CHUNK = "auto"
 LENGTHS = {"query_length": 64, "passage_length": 256}
 FRESH_RATE, TRAINED_RATE = 1e-3, 2e-5  # the first moves trained weights so far that they forget
 WARMUP_PART = 10  # trained weights: the rate rises over one step in so many
@@ -73,8 +73,8 @@ class Settings:
 
     step: str = option("grad_cache", "step", "how the gradient of a batch is made", str, tuple(STEPS))
     batch_size: int = option(128, "step", "queries an update, over all processes", int)
-    chunk_size: int | None = option(
-        None, "step", f"rows encoded at once; grad_cache without either: {DEFAULT_CHUNK}", int
+    chunk_size: int | str | None = option(
+        None, "step", "rows encoded at once, or auto: as memory allows; grad_cache without either: auto", int_or_auto
     )
     chunk_tokens: int | None = option(None, "step", "instead: padded tokens encoded at once (grad_cache)", int)
     retain_chunks: int = option(0, "step", "chunks that keep their graph and are encoded once (grad_cache)", int)
@@ -105,7 +105,7 @@ class Settings:
         """Refuse what can't be, or doesn't go together, in one line; nothing is loaded for it."""
         for name, smallest in SMALLEST.items():
             value = getattr(self, name)
-            if value is not None and value < smallest:
+            if value not in (None, "auto") and value < smallest:
                 raise refuse(flag(name), f"must be at least {smallest}", value)
         for name in ("temperature", "learning_rate", "timeout_seconds"):
             if getattr(self, name) is not None and not (0 < getattr(self, name) < math.inf):
@@ -168,6 +168,9 @@ class Settings:
             raise refuse("--step accumulation", rule, chunk_options)
         if self.step == "accumulation" and processes > 1:
             raise refuse("--step", "must be naive or grad_cache in several processes", "accumulation")
+        if self.chunk_size == "auto" and (self.step != "grad_cache" or self.retain_chunks):
+            rule = "must be a number with --retain-chunks or another step than grad_cache: auto chooses both"
+            raise refuse("--chunk-size", rule, "auto")
         if len(sizes) > 1:
             raise refuse("--chunk-tokens", "must not be given with --chunk-size: it takes its place", "both")
         if self.batch_size < processes:
