@@ -126,9 +126,9 @@ def schedule(plans: Sequence[Sequence[Chunk]], retain: int) -> list[tuple[int, i
 
     The retained come last so that no other chunk is encoded beside their graphs.
     """
-    kept = choose_largest(plans, retain)
+    retained = choose_largest(plans, retain)
     places = [(tower, chunk) for tower, plan in enumerate(plans) for chunk in range(len(plan))]
-    return sorted(((*place, place in kept) for place in places), key=lambda place: place[2])
+    return sorted(((*place, place in retained) for place in places), key=lambda place: place[2])
 
 
 def _checked_lengths(lengths: Sequence[int]) -> list[int]:

@@ -122,7 +122,7 @@ class Arrival:
     leaving: Tensor
 
     def wait(self) -> Tensor:
-        """The tensor, once it is here and the other has left."""
+        """The neighbour's tensor, once it has arrived and this rank's own has been sent."""
         with waiting_for_ranks("the ring"):
             for request in self.pending:
                 request.wait()

@@ -120,7 +120,7 @@ class LogSumExp:
 
     @classmethod
     def empty(cls, like: Tensor) -> "LogSumExp":
-        """Of nothing yet."""
+        """The log-sum-exp of no logits yet, minus infinity, for rows like these."""
         return cls(torch.full_like(like, torch.finfo(like.dtype).min), torch.zeros_like(like))
 
     def merge(self, at: slice, logits: Tensor, dim: int, out: Tensor) -> None:
@@ -201,7 +201,7 @@ class Gradients:
 def add_gradients(logits: Logits, softmax: Softmax, gradients: Gradients) -> None:
     """Add one block's gradients of queries, passages and temperature: equations (6)-(8), every tile computed again."""
     scratch = torch.empty_like(logits.buffer) if softmax.symmetric else logits.buffer
-    kept = torch.empty_like(logits.buffer) if gradients.temperature is not None else None
+    finite_values = torch.empty_like(logits.buffer) if gradients.temperature is not None else None
     of_temperature = PairwiseSum()
     for rows in logits.row_blocks():
         queries = logits.queries(rows)
@@ -209,10 +209,12 @@ def add_gradients(logits: Logits, softmax: Softmax, gradients: Gradients) -> Non
         for tile in logits.tiles(rows):
             passages = logits.passages(tile)
             values = logits.compute(tile, queries, passages)
-            if kept is not None:
-                finite = torch.clamp_min(values, torch.finfo(values.dtype).min, out=_shaped(kept, values.shape))
+            if finite_values is not None:
+                finite = torch.clamp_min(
+                    values, torch.finfo(values.dtype).min, out=_shaped(finite_values, values.shape)
+                )
             of_logits = _gradient_of_logits(tile, values, softmax, scratch)
-            if kept is not None:
+            if finite_values is not None:
                 of_temperature.add(finite.mul_(of_logits).sum())
             if gradients.passages is not None:
                 into = gradients.passages[tile.passages]

@@ -46,9 +46,9 @@ class _Made:
     def encoder(self) -> Encoder:
         """The encoder; made again where the code of its classes was changed since."""
         try:
-            kept, described = _kept(self)
-            if fingerprint(kept) == described:
-                return kept
+            encoder, described = _kept(self)
+            if fingerprint(encoder) == described:
+                return encoder
         except Indescribable:
             pass
         return self.make()

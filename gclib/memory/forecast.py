@@ -122,7 +122,7 @@ class _Assembly:
         self.timeline = [_start(start)]
 
     def lay(self) -> list[Segment]:
-        """All pieces of the step."""
+        """The step's timeline: its pieces laid end to end, each from its law."""
         {"naive": self.naive, "accumulation": self.accumulation, "grad_cache": self.grad_cache}[self.workload.step]()
         return self.timeline
 

@@ -174,11 +174,11 @@ class Encoder(nn.Module):
 
 def _own_output(output: Any) -> Tensor:
     """What the model itself gives for a row."""
-    found = [value for name in OWN_OUTPUTS if (value := getattr(output, name, None)) is not None]
-    if not found:
+    outputs = [value for name in OWN_OUTPUTS if (value := getattr(output, name, None)) is not None]
+    if not outputs:
         rule = f"may be 'own' only for a model that gives one of {', '.join(OWN_OUTPUTS)}"
         raise refuse("pooling", rule, ", ".join(output.keys()))
-    return found[0]
+    return outputs[0]
 
 
 def pooling_for(size: Any, pooling: str | None = None) -> str:
