@@ -91,8 +91,10 @@ def fake_copy(module: Any, mode: FakeTensorMode) -> Any:
 
 
 def _fake(tensor: Tensor, mode: FakeTensorMode) -> Tensor:
-    """A tensor of the same shape, dtype and device that is trained or not as this one is."""
-    if tensor.is_meta:
+    """A tensor of the same shape and dtype that is trained or not as this one is. A card's are faked as a processor's,
+    whose operations `gclib.memory.cuda_operations` turns into the card's.
+    """
+    if tensor.is_meta or tensor.is_cuda:
         with mode:
             fake = torch.empty(tensor.shape, dtype=tensor.dtype, device="cpu")
     else:
