@@ -140,13 +140,19 @@ def _refuse_history(tower: Tower) -> None:
         raise refuse(f"inputs[{tower.number}]", rule, "a tensor with a grad_fn")
 
 
-def _check_positives_stay(mask: Tensor | None, towers: Sequence[Tower]) -> None:
-    """A mask (B, N) of the first two towers' rows leaves out no positive; its values are read, where it has any."""
+def _check_positives_stay(mask: Any, towers: Sequence[Tower]) -> None:
+    """A mask (B, N) of the first two towers' rows leaves out no positive; its values are read, where it has any. A rule
+    (`gclib.losses.masks`), which never does, says itself whether it is this batch's.
+    """
     if mask is None:
         return
     queries = towers[0].rows
     passages = towers[1].rows if len(towers) > 1 else queries
-    check_mask(mask, queries, passages, towers[0].tensors[0].device)
+    device = towers[0].tensors[0].device
+    if callable(getattr(mask, "check", None)):
+        mask.check(queries, passages, device)
+        return
+    check_mask(mask, queries, passages, device)
     if not has_values(mask) or passages % queries:
         return
     if bool(mask[torch.arange(queries), torch.arange(queries) * (passages // queries)].any()):
