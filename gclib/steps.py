@@ -33,15 +33,15 @@ def naive_step(
     inputs: Sequence[Any],
     loss_fn: Callable[..., Tensor],
     *,
-    mask: Tensor | None = None,
+    mask: Any = None,
     on_phase: OnPhase | None = None,
     scaler: Any = None,
 ) -> Tensor:
     """Encode everything with its graph, take the loss, backpropagate. Memory grows with B.
 
     encoders: one callable a tower (the same object twice: tied weights). inputs: one a tower, a Tensor, a tuple or a
-    mapping of Tensors with rows first. loss_fn(*reps) or loss_fn(*reps, mask=mask) -> scalar. mask: (B, N) bool,
-    True = left out of the denominator. scaler: a GradScaler; it scales once, at the loss.
+    mapping of Tensors with rows first. loss_fn(*reps) or loss_fn(*reps, mask=mask) -> scalar. mask: (B, N) bool, True =
+    left out of the denominator, or a rule (`losses.masks`). scaler: a GradScaler; it scales once, at the loss.
 
     on_phase(phase, *, tower, chunk, chunks, tensors) is called as each piece begins, and once more, without tower and
     chunk, around a chunked step's pieces (what is taken before the first, let go of after the last). `tensors` are
@@ -71,7 +71,7 @@ def accumulation_step(
     loss_fn: Callable[..., Tensor],
     *,
     chunk_size: int,
-    mask: Tensor | None = None,
+    mask: Any = None,
     on_phase: OnPhase | None = None,
     scaler: Any = None,
 ) -> Tensor:
@@ -116,7 +116,7 @@ def grad_cache_step(
     token_inputs: Sequence[str] | None = None,
     plan: Sequence[Any] | None = None,
     verify: str = "first",
-    mask: Tensor | None = None,
+    mask: Any = None,
     on_phase: OnPhase | None = None,
     scaler: Any = None,
 ) -> Tensor:
@@ -160,7 +160,7 @@ def grad_cache_loss(
     token_inputs: Sequence[str] | None = None,
     plan: Sequence[Any] | None = None,
     verify: str = "first",
-    mask: Tensor | None = None,
+    mask: Any = None,
     on_phase: OnPhase | None = None,
 ) -> Tensor:
     """`grad_cache_step` as a loss for a trainer that calls backward() itself: it may be scaled, divided and added up.
@@ -264,7 +264,7 @@ def first_forward(
 
 
 def take_loss(
-    reps: Sequence[Tensor], loss_fn: Callable[..., Tensor], mask: Tensor | None, report: OnPhase, **named: int
+    reps: Sequence[Tensor], loss_fn: Callable[..., Tensor], mask: Any, report: OnPhase, **named: int
 ) -> Tensor:
     """The loss of the representations, with its graph. ValueError for what is no loss of them."""
     report("loss", **named, tensors=_reps(reps))
@@ -354,7 +354,7 @@ def _accumulate_chunk(
     towers: Sequence[Tower],
     chunk: Chunk,
     loss_fn: Callable,
-    mask: Tensor | None,
+    mask: Any,
     report: OnPhase,
     scaler: Any,
     named: dict,

@@ -46,7 +46,7 @@ def relative(ledger: MemoryLedger) -> Events:
 
 @dataclass(frozen=True)
 class Place:
-    """Where in a step a piece belongs."""
+    """Where in a step a piece of its timeline belongs: phase, tower and chunk."""
 
     phase: str
     tower: int | None
@@ -248,9 +248,9 @@ class FakeStep:
         """The laws under this key: of this session, of an earlier one, or fitted now."""
         with self.lock:
             if key not in self._laws:
-                kept = self.files.read(key, with_loss=with_loss) if self.files else None
-                laws = fit() if kept is None else [(place, Law(differences)) for place, differences in kept]
-                if kept is None and self.files:
+                stored = self.files.read(key, with_loss=with_loss) if self.files else None
+                laws = fit() if stored is None else [(place, Law(differences)) for place, differences in stored]
+                if stored is None and self.files:
                     self.files.write(key, [(place, law.differences) for place, law in laws], with_loss=with_loss)
                 self._laws[key] = laws
             return self._laws[key]
