@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from gclib.chunks import Chunk
+from gclib.distributed import world_size
 from gclib.memory.fake_modules import fake_copy
 from gclib.memory.fake_steps import FakeStep, cache_of, relative
 from gclib.memory.flops import FlopsByPhase
@@ -27,6 +28,7 @@ from gclib.memory.laws import CHECKED, FEW, MANY, Law, LawBroken
 from gclib.memory.ledger import record_memory
 from gclib.steps import grad_cache_step
 from gclib.support.modules import modules_of
+from gclib.support.validation import refuse
 from gclib.towers import Tower, generators_of, row_lengths, take
 
 WIDTHS = (2, 5, 11)  # three for a parabola; the batch's own width is a fourth
@@ -186,6 +188,8 @@ class BatchStep(FakeStep):
         with self.lock:
             if key not in self._losses:
                 try:
+                    if world_size() > 1 and getattr(loss_fn, "needs_whole_batch", False):
+                        raise refuse("loss_fn", "must not gather to be faked", loss_fn)
                     self.loss = fake_copy(loss_fn, self.mode)
                     if tile is not None:
                         self.loss.tile_size = tile

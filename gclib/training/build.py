@@ -24,6 +24,7 @@ from gclib.models.pretrained import check_reads_text, first_line, load_tokenizer
 from gclib.models.sentence_folder import find_file
 from gclib.steps import accumulation_step, grad_cache_step, naive_step
 from gclib.support.validation import one_of, refuse
+from gclib.training.chunks import planned_chunks
 from gclib.training.loop import Training
 from gclib.training.settings import LENGTHS, Settings, flag
 
@@ -95,12 +96,17 @@ def build(settings: Settings, pairs: Sequence[TextPair], rank: Rank, steps: int 
     )
     encoder.to(rank.device)
     loss_fn.to(rank.device)
+    optimizer = optimizer_for(settings, [*encoder.parameters(), *loss_fn.parameters()])
+    chunks = {}
+    if settings.chunk_size == "auto":
+        chunks = planned_chunks(settings, pairs, encoder, loss_fn, optimizer, rank)
+        settings = replace(settings, **chunks)
     return Training(
         (encoder, encoder),
         tokenizer,
         loss_fn,
         step=step_function(settings, rank, (encoder, loss_fn)),
-        optimizer=optimizer_for(settings, [*encoder.parameters(), *loss_fn.parameters()]),
+        optimizer=optimizer,
         batch_size=settings.batch_size,
         steps=steps,
         seed=settings.seed,
@@ -111,6 +117,7 @@ def build(settings: Settings, pairs: Sequence[TextPair], rank: Rank, steps: int 
         passage_length=settings.passage_length,
         rank=rank.rank,
         world_size=rank.world_size,
+        chunks=chunks,
     )
 
 

@@ -121,7 +121,8 @@ def run(settings: Settings, output: Path, *, resume: bool = False, quiet: bool =
         steps = steps_of(settings, len(pairs), output if resume else None)
         training = build(settings, pairs, rank, steps)
         chosen = [name for name in ("learning_rate", "warmup_steps") if getattr(settings, name) is None]
-        settings = dataclasses.replace(settings.with_rates(steps), **training.lengths)
+        chosen += [name for name in ("chunk_size",) if training.chunks]
+        settings = dataclasses.replace(settings.with_rates(steps), **training.lengths, **training.chunks)
         session = Session(settings, output, rank, training, held_out, say, chosen)
         state = session.restore(pairs) if resume else session.begin(pairs)
         say(session.described(pairs))

@@ -2,9 +2,9 @@
 
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -68,7 +68,8 @@ class Training:
     over `warmup_steps`, then "linear" towards 0 at the end, or "constant"; they are put back at the end. clip_norm:
     longest allowed gradient, None for no clipping. world_size: so many processes draw the same batches, and `rank`
     takes its own rows (`rows_of_rank`) with dropout by seed + rank; `step` must then give each of them the loss and the
-    gradient of the whole batch. Raises ValueError for what can't be.
+    gradient of the whole batch. chunks: the settings of `step`'s chunks that were planned, for the record. Raises
+    ValueError for what can't be.
     """
 
     encoders: Sequence[Callable[..., Tensor]]
@@ -86,6 +87,7 @@ class Training:
     passage_length: int = 256
     rank: int = 0
     world_size: int = 1
+    chunks: Mapping[str, int | None] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         check_encoders(self.encoders)

@@ -98,6 +98,8 @@ class Session:
         prefixes = {"queries": self.settings.query_prefix, "passages": self.settings.passage_prefix}
         told += [f"before {side} stands {prefix!r}" for side, prefix in prefixes.items() if prefix]
         lengths = "queries of {query_length}, passages of {passage_length} tokens".format(**self.training.lengths)
+        if "chunk_size" in self.chosen:
+            told.append(f"{chunks_in_words(self.settings)}{self._by_default('chunk_size')}")
         texts = f"{self.encoder.in_words()}; {lengths} at most"
         return f"{model}: {data}.\n{texts}.\nFrom {start} weights: {', '.join(told)}."
 
@@ -341,6 +343,12 @@ def signals_noted(noted: list[int], *, alone: bool) -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def chunks_in_words(settings: Settings) -> str:
+    """How a batch is cut."""
+    by, value = ("rows", settings.chunk_size) if settings.chunk_tokens is None else ("tokens", settings.chunk_tokens)
+    return f"chunks of {value:,} {by}, {settings.retain_chunks:,} at most encoded once"
 
 
 def read_config(output: Path) -> dict[str, Any]:

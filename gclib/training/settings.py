@@ -273,11 +273,13 @@ def typed_settings(arguments: argparse.Namespace) -> dict[str, Any]:
 def resumed(saved: Settings, typed: dict[str, Any]) -> Settings:
     """The saved settings, with those typed that a resumed run may change; ValueError for any other that differs.
 
-    A run can be made longer (or shorter) too, by the one of --steps and --epochs that it was begun with.
+    `--chunk-size auto` stands for the chunks that were chosen then. A run can be made longer (or shorter) too, by the
+    one of --steps and --epochs that it was begun with.
     """
     length = ("steps",) if saved.epochs is None else ("epochs",)
     for name, value in typed.items():
-        if name not in FREE + length and value != getattr(saved, name):
+        as_before = value == getattr(saved, name) or (name, value) == ("chunk_size", "auto")
+        if name not in FREE + length and not as_before:
             before = "left out" if getattr(saved, name) in (None, False) else getattr(saved, name)
             raise refuse(flag(name), f"must be {before}, as in the run that is resumed", value)
     return dataclasses.replace(saved, **{name: typed[name] for name in FREE + length if name in typed})

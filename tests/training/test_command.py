@@ -131,6 +131,28 @@ def test_the_steps_losses_agree_without_dropout(typed, tmp_path):
     assert losses[2] == pytest.approx(losses[0], rel=1e-4)
 
 
+def test_chunks_are_chosen_once_and_kept(typed, tmp_path):
+    small = SMALL.replace("--chunk-size 3 ", "").replace("--steps 8", "--steps 4 --checkpoint-every 2")
+    assert commands.main(typed(tmp_path / "run", small=small)) == 0
+    config = json.loads((tmp_path / "run" / "config.json").read_text())
+    settings = config["settings"]
+    assert "chunk_size" in config["chosen"] and isinstance(settings["chunk_size"], int) and settings["chunk_tokens"] is None
+    assert settings["retain_chunks"] == 16  # so small a batch fits as a whole
+    (tmp_path / "run" / "checkpoint-000004").rename(tmp_path / "later")
+    for more in ("--resume", "--resume --chunk-size auto"):
+        before = records(tmp_path / "run")
+        assert commands.main(["train", "--quiet", "--output", str(tmp_path / "run"), *more.split()]) == 0
+        assert records(tmp_path / "run") == before and len(before) == 4
+        assert json.loads((tmp_path / "run" / "config.json").read_text())["settings"] == settings
+
+
+@pytest.mark.parametrize("more", ["--retain-chunks 2", "--chunk-size auto --chunk-tokens 40"])
+def test_what_is_chosen_cannot_be_typed_too(more, typed, tmp_path, capsys):
+    small = SMALL.replace("--chunk-size 3", "--chunk-size auto")
+    assert commands.main(typed(tmp_path / "run", more, small=small)) == 2
+    assert "--chunk-" in capsys.readouterr().err
+
+
 # --- stopped, killed, resumed -----------------------------------------------------------------------------------
 
 

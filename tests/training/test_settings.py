@@ -36,7 +36,7 @@ def test_the_defaults_go_together_and_survive_json():
     settings.check()
     settings.check(processes=128)
     completed = settings.completed()
-    assert (completed.chunk_size, completed.epochs) == (32, 1)
+    assert (completed.chunk_size, completed.epochs) == ("auto", 1)
     assert Settings(**json.loads(json.dumps(dataclasses.asdict(completed)))) == completed
     completed.check()
 
