@@ -268,7 +268,7 @@ class FakeStep:
             ends.append(len(ledger.events))
             self._laws["row", encoder, width] = (tuple(reps.shape[1:]), reps.dtype)
 
-        ledger = self.run(grad_cache_step, [sum(sizes)], [width], [encoder], _total, on_encoded=on_encoded, **options)
+        ledger = self.run(grad_cache_step, [sum(sizes)], [width], [encoder], _Total(), on_encoded=on_encoded, **options)
         room = sum(sizes) * self.row_bytes(encoder, width)
         starts = [start for start, _ in ledger.pieces[1:]]
         pieces = {}
@@ -375,9 +375,16 @@ def cache_of(reps: list[Tensor], loss: Any, ledger: MemoryLedger) -> list[Any]:
     return [value.detach(), *(leaf.grad for leaf in leaves)]
 
 
-def _total(reps: Tensor) -> Tensor:
-    """A loss for runs that ask only about the encoder."""
-    return reps.sum()
+class _Total(nn.Module):
+    """A loss for runs that ask only about the encoder; for the number in it, one that is frozen is run too."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.number = nn.Parameter(torch.zeros(()))
+
+    def forward(self, reps: Tensor) -> Tensor:
+        """The sum of all numbers."""
+        return reps.sum()
 
 
 def _joined(runs: Sequence[Events]) -> PlacedLaws:

@@ -80,8 +80,8 @@ def forecast_step(
     or two of them, one a tower; or encoders: two modules in training or eval mode (the same one twice: tied). tied
     (one encoder for both towers), pooling, gradient_checkpointing (also "reentrant", torch's older way), lora (what is
     trained beside frozen weights: `gclib.models.adapters.LoRA`) and dtype (of the parameters) say how encoders are made
-    of a config; they are in training mode. Frozen parameters have neither gradients nor optimizer states. loss: any loss_fn(query_reps, passage_reps), by default
-    `ContrastiveLoss()`.
+    of a config; they are in training mode. Frozen parameters have neither gradients nor optimizer states. loss: any
+    loss_fn(query_reps, passage_reps), by default `ContrastiveLoss()`.
 
     batch_size: B. negatives: K. For gradient caching exactly one of chunk_size, C rows a chunk, and chunk_tokens,
     padded tokens a chunk, each one int or one a tower; for accumulation chunk_size, in queries. query_length,

@@ -105,7 +105,7 @@ def _settle(model: nn.Module) -> None:
 
 
 def targets_of(model: nn.Module, targets: str | Sequence[str] | None = None) -> str | tuple[str, ...]:
-    """The names of the layers of a model that get a pair. ValueError, naming its linear layers, for names it has not."""
+    """The names of a model's layers that get a pair. ValueError, naming its linear layers, for names it has not."""
     if targets == "all-linear":
         return targets
     names = {path.rpartition(".")[2] for path, part in model.named_modules() if _is_linear(part)}
@@ -222,6 +222,6 @@ def name_base(encoder: Any) -> None:
         config.base_model_name_or_path = str(Path(base).resolve()) if Path(base).exists() else base
 
 
-def lora_numbers(encoder: nn.Module) -> int:
+def numbers_trained(encoder: nn.Module) -> int:
     """How many numbers of an encoder are trained."""
     return sum(parameter.numel() for parameter in encoder.parameters() if parameter.requires_grad)

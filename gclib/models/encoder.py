@@ -136,7 +136,7 @@ class Encoder(nn.Module):
         """From now on keep each layer's input alone, and compute the rest again in the backward; returns the encoder.
 
         Chen et al. 2016 (arXiv 1604.06174). reentrant: by the older of torch's two ways, which needs inputs
-        that ask for a gradient: token vectors do from now on. ValueError for a model that transformers can't checkpoint.
+        that ask for a gradient: token vectors do from now on. ValueError for a model that can't be checkpointed.
         """
         # The names of newer transformers, and of older ones
         names = {f"{kind}_checkpointing_enable": f"{kind}_checkpointing_kwargs" for kind in ("activation", "gradient")}

@@ -18,6 +18,7 @@ from gclib.data.pairs import TextPair, load_pairs
 from gclib.data.tokens import check_tokenizer, train_tokenizer
 from gclib.distributed import Rank, average_gradients
 from gclib.losses.module import ContrastiveLoss
+from gclib.models.adapters import LoRA, add_lora
 from gclib.models.encoder import Encoder, config_for, pooling_for
 from gclib.models.presets import positions_of
 from gclib.models.pretrained import check_reads_text, first_line, load_tokenizer
@@ -85,6 +86,8 @@ def build(settings: Settings, pairs: Sequence[TextPair], rank: Rank, steps: int 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(settings.seed)
         encoder, tokenizer = fresh_model(settings, pairs) if settings.is_fresh else saved_model(settings)
+        if settings.lora_rank is not None:
+            adapt(encoder, settings.lora_rank)
     settings = fitted(settings, encoder, tokenizer)
     check_reads_text(encoder, tokenizer, max(settings.query_length, settings.passage_length), "--model")
     loss_fn = ContrastiveLoss(
@@ -209,7 +212,8 @@ def prefixed(pairs: Sequence[TextPair], settings: Settings) -> list[TextPair]:
 
 
 def optimizer_for(settings: Settings, parameters: Sequence[nn.Parameter]) -> torch.optim.Optimizer:
-    """AdamW, with weight decay for matrices alone."""
+    """AdamW over what is trained, with weight decay for matrices alone."""
+    parameters = [parameter for parameter in parameters if parameter.requires_grad]
     groups = [
         {"params": [p for p in parameters if p.ndim > 1], "weight_decay": settings.weight_decay},
         {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
@@ -241,6 +245,14 @@ def saved_model(settings: Settings) -> tuple[Encoder, Any]:
     similarity = one_of("--model: similarity_fn_name", encoder.rules.similarity, ("cosine", "dot"))
     encoder.normalize = encoder.normalize or similarity == "cosine"
     return encoder, tokenizer
+
+
+def adapt(encoder: Encoder, rank: int) -> None:
+    """Freeze the encoder and put pairs of this rank beside its attention's layers. ValueError where it has some."""
+    try:
+        add_lora(encoder, LoRA(rank))
+    except ValueError as error:
+        raise ValueError(f"--lora-rank: {error}") from error
 
 
 def step_function(settings: Settings, rank: Rank, modules: Sequence[nn.Module]) -> Callable[..., Tensor]:

@@ -42,7 +42,7 @@ def check_new_output(output: Path) -> None:
     """ValueError where a new run would write over an older one, or over something else of its names."""
     if (output / "config.json").exists():
         raise refuse("--output", "must be a new folder, or be given with --resume", f"{output}, which holds a run")
-    present = [name for name in ("model", "records.jsonl", "evaluations.jsonl") if (output / name).exists()]
+    present = [name for name in ("model", "adapter", "records.jsonl", "evaluations.jsonl") if (output / name).exists()]
     present += [path.name for path in sorted(output.glob("checkpoint-*"))]
     if present:
         rule = f"must be a folder without {present[0]}, which a run would write over"

@@ -25,6 +25,7 @@ from tqdm import tqdm
 
 from gclib.data.pairs import TextPair, texts_of
 from gclib.distributed import Rank, all_gather, waiting_for_ranks
+from gclib.models.adapters import is_adapted, merged, numbers_trained
 from gclib.models.encoder import Encoder
 from gclib.models.folder import save_model_folder
 from gclib.models.presets import positions_of
@@ -86,11 +87,19 @@ class Session:
         """All that has parameters, under the names that a checkpoint gives them."""
         return nn.ModuleDict({"encoder": self.encoder, "loss": self.training.loss_fn})
 
+    def state(self, *, frozen: bool = False) -> dict[str, Tensor]:
+        """What a checkpoint keeps of the modules, by name: all that is not frozen; or the rest."""
+        modules = self.modules
+        names = {name for name, parameter in modules.named_parameters() if not parameter.requires_grad}
+        return {name: tensor for name, tensor in modules.state_dict().items() if (name in names) == frozen}
+
     def described(self, pairs: Sequence[TextPair]) -> str:
         """Model, data and steps in words."""
         count = sum(parameter.numel() for parameter in self.encoder.parameters())
+        trained = numbers_trained(self.encoder)
         processes = f", {self.rank.world_size} processes" if self.rank.world_size > 1 else ""
-        model = f"{self.settings.model}, {count:,} parameters on {self.rank.device.type}{processes}"
+        part = "" if trained == count else f", {trained:,} of them trained,"
+        model = f"{self.settings.model}, {count:,} parameters{part} on {self.rank.device.type}{processes}"
         data = f"{len(pairs):,} pairs, {self.training.steps:,} steps of {self.training.batch_size} queries"
         start = "fresh" if self.settings.is_fresh else "trained"
         told = [f"a highest rate of {self.settings.learning_rate:g}{self._by_default('learning_rate')}"]
@@ -191,7 +200,7 @@ class Session:
                 flush_to_disk(self.output / name)
             checkpoint = Checkpoint(
                 step=state.step,
-                model=self.modules.state_dict(),
+                model=self.state(),
                 optimizer=optimizer_tensors(self.training.optimizer),
                 generators=generators,
                 about={"epoch": state.epoch, "batch": state.batch, "seconds": state.seconds, "versions": versions()},
@@ -199,14 +208,18 @@ class Session:
             write_checkpoint(self.output, checkpoint, keep=self.settings.keep)
 
     def export(self) -> None:
-        """The trained encoder as a folder that others load."""
+        """The trained encoder as a folder that others load, model/; adapters are merged there, and alone in adapter/."""
         if self.rank.is_first:
             limits = [self.encoder.rules.max_length, positions_of(self.encoder.model.config)]
             longest = min(n for n in limits if n) if limits[0] else max(self.training.lengths.values())
-            save_model_folder(self.encoder, self.training.tokenizer, self.output / "model", max_length=longest)
-            self._write_prompts(self.output / "model" / PROMPTS)
-            as_new_files(self.output / "model")
-            self.say(f"Trained: {self.output / 'model'}")
+            encoders = {"model": self.encoder}
+            if is_adapted(self.encoder):
+                encoders = {"adapter": self.encoder, "model": merged(self.encoder)}
+            for name, encoder in encoders.items():
+                save_model_folder(encoder, self.training.tokenizer, self.output / name, max_length=longest)
+                self._write_prompts(self.output / name / PROMPTS)
+                as_new_files(self.output / name)
+            self.say(f"Trained: {', '.join(str(self.output / name) for name in encoders)}")
 
     def _write_prompts(self, path: Path) -> None:
         """The prefixes as sentence-transformers' prompts, beside those that are there."""
@@ -241,12 +254,13 @@ class Session:
 
     def bytes_to_write(self) -> int:
         """What checkpoints and model will take on the disk, beside what is there."""
-        weights = sum(tensor.nbytes for tensor in self.modules.state_dict().values())
+        weights = sum(tensor.nbytes for tensor in self.state().values())
+        whole = weights + sum(tensor.nbytes for tensor in self.state(frozen=True).values())
         remembered = 2 * sum(p.nbytes for group in self.training.optimizer.param_groups for p in group["params"])
         written = math.ceil(self.training.steps / (self.settings.checkpoint_every or self.training.steps))
         held = min(written, self.settings.keep + 1)  # a new one is whole before the oldest goes
         coming = max(1, held - len(list_checkpoints(self.output)))
-        return coming * (weights + remembered) + weights
+        return coming * (weights + remembered) + whole
 
     def _described_change(self, saved: Mapping[str, Any], step: int) -> str:
         """Whether a run of another length goes on to the numbers that it would have had from the start."""
@@ -291,7 +305,7 @@ class Session:
             raise refuse("the processes", rule, f"others than process 0's in {others}")
 
     def _restored(self, checkpoint: Checkpoint) -> TrainingState:
-        self.modules.load_state_dict(dict(checkpoint.model))
+        self.modules.load_state_dict({**self.state(frozen=True), **checkpoint.model})
         load_optimizer_tensors(self.training.optimizer, checkpoint.optimizer)
         own = sorted(name for name in checkpoint.generators if name.startswith(f"rank{self.rank.rank}."))
         generators = tuple(checkpoint.generators[name] for name in own)

@@ -10,6 +10,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from gclib.models.adapters import check_peft
 from gclib.models.encoder import SIZES
 from gclib.models.presets import PRESETS
 from gclib.steps import STEPS
@@ -20,6 +21,7 @@ POOLED = ("mean", "cls", "last")
 DEFAULT_CHUNK = "auto"
 LENGTHS = {"query_length": 64, "passage_length": 256}
 FRESH_RATE, TRAINED_RATE = 1e-3, 2e-5  # the first moves trained weights so far that they forget
+LORA_RATE = 2e-4  # of pairs beside frozen weights, which forget nothing: about ten times as high
 WARMUP_PART = 10  # trained weights: the rate rises over one step in so many
 # What may differ from the run that is resumed: nothing of it changes what a step computes.
 FREE = ("test_pairs", "checkpoint_every", "keep", "evaluate_every", "timeout_seconds")
@@ -60,6 +62,9 @@ class Settings:
         "mini", "model", f"{', '.join(SIZES)} or a preset, with fresh weights; or a folder to start from"
     )
     pooling: str | None = option(None, "model", "how tokens become one vector; else mean, or the preset's", str, POOLED)
+    lora_rank: int | None = option(
+        None, "model", "freeze the weights, and train pairs of this rank beside the attention's (LoRA; needs peft)", int
+    )
     vocab_size: int = option(8_000, "model", "tokens of a fresh model's vocabulary", int)
     dropout: float = option(0.1, "model", f"of a fresh {', '.join(SIZES)}; other models have their own", float)
 
@@ -85,7 +90,8 @@ class Settings:
     learning_rate: float | None = option(
         None,
         "updates",
-        f"the highest, of AdamW; else {FRESH_RATE:g} for fresh weights, {TRAINED_RATE:g} for others",
+        f"the highest, of AdamW; else {FRESH_RATE:g} for fresh weights, {TRAINED_RATE:g} for others, "
+        f"{LORA_RATE:g} with --lora-rank",
         float,
     )
     warmup_steps: int | None = option(
@@ -142,6 +148,7 @@ class Settings:
     def with_rates(self, steps: int) -> "Settings":
         """With the rate and the warm-up that suit the weights, where nothing was said, for a run of so many steps."""
         rate, warmup = (FRESH_RATE, 0) if self.is_fresh else (TRAINED_RATE, math.ceil(steps / WARMUP_PART))
+        rate = rate if self.lora_rank is None else LORA_RATE
         return dataclasses.replace(
             self,
             learning_rate=rate if self.learning_rate is None else self.learning_rate,
@@ -194,6 +201,11 @@ class Settings:
             raise refuse("--dropout", "must be a number from 0 to below 1", self.dropout)
         if self.dropout != DEFAULTS["dropout"] and self.model not in SIZES:
             raise refuse("--dropout", f"must be left out but for {', '.join(SIZES)}: other models have their own", "it")
+        if self.lora_rank is not None:
+            check_peft("--lora-rank")
+            if self.is_fresh:
+                rule = "must be given with trained weights (--model a folder or a name), for they are frozen"
+                raise refuse("--lora-rank", rule, f"it with --model {self.model}")
         path, known = Path(self.model), ", ".join([*SIZES, *PRESETS])
         if self.model in SIZES or self.model in PRESETS:
             return
@@ -201,7 +213,7 @@ class Settings:
             if not (self.is_fresh and path.is_file()):
                 raise refuse("--model", f"must be one of {known}, a config.json that exists, or a folder", self.model)
         elif path.is_dir():
-            if not (path / "config.json").is_file() and not (path / "modules.json").is_file():
+            if not any((path / name).is_file() for name in ("config.json", "modules.json", "adapter_config.json")):
                 raise refuse("--model", "must be a folder that holds a model's config.json", self.model)
         elif "/" not in self.model or not is_hub_name(self.model):
             raise refuse("--model", f"must be one of {known}, a folder, a config.json or a name with /", self.model)
@@ -221,7 +233,9 @@ DEFAULTS = {item.name: item.default for item in dataclasses.fields(Settings)}
 SMALLEST = {
     **dict.fromkeys(("test_pairs", "negatives", "retain_chunks", "warmup_steps", "seed"), 0),
     **dict.fromkeys(("checkpoint_every", "evaluate_every"), 0),
-    **dict.fromkeys(("train_pairs", "batch_size", "chunk_size", "chunk_tokens", "steps", "epochs", "keep"), 1),
+    **dict.fromkeys(
+        ("train_pairs", "lora_rank", "batch_size", "chunk_size", "chunk_tokens", "steps", "epochs", "keep"), 1
+    ),
     **dict.fromkeys(("query_length", "passage_length"), 3),
     "vocab_size": 64,
 }

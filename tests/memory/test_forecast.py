@@ -266,7 +266,7 @@ def test_kinds_add_up():
         ({"step": "accumulation", "chunk_size": None, "chunk_tokens": 64}, "chunk_tokens must be None"),
         ({"pooling": "max"}, "pooling"),
         ({"gradient_checkpointing": "yes"}, "gradient_checkpointing"),
-        ({"config": None, "encoders": [nn.Linear(1, 1)] * 2, "pooling": "mean"}, "pooling and gradient_checkpointing"),
+        ({"config": None, "encoders": [nn.Linear(1, 1)] * 2, "pooling": "mean"}, "pooling, gradient_checkpointing"),
         ({"passage_length": [1, 2]}, "passage_length"),
         ({"dtype": torch.int64}, "dtype"),
         ({"autocast": "bf16"}, "autocast"),
