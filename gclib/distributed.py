@@ -14,13 +14,14 @@ R of them retained) runs a model of L units and a root around them n + (n - R) t
   units whole. The sum of the chunks' averages is the average of their sum: the gradient is right.
 - inside `weights_kept`: L + 1 of each, however many chunks there are, for a whole model's weights and gradients.
 
-DeepSpeed cannot be run by this project's tests; this is read off its design and its issue tracker. ZeRO-2 reduces a
-parameter's gradient from a hook, once in an `engine.backward`; the cached step runs n backwards inside of that one, and
-the second ends in the assertion "Gradient computed twice for this partition" (as two towers of one model do there, and
-reentrant checkpointing). `engine.no_sync()` is refused by stages 2 and 3. ZeRO-3 gathers each module's weights for each
-of its 2n - R forwards and n backwards, reduces n times, and wants the same calls on every rank. What to do: ZeRO-1,
-whose gradients stay whole until one reduction; or FSDP2, which shards what ZeRO-3 does by itself, and inside
-`weights_kept(reduce_once=False)` what ZeRO-2 does: gradients and optimizer states, a reduction a chunk.
+DeepSpeed cannot be run by this project's tests; this is read in its source and issues. ZeRO-2 reduces a parameter's
+gradient from a hook, once in an `engine.backward`; the cached step runs n backwards inside of that one, and the second
+ends in the assertion "Gradient computed twice for this partition" (as one model over two inputs does there, and
+reentrant checkpointing). `engine.no_sync()` is refused by stages 2 and 3. (DeepSpeed's own tiled layers mark parameters
+`ds_grad_is_ready = False` until their last piece, and so may a step: whole gradients, one reduction.) ZeRO-3 gathers
+each module's weights for each of its 2n - R forwards and n backwards, and wants the same calls on every rank. What to
+do: ZeRO-1 without overlap_comm, which sets no hooks and reduces once; or FSDP2, which shards what ZeRO-3 does by
+itself, and inside `weights_kept(reduce_once=False)` what ZeRO-2 does: gradients and optimizer states.
 
 Letters: W ranks, B queries of the whole batch, b of one rank (ranks may differ), K hard negatives per query.
 """

@@ -163,15 +163,14 @@ def watched_peaks(here):
 
 
 def test_a_sharded_rank_s_peak_stays_below_its_bound_and_near_it(tmp_path):
-    """Measured on 2 ranks: 0.85 and 0.80 of the bound (AdamW's states apart, which stand in both)."""
+    """Measured on 2 ranks: 0.77 and 0.70 of the bounds, which add up what need not meet."""
     encoder = Encoder.from_config("mini")
     bytes_of_rank = rank_bytes([encoder], ranks=2)
     forecast = forecast_step("grad_cache", config="mini", **SHARDED, **SHAPES)
     bounds = [bytes_of_rank.peak_at_most(forecast, kept=kept) for kept in (False, True)]
     for peaks in run_ranks(watched_peaks, 2, tmp_path):
         ratios = [peak / bound for peak, bound in zip(peaks, bounds, strict=True)]
-        print(ratios, peaks, bounds, forecast.peak_bytes)
-        assert all(0.5 <= ratio <= 1 for ratio in ratios), ratios
+        assert all(0.6 <= ratio <= 1 for ratio in ratios), ratios
 
 
 @pytest.mark.parametrize(
