@@ -134,7 +134,7 @@ def grad_cache_step(
 
     verify: "first" checks an encoder in its first step, "always" in each, "never" trusts it (`gclib.verify`): that it
     encodes a chunk the second time as the first, a row alike in any company, and trimmed as untrimmed. It costs two to
-    four forwards of two rows, the representations kept until the end, and a comparison a chunk.
+    four forwards of two rows, 16 numbers a chunk and their comparison; no bytes of tensors beside a later step's.
 
     Holds, beside one chunk's graph: all representations, then their gradients (the cache), and the generators' states.
     After an error or a raise from on_phase these are as at entry. BatchNorm in training mode is refused.
@@ -169,8 +169,8 @@ def grad_cache_loss(
     the gradient that arrives. Until then it holds representations, the loss's graph (B * N logits where it is dense),
     generators' states and retained graphs; they go with the loss. The replay runs under the autocast of this call;
     where DistributedDataParallel synchronises now, gradients are averaged once, at the end. Arguments as in
-    `grad_cache_step`. Raises ValueError from backward() for a second one, create_graph=True, and weights, inputs or modes (train, eval)
-    that are other ones by then. `torch.autograd.grad` and backward(inputs=) see no parameters: use backward().
+    `grad_cache_step`. ValueError from backward() for a second one, create_graph=True, and weights, inputs or modes that
+    are other ones by then. `torch.autograd.grad` and backward(inputs=) see no parameters: use backward().
     """
     cut = {"chunk_size": chunk_size, "chunk_tokens": chunk_tokens, "plan": plan, "sort_by_length": sort_by_length}
     options = {"mask": mask, "on_phase": on_phase, "scaler": None, "token_inputs": token_inputs}
