@@ -8,13 +8,17 @@ import numpy as np
 import pytest
 import torch
 from helpers.oracles import InfoNCE, TinyEncoder, gradients, token_batch, worst_error
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import nn
 from torch.nn.utils.parametrizations import spectral_norm
 from torch.utils.checkpoint import checkpoint
 
 from gclib.chunks import plan_chunks
 from gclib.distance import distance_cache_step
+from gclib.memory.ledger import record_memory
 from gclib.steps import accumulation_step, grad_cache_step, naive_step
+from gclib.verify import sketch
 
 CACHED = partial(grad_cache_step, chunk_size=3)
 
@@ -326,6 +330,67 @@ def test_the_first_step_looks_and_later_ones_trust():
     assert counts == [later + 5, later, later + 10, later]  # tied towers are looked at once; always: each of them
     for change in changes[1:]:  # what looks at rows draws nothing
         assert all(map(torch.equal, change, changes[0]))
+
+
+@pytest.mark.parametrize("chunk_size", [1, 3, 8])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_first_step_takes_the_bytes_of_a_later_one(chunk_size, dtype):
+    encoder, inputs, loss = TinyEncoder().to(dtype), [texts(), texts(seed=1)], InfoNCE().to(dtype)
+
+    def peak():
+        encoder.zero_grad(set_to_none=True)
+        loss.zero_grad(set_to_none=True)
+        with record_memory(encoder, loss) as ledger:
+            grad_cache_step([encoder] * 2, inputs, loss, chunk_size=chunk_size, on_phase=ledger.on_phase)
+        return ledger.peak_bytes
+
+    assert peak() == peak()
+
+
+class Slightly(nn.Module):
+    """A layer whose output moves by `size` of its length in each forward with a graph: in one number, or in all."""
+
+    def __init__(self, size, everywhere):
+        super().__init__()
+        self.layer, self.size, self.everywhere = nn.Linear(5, 4), size, everywhere
+
+    def forward(self, x):
+        output = self.layer(x)
+        if not torch.is_grad_enabled():
+            return output
+        away = torch.ones_like(output) if self.everywhere else torch.eye(*output.shape).to(output) * (x[0, 0] * 0 + 1)
+        return output + away * (self.size * output.detach().norm() / away.norm())
+
+
+@pytest.mark.parametrize("everywhere", [True, False])
+@pytest.mark.parametrize(("dtype", "size"), [(torch.float64, 1e-8), (torch.float32, 1e-3), (torch.bfloat16, 0.3)])
+def test_a_second_forward_that_is_slightly_another_is_refused(dtype, size, everywhere):
+    inputs, loss = [pictures().to(dtype), pictures(seed=1).to(dtype)], InfoNCE().to(dtype)
+    with pytest.raises(ValueError, match="the second time"):
+        CACHED([Slightly(size, everywhere).to(dtype)] * 2, inputs, loss)
+    CACHED([Slightly(size / 1e3, everywhere).to(dtype)] * 2, inputs, loss)
+
+
+@settings(deadline=None)
+@given(shape=st.lists(st.integers(1, 6), min_size=2, max_size=4), seed=st.integers(0, 10**6), part=st.floats(0, 1))
+def test_sketches_are_as_far_apart_as_what_they_stand_for(shape, seed, part):
+    generator = torch.Generator().manual_seed(seed)
+    first, away = (torch.randn(shape, generator=generator, dtype=torch.float64) for _ in range(2))
+    away = away * (torch.rand(shape, generator=generator) <= part)
+    (numbers, length), (others, _) = sketch(first), sketch(first + 1e-6 * away)
+    assert length == pytest.approx(float(first.norm()))
+    told, true = float(np.sqrt(np.square(numbers - others).mean())), 1e-6 * float(away.norm())
+    assert true / 50 <= told <= 50 * true + 1e-14 * length
+
+
+def test_a_sketch_passes_over_trailing_zeros_and_tells_numbers_that_are_not_finite():
+    reps = torch.randn(3, 4, 5, dtype=torch.float64)
+    padded = nn.functional.pad(reps, (0, 0, 0, 3))
+    assert np.allclose(sketch(reps)[0], sketch(padded)[0], rtol=1e-12)
+    with_nan, with_infinity = reps.clone(), reps.clone()
+    with_nan[0, 0, 0], with_infinity[0, 0, 0] = torch.nan, torch.inf
+    assert np.array_equal(sketch(with_nan)[0], sketch(with_nan)[0])
+    assert not np.allclose(sketch(with_nan)[0], sketch(with_infinity)[0])
 
 
 def test_another_mode_is_looked_at_anew():

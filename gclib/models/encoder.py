@@ -152,13 +152,16 @@ class Encoder(nn.Module):
     ) -> Tensor:
         """input_ids (rows, T), attention_mask (rows, T) with 1 for a token and 0 for padding -> (rows, D).
 
-        A model for pictures is given pixel_values in place of both. With pooling "tokens": (rows, T, D).
+        A model for pictures is given pixel_values in place of both. With pooling "tokens": (rows, T, D), zero at
+        padding, so that rows can be trimmed. A loss over them needs the mask: of negative similarities zero is largest.
         """
         given = {"input_ids": input_ids, "attention_mask": attention_mask, **model_inputs}
         output = self.model(**{name: value for name, value in given.items() if value is not None})
         reps = self._represent(output, attention_mask)
         for layer in self.head or ():
             reps = layer(reps)
+        if self.head and self.pooling == "tokens":  # a bias would come in at padding
+            reps = _without_padding(reps, attention_mask)
         return F.normalize(reps, dim=-1) if self.normalize else reps
 
     def _represent(self, output: Any, attention_mask: Tensor | None) -> Tensor:
@@ -166,12 +169,19 @@ class Encoder(nn.Module):
             return _own_output(output)
         tokens = output.last_hidden_state
         if self.pooling == "tokens":
-            return tokens
+            return _without_padding(tokens, attention_mask)
         mask = torch.ones(tokens.shape[:2], device=tokens.device) if attention_mask is None else attention_mask
         if mask.shape != tokens.shape[:2]:
             rule = f"must give one vector a token to be pooled, {tuple(mask.shape)}"
             raise refuse("model", rule, str(tuple(tokens.shape[:2])))
         return pool(tokens, mask, self.pooling)
+
+
+def _without_padding(tokens: Tensor, mask: Tensor | None) -> Tensor:
+    """Token vectors (rows, T, D) with zeros at padding, whatever stood there; as they are where no mask fits them."""
+    if mask is None or mask.shape != tokens.shape[:2]:
+        return tokens
+    return tokens.masked_fill((mask == 0).unsqueeze(-1), 0)
 
 
 def _own_output(output: Any) -> Tensor:

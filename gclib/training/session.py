@@ -208,7 +208,7 @@ class Session:
             write_checkpoint(self.output, checkpoint, keep=self.settings.keep)
 
     def export(self) -> None:
-        """The trained encoder as a folder that others load, model/; adapters are merged there, and alone in adapter/."""
+        """The trained encoder as a folder that others load, model/; adapters merged there, and alone in adapter/."""
         if self.rank.is_first:
             limits = [self.encoder.rules.max_length, positions_of(self.encoder.model.config)]
             longest = min(n for n in limits if n) if limits[0] else max(self.training.lengths.values())

@@ -1,5 +1,7 @@
 """Pooling honours the mask; any folder that transformers wrote can be loaded."""
 
+import warnings
+
 import pytest
 import torch
 from transformers import (
@@ -14,6 +16,8 @@ from transformers import (
 
 from gclib import Encoder
 from gclib.models.encoder import SIZES, bert_config
+from gclib.models.layers import Dense
+from gclib.steps import grad_cache_step
 
 
 @pytest.fixture(scope="module")
@@ -110,7 +114,45 @@ def test_token_representations_are_not_pooled(model):
     encoder = Encoder(model.model, pooling="tokens")
     reps = encoder(**padded([5, 6, 7], 4))
     assert reps.shape == (1, 4, 32)
-    torch.testing.assert_close(reps.norm(dim=2), torch.ones(1, 4))
+    torch.testing.assert_close(reps.norm(dim=2), torch.tensor([[1.0, 1.0, 1.0, 0.0]]))
+    without_mask = encoder(padded([5, 6, 7], 4)["input_ids"])
+    torch.testing.assert_close(without_mask.norm(dim=2), torch.ones(1, 4))
+
+
+@pytest.mark.parametrize("head", [(), (Dense(32, 6, activation=torch.nn.Tanh()),)])
+def test_token_representations_are_zero_at_padding_and_their_rows_are_trimmed(model, head):
+    encoder = Encoder(model.model, pooling="tokens", head=head)
+    batch = {name: torch.cat([padded([5, 6, 7], 8)[name], padded([9], 8)[name]]) for name in padded([5], 8)}
+    reps = encoder(**batch)
+    assert not reps[batch["attention_mask"] == 0].any() and reps[batch["attention_mask"] == 1].any(-1).all()
+    widths = []
+    handle = model.model.register_forward_hook(
+        lambda module, args, kwargs, out: widths.append(kwargs["input_ids"].shape[1]), with_kwargs=True
+    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for _ in range(2):
+            widths.clear()
+            grad_cache_step([encoder] * 2, [batch] * 2, lambda q, p: (q * p.roll(1, 0)).sum(), chunk_size=1)
+    handle.remove()
+    assert sorted(set(widths)) == [1, 3]
+
+
+def test_not_a_number_at_padding_stays_out_of_token_representations(model):
+    encoder = Encoder(model.model, pooling="tokens")
+    batch = padded([5, 6, 7], 5)
+
+    def spoil(module, args, output):
+        padding = batch["attention_mask"].unsqueeze(-1) == 0
+        output.last_hidden_state = output.last_hidden_state.masked_fill(padding, torch.nan)
+        return output
+
+    handle = model.model.register_forward_hook(spoil)
+    reps = encoder(**batch)
+    handle.remove()
+    reps.square().sum().backward()
+    assert torch.isfinite(reps).all() and all(torch.isfinite(p.grad).all() for p in encoder.parameters())
+    encoder.zero_grad(set_to_none=True)
 
 
 class Plain(torch.nn.Module):
