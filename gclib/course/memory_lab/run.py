@@ -21,6 +21,7 @@ from torch.nn import functional as F
 
 from gclib.chunks import Chunk
 from gclib.course.memory_lab.answers import PRECISIONS, LabSettings, forecast_of, loss_of, way_out
+from gclib.course.threads import Worker
 from gclib.data.corpus import fingerprint, installed_sources
 from gclib.data.pairs import load_pairs
 from gclib.data.tokens import tokenize_pairs, train_tokenizer
@@ -78,7 +79,7 @@ class LiveRun:
         self._before_bytes: int | None = None
         self._stop = threading.Event()
         self._trace = _Trace()
-        self._thread = threading.Thread(target=self.run, name="memory-lab-run", daemon=True)
+        self._thread = Worker(self.run, name="memory-lab-run")
 
     @property
     def done(self) -> int:
