@@ -1,7 +1,7 @@
 """A thread whose end is known for sure.
 
-`threading.Thread.join` may be interrupted (the stop button of a notebook). In Python 3.11 the thread then counts as dead
-while it still works: it can't be waited for, found busy or stopped any more. `Worker` keeps an event of its own instead.
+`threading.Thread.join` may be interrupted (by the stop button of a notebook). In Python 3.11 the thread then counts as
+dead while it still works: it can't be waited for, found busy or stopped any more. `Worker` keeps an event of its own.
 """
 
 import ctypes
