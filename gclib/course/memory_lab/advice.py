@@ -4,8 +4,9 @@ What is advised has been forecast, and fits; where nothing does, that is said. A
 so that it can be followed.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
+from itertools import takewhile
 
 from gclib.course.memory_lab.answers import (
     BATCHES,
@@ -74,11 +75,17 @@ class WayOut:
     settings: LabSettings | None = None
 
 
-def way_out(settings: LabSettings, budget_bytes: int) -> WayOut:
-    """What to change where a step does not fit. What is advised has been forecast, and fits."""
+def way_out(settings: LabSettings, budget_bytes: int, wanted: Callable[[], bool] = lambda: True) -> WayOut:
+    """What to change where a step does not fit. What is advised has been forecast, and fits.
+
+    wanted: is asked between forecasts; once it says no, the search ends and is not remembered.
+    """
     key = (settings, budget_bytes)
     if key not in _ways_out:
-        _ways_out[key] = _look_for_a_way_out(settings, budget_bytes)
+        found = _look_for_a_way_out(settings, budget_bytes, wanted)
+        if not wanted():
+            return found
+        _ways_out[key] = found
     return _ways_out[key]
 
 
@@ -90,7 +97,7 @@ def knows_a_way_out(settings: LabSettings, budget_bytes: int) -> bool:
 _ways_out: dict[tuple[LabSettings, int], WayOut] = {}
 
 
-def _look_for_a_way_out(settings: LabSettings, budget_bytes: int) -> WayOut:
+def _look_for_a_way_out(settings: LabSettings, budget_bytes: int, wanted: Callable[[], bool]) -> WayOut:
     least = [replace(settings, **_LEAST, chunk_size=size) for size in (1, 1 + settings.negatives)]
     smallest = _fits(least, budget_bytes)
     if smallest is None:
@@ -98,10 +105,13 @@ def _look_for_a_way_out(settings: LabSettings, budget_bytes: int) -> WayOut:
     at_peak = forecast_of(settings).at_peak()
     ways = (_retain_less, _with_the_cache, _other_chunks, _with_tiles, _smaller_batch)
     for way in ways:
-        if (found := _fits(way(settings, budget_bytes), budget_bytes)) is not None:
+        options = takewhile(lambda _: wanted(), way(settings, budget_bytes))
+        if (found := _fits(options, budget_bytes)) is not None or not wanted():
             break
     else:
         found = _largest_of_all(smallest, budget_bytes)
+    if found is None:
+        return WayOut("")
     return WayOut(f"{_what_dominates(settings, at_peak, found)}: {_change(settings, found)}.", found)
 
 

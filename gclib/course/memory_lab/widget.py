@@ -263,10 +263,10 @@ class MemoryLab(LiveLab):
         while (wanted := self._next_wanted()) is not None:
             settings, budget_bytes = wanted
             known = answers.is_ready(settings)
-            if not self._try(settings) and peak_of(settings) > budget_bytes:
-                if not known and self._wanted == wanted:
+            if not self._try(settings) and self._wanted == wanted and peak_of(settings) > budget_bytes:
+                if not known:
                     self._draw(settings)  # the picture, before the advice
-                way_out(settings, budget_bytes)
+                way_out(settings, budget_bytes, lambda wanted=wanted: self._wanted == wanted)
             with self._wanting:
                 if self._wanted != wanted:
                     continue

@@ -117,6 +117,7 @@ def move(memory_lab, draw):
 @pytest.mark.slow
 def test_50_random_moves_of_all_controls_raise_nothing(memory_lab):
     draw = random.Random(1)
+    memory_lab.model.options = [(name, name) for name in ("tiny", "mini", "clip-vit-b-32-text")]
     for _ in range(50):
         move(memory_lab, draw)  # quicker than laws are read off: only where the controls come to rest, one is
     memory_lab.wait()
@@ -135,6 +136,8 @@ def test_random_moves_that_are_each_drawn_raise_nothing_and_leak_nothing(moves, 
     memory_lab.query_length.options = [("same", 0), ("16", 16)]
     memory_lab.tile_size.options = [("dense", 0), ("1,024", 1024)]
     memory_lab.precision.options = [("float32", "float32"), ("bf16 autocast", "bf16 autocast")]
+    memory_lab.negatives.options, memory_lab.tied.options = [("0", 0), ("2", 2)], [("one", True)]
+    memory_lab.checkpointing.options = [("no", False)]
     for number in range(moves):
         move(memory_lab, draw)
         memory_lab.wait()
@@ -789,7 +792,7 @@ def test_a_forecast_that_fails_is_told_by_everything_and_is_not_tried_again(memo
 
 def test_what_does_not_fit_is_said_before_the_advice_is_there(memory_lab, monkeypatch):
     go = threading.Event()
-    monkeypatch.setattr(widgets, "way_out", lambda *of: (go.wait(30), way_out(*of)))
+    monkeypatch.setattr(widgets, "way_out", lambda *of: (go.wait(30), way_out(*of))[1])
     memory_lab.batch_size.value = 65536
     wait_until(lambda: "Looking for what would fit" in text_of(memory_lab.forecast))
     assert text_of(memory_lab.forecast).startswith("Peak ") and alt_of(memory_lab)
