@@ -15,6 +15,7 @@ from gclib.memory.devices import GPU_MEMORY_BYTES
 from gclib.memory.forecast import MemoryForecast, forecast_step
 from gclib.memory.ledger import MemoryLedger, record_memory
 from gclib.memory.plan import StepPlan, best_plan, choose_retained, largest_batch, largest_chunk
+from gclib.memory.step_plan import plan_step
 from gclib.models.encoder import Encoder
 from gclib.models.presets import PRESETS, config_of
 from gclib.randomness import RandomState
@@ -47,6 +48,7 @@ __all__ = [
     "grad_cache_step",
     "naive_step",
     "plan_chunks",
+    "plan_step",
     "process_group",
     "ring_contrastive_loss",
 ]

@@ -163,7 +163,7 @@ class _Blocks:
         return gradients
 
     def of(self, queries: Tensor, passages: Tensor) -> Tensor:
-        """One block of distances. Autocast's copies of the weights, made with or without a graph, do not outlive it."""
+        """The distances of one block of pairs. Autocast's copies of the weights end with it."""
         distances = self.distance(queries, passages)
         torch.clear_autocast_cache()
         shape = len(queries), len(passages)

@@ -362,7 +362,7 @@ def test_alone_everything_is_the_plain_loss():
             lambda: ContrastiveLoss(across="gather")(
                 torch.ones(2, 2), torch.ones(2, 2), mask=torch.zeros(2, 2, dtype=torch.bool)
             ),
-            "mask must be None with across=.gather.",
+            "mask must be a rule of gclib.losses.masks",
         ),
     ],
 )

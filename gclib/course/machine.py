@@ -67,10 +67,10 @@ def read_pins(path: Path = PINS) -> dict[str, str]:
         line = line.split("#")[0].strip()
         if not line:
             continue
-        found = re.fullmatch(r"([A-Za-z0-9._-]+)==([A-Za-z0-9.!]+)", line)
-        if found is None:
+        pin = re.fullmatch(r"([A-Za-z0-9._-]+)==([A-Za-z0-9.!]+)", line)
+        if pin is None:
             raise refuse("path", "must hold lines of the form name==version", line)
-        pins[re.sub(r"[-_.]+", "-", found[1]).lower()] = found[2]
+        pins[re.sub(r"[-_.]+", "-", pin[1]).lower()] = pin[2]
     return pins
 
 

@@ -29,12 +29,12 @@ class SavedTensors:
 
     def by_shape(self) -> list[tuple[tuple[int, ...], torch.dtype, int, int]]:
         """(shape, dtype, how many, bytes of all of them), most bytes first."""
-        found: dict[tuple, list[int]] = {}
+        counts_of: dict[tuple, list[int]] = {}
         for shape, dtype, size in zip(self.shapes, self.dtypes, self.sizes, strict=True):
-            entry = found.setdefault((shape, dtype), [0, 0])
+            entry = counts_of.setdefault((shape, dtype), [0, 0])
             entry[0] += 1
             entry[1] += size
-        return sorted(((*key, *counts) for key, counts in found.items()), key=lambda row: -row[3])
+        return sorted(((*key, *counts) for key, counts in counts_of.items()), key=lambda row: -row[3])
 
 
 @contextmanager

@@ -4,13 +4,17 @@ Letters: W ranks, B queries of the whole batch, b of one rank, K hard negatives 
 dimensions.
 """
 
-import torch
+from collections.abc import Sequence
+from typing import Any
+
 from torch import Tensor
-from torch.nn import functional as F
 
 from gclib.distributed import gather_with_grad, mean_over_ranks, own_rows, rows_of_ranks, world_size
-from gclib.losses.dense import contrastive_loss
-from gclib.losses.tiled import tiled_contrastive_loss, tiled_rows_loss
+from gclib.losses.dense import contrastive_loss, rows_loss
+from gclib.losses.directions import POSITIVES, PP, PQ, QQ, Directions, Side
+from gclib.losses.masks import Rule, as_rule, refuse_matrix
+from gclib.losses.tiled import tile_side, tiled_contrastive_loss, tiled_rows_loss
+from gclib.losses.tiles import Layout
 from gclib.support.validation import check_representations, check_temperature
 
 
@@ -20,57 +24,56 @@ def gathered_contrastive_loss(
     *,
     temperature: float | Tensor,
     symmetric: bool = False,
+    mask: Rule | None = None,
+    directions: Sequence[str] | None = None,
+    partition: str = "joint",
     tile_size: int | str | None = None,
 ) -> Tensor:
     """The loss of the whole batch, of which each of W ranks gives its own rows: (b, D) and (b * (1 + K), D).
 
     Each rank gathers the passages and takes the loss of its own queries; if symmetric it gathers the queries too, and
     takes the second direction of its own positives. So a rank has b * N logits, and no logit is computed twice
-    over the ranks but once for each direction. Returns the mean over all B queries, the same on every rank, with
+    over the ranks but once for each direction. mask: a rule for the rank's own rows, of the same kind on every rank;
+    what it knows of the others' is gathered. Returns the mean over all B queries, the same on every rank, with
     W times this rank's share of the gradient: see `gclib.distributed`. Alone: `contrastive_loss`, or the tiled one.
 
-    Raises ValueError for shapes or dtypes that do not fit, on all ranks where theirs differ.
+    Raises ValueError for shapes or dtypes that do not fit, on all ranks where theirs differ, and for a (B, N) mask.
     Source: Gao et al. 2021, section 3.4.
     """
+    refuse_matrix(mask)
+    asked = {"symmetric": symmetric, "directions": directions, "partition": partition}
     if world_size() == 1:
-        return local_loss(
-            query_reps, passage_reps, temperature=temperature, symmetric=symmetric, mask=None, tile_size=tile_size
-        )
+        return local_loss(query_reps, passage_reps, temperature=temperature, mask=mask, tile_size=tile_size, **asked)
     check_representations(query_reps, passage_reps)
     check_temperature(temperature)
+    rule = as_rule(mask, query_reps.shape[0], passage_reps.shape[0], query_reps.device)
+    wanted = Directions.of(symmetric, directions, partition)
     rows = rows_of_ranks(query_reps, passage_reps)
     group, first = passage_reps.shape[0] // query_reps.shape[0], own_rows(rows).start
-    settings = {"temperature": temperature, "tile_size": tile_size, "first": first}
     passages = gather_with_grad(passage_reps, rows=[group * count for count in rows])
-    share = _rows_loss(query_reps, passages, group=group, **settings)
-    if symmetric:
-        queries = gather_with_grad(query_reps, rows=rows)
-        share = (share + _rows_loss(passage_reps[::group], queries, group=1, **settings)) / 2
+    all_queries = gather_with_grad(query_reps, rows=rows) if {PQ, QQ} & set(wanted.names) else None
+    positives = passage_reps[::group] if set(wanted.names) & {PQ, PP, POSITIVES} else None
+    known = [None, None] if rule is None else [Side.of(*part, group) for part in _known(rule, rows, group)]
+    side = passages.shape[0] if tile_size is None else tile_side(tile_size, query_reps)
+    layout = Layout(wanted, side, group, first, rule, *known)
+    if tile_size is None:
+        own = Side(query_reps, positives, None)
+        share = rows_loss(own, Side.of(all_queries, passages, group), temperature, layout)
+    else:
+        share = tiled_rows_loss(query_reps, passages, positives, all_queries, temperature=temperature, layout=layout)
     share = share * (query_reps.shape[0] * world_size() / sum(rows))
     return share + (mean_over_ranks(share) - share.detach())
 
 
-def _rows_loss(
-    reps: Tensor, against: Tensor, *, temperature: float | Tensor, tile_size: int | str | None, first: int, group: int
-) -> Tensor:
-    """One direction, the mean over `reps`: the positive of row i is row (first + i) * group of `against`."""
-    if tile_size is not None:
-        return tiled_rows_loss(reps, against, temperature=temperature, tile_size=tile_size, first=first, group=group)
-    labels = torch.arange(first, first + reps.shape[0], device=reps.device)
-    return F.cross_entropy(reps @ against.T / temperature, labels * group)
+def _known(rule: Rule, rows: list[int], group: int) -> list[tuple[tuple[Tensor, ...], tuple[Tensor, ...]]]:
+    """What the rule knows of this rank's queries and passages, and of all."""
+    queries = tuple(gather_with_grad(tensor, rows=rows) for tensor in rule.queries)
+    passages = tuple(gather_with_grad(tensor, rows=[group * count for count in rows]) for tensor in rule.passages)
+    return [(rule.queries, rule.passages), (queries, passages)]
 
 
-def local_loss(
-    query_reps: Tensor,
-    passage_reps: Tensor,
-    *,
-    temperature: float | Tensor,
-    symmetric: bool,
-    mask: Tensor | None,
-    tile_size: int | str | None,
-) -> Tensor:
+def local_loss(query_reps: Tensor, passage_reps: Tensor, *, tile_size: int | str | None, **options: Any) -> Tensor:
     """`contrastive_loss` where tile_size is None, `tiled_contrastive_loss` else: the loss of one process's batch."""
-    options = {"temperature": temperature, "symmetric": symmetric, "mask": mask}
     if tile_size is None:
         return contrastive_loss(query_reps, passage_reps, **options)
     return tiled_contrastive_loss(query_reps, passage_reps, tile_size=tile_size, **options)

@@ -1,14 +1,18 @@
 """`ContrastiveLoss`: the contrastive loss with its settings, as a module that every step takes for its `loss_fn`."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 
+from gclib.losses.directions import Directions
 from gclib.losses.gathered import gathered_contrastive_loss, local_loss
+from gclib.losses.masks import Rule
 from gclib.losses.ring import ring_contrastive_loss
 from gclib.losses.tiled import check_tile_size
 from gclib.support.validation import one_of, positive_number, refuse
 
-ACROSS = ("none", "gather", "ring")
+LOSSES = {"none": local_loss, "gather": gathered_contrastive_loss, "ring": ring_contrastive_loss}
 
 
 class ContrastiveLoss(nn.Module):
@@ -19,8 +23,11 @@ class ContrastiveLoss(nn.Module):
     tile_size: None computes the dense loss; an int computes it tile by tile (`gclib.losses.tiled`), "auto" in tiles
     that fit the cache. across: over several processes "none" is the loss of each one's own rows; "gather" that of the
     whole batch, passages gathered (`gathered_contrastive_loss`); "ring" the same with passages that travel
-    (`ring_contrastive_loss`), which needs a tile_size. The last two want `average_gradients` after the step, take no
-    mask, and are the plain loss in a process alone.
+    (`ring_contrastive_loss`), which needs a tile_size. The last two want `average_gradients` after the step, and are
+    the plain loss in a process alone. directions, partition: what is contrasted with what, under one softmax or each
+    under its own (`gclib.losses.directions`); None is query to passage, and symmetric=True the mean of both ways.
+
+    Called with mask=: a rule of `gclib.losses.masks`, or, with across="none", a (B, N) bool tensor.
 
     Raises ValueError for a setting that can't be, or a ring without tile_size.
     """
@@ -31,17 +38,20 @@ class ContrastiveLoss(nn.Module):
         *,
         learnable: bool = False,
         symmetric: bool = False,
+        directions: Sequence[str] | None = None,
+        partition: str = "joint",
         tile_size: int | str | None = None,
         across: str = "none",
     ):
         super().__init__()
         start = positive_number("temperature", temperature)
-        self.across = one_of("across", across, ACROSS)
+        self.across = one_of("across", across, tuple(LOSSES))
         if across == "ring" and tile_size is None:
             raise refuse("tile_size", 'must be an int or "auto" for a ring, which has no dense form', None)
         self.fixed_temperature = None if learnable else start
         self.log_temperature = nn.Parameter(torch.tensor(start).log()) if learnable else None
-        self.symmetric = symmetric
+        Directions.of(symmetric, directions, partition)
+        self.symmetric, self.directions, self.partition = symmetric, directions, partition
         self.tile_size = None if tile_size is None else check_tile_size(tile_size)
 
     @property
@@ -54,18 +64,17 @@ class ContrastiveLoss(nn.Module):
         """Whether every rank must take this loss of all its rows at once, as a step in chunks of their own can't."""
         return self.across != "none"
 
-    def forward(self, query_reps: Tensor, passage_reps: Tensor, mask: Tensor | None = None) -> Tensor:
-        """query_reps (B, D), passage_reps (N, D), mask (B, N) or None -> scalar."""
-        settings = {"temperature": self.temperature, "symmetric": self.symmetric, "tile_size": self.tile_size}
-        if self.across == "none":
-            return local_loss(query_reps, passage_reps, mask=mask, **settings)
-        if mask is not None:
-            raise refuse("mask", f"must be None with across={self.across!r}: it would need all ranks' rows", "a mask")
-        loss = ring_contrastive_loss if self.across == "ring" else gathered_contrastive_loss
-        return loss(query_reps, passage_reps, **settings)
+    def forward(self, query_reps: Tensor, passage_reps: Tensor, mask: Tensor | Rule | None = None) -> Tensor:
+        """query_reps (B, D), passage_reps (N, D), mask a rule or (B, N) or None -> scalar."""
+        settings = {"temperature": self.temperature, "symmetric": self.symmetric, "mask": mask}
+        settings |= {"directions": self.directions, "partition": self.partition, "tile_size": self.tile_size}
+        return LOSSES[self.across](query_reps, passage_reps, **settings)
 
     def extra_repr(self) -> str:
         """The settings, for print(loss)."""
         temperature = "learnable" if self.fixed_temperature is None else f"{self.fixed_temperature:g}"
         ranks = f", across={self.across}" if self.needs_whole_batch else ""
-        return f"temperature={temperature}, symmetric={self.symmetric}, tile_size={self.tile_size}{ranks}"
+        ways = f"symmetric={self.symmetric}"
+        if self.directions is not None:
+            ways = f"directions={tuple(self.directions)}, partition={self.partition}"
+        return f"temperature={temperature}, {ways}, tile_size={self.tile_size}{ranks}"

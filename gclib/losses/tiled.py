@@ -11,14 +11,18 @@ the positives are the diagonal of slot 0, and slot 0 alone has a second directio
 Letters: B queries, K hard negatives per query, N = B * (1 + K) passages, D dimensions; R x C the sides of a tile.
 """
 
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from gclib.losses.tiles import Gradients, Logits, LogSumExp, Softmax, add_gradients, merge_logits
-from gclib.support.validation import check_mask, check_representations, check_temperature, positive_int
+from gclib.losses.directions import PQ, QP, TEXTS, Directions, Side
+from gclib.losses.masks import Rule, as_rule
+from gclib.losses.tiles import Gradients, Layout, Logits, LogSumExp, Softmax, add_gradients, merge_logits
+from gclib.support.validation import check_representations, check_temperature, positive_int
 
 CACHE_FOLDER = Path("/sys/devices/system/cpu/cpu0/cache")
 UNKNOWN_CACHE_BYTES = 16 * 2**20  # where the system doesn't tell
@@ -32,15 +36,18 @@ def tiled_contrastive_loss(
     *,
     temperature: float | Tensor,
     symmetric: bool = False,
-    mask: Tensor | None = None,
+    mask: Tensor | Rule | None = None,
+    directions: Sequence[str] | None = None,
+    partition: str = "joint",
     tile_size: int | str,
 ) -> Tensor:
     """`contrastive_loss`, value and gradients, computed in tiles of at most tile_size x tile_size logits.
 
     query_reps (B, D); passage_reps (N, D) with N = B * (1 + K), the positive of query i in row i * (1 + K); mask
-    (B, N) bool, True = left out of the denominator; temperature a number or a tensor of one element, which gets its
-    gradient. Any strides. No size has to divide another. tile_size: "auto" takes what the processor's cache holds, and
-    4,096 on a GPU (`auto_tile_size`).
+    a rule (`gclib.losses.masks`), whose masks are made tile by tile, or a whole (B, N) bool, True = left out of the
+    denominator; directions, partition as in `contrastive_loss`; temperature a number or a tensor of one element, which
+    gets its gradient. Any strides. No size has to divide another. tile_size: "auto" takes what the processor's cache
+    holds, and 4,096 on a GPU (`auto_tile_size`).
 
     Allocates tiles (one; one more if symmetric, and in backward one more for a learnable temperature), some vectors
     of B numbers, log2(N / tile_size) blocks (tile_size, D) and the gradients. Never allocated: the B x N logits,
@@ -60,29 +67,30 @@ def tiled_contrastive_loss(
     """
     check_representations(query_reps, passage_reps)
     check_temperature(temperature)
-    check_mask(mask, query_reps.shape[0], passage_reps.shape[0], query_reps.device)
-    group = passage_reps.shape[0] // query_reps.shape[0]
-    return _TiledLoss.apply(
-        query_reps, passage_reps, temperature, mask, symmetric, tile_side(tile_size, query_reps), 0, group
-    )
+    rule = as_rule(mask, query_reps.shape[0], passage_reps.shape[0], query_reps.device)
+    wanted = Directions.of(symmetric, directions, partition)
+    group, side = passage_reps.shape[0] // query_reps.shape[0], tile_side(tile_size, query_reps)
+    known = None if rule is None else Side.of(rule.queries, rule.passages, group)
+    layout = Layout(wanted, side, group, 0, rule, known, known)
+    return _TiledLoss.apply(query_reps, passage_reps, None, None, temperature, layout)
 
 
 def tiled_rows_loss(
     query_reps: Tensor,
     passage_reps: Tensor,
+    positives: Tensor | None,
+    all_queries: Tensor | None,
     *,
     temperature: float | Tensor,
-    tile_size: int | str,
-    first: int,
-    group: int,
+    layout: Layout,
 ) -> Tensor:
     """The tiled loss of b of a batch's queries, averaged over these b: what one process of several computes.
 
-    query_reps (b, D); passage_reps (N, D), those of the whole batch, `group` = 1 + K for each query; `first`: the place
-    of these queries in the batch, so that the positive of query i is passage (first + i) * group. One direction.
+    query_reps (b, D), positives (b, D): this process's; passage_reps (N, D), all_queries (B, D): those of the whole
+    batch; positives and all_queries None where no direction needs them. layout.first: the place of these queries in the
+    batch, so that the positive of query i is passage (first + i) * group.
     """
-    side = tile_side(tile_size, query_reps)
-    return _TiledLoss.apply(query_reps, passage_reps, temperature, None, False, side, first, group)
+    return _TiledLoss.apply(query_reps, passage_reps, positives, all_queries, temperature, layout)
 
 
 def tile_side(tile_size: int | str, reps: Tensor) -> int:
@@ -136,35 +144,68 @@ def _cache_bytes(path: Path) -> int:
 
 
 class _TiledLoss(torch.autograd.Function):
-    """Autograd's view of the two passes, which share the log-sum-exps and the positives' logits."""
+    """Autograd's view of the two passes, which share the log-sum-exps and the positives' logits.
+
+    Where positives and all_queries are None the rows are the batch, and one walk over the tiles of queries against
+    passages serves the columns' sums too.
+    """
 
     @staticmethod
-    def forward(ctx, query_reps, passage_reps, temperature, mask, symmetric, side, first, group):
-        ctx.settings = {"side": side, "first": first, "group": group}
+    def forward(ctx, query_reps, passage_reps, positives, all_queries, temperature, layout):
+        own, against = _sides(layout, query_reps, passage_reps, positives, all_queries)
+        directions, ctx.layout = layout.directions, layout
         with torch.autocast(query_reps.device.type, enabled=False):
-            logits = Logits(query_reps, passage_reps, temperature, mask=mask, **ctx.settings)
-            positives = logits.new_empty(logits.rows)
-            directions = [LogSumExp.empty(positives) for _ in range(2 if symmetric else 1)]
-            merge_logits(logits, positives, directions)
-            loss = torch.stack([others.losses(positives).mean() for others in directions]).mean()
+            first = layout.logits(QP, own, against, temperature)
+            positive_logits = first.new_empty(first.rows)
+            sums = [LogSumExp.empty(positive_logits) for _ in range(directions.apart)]
+            for direction, places in _walks(directions, all_queries is None):
+                logits = first if direction == QP else layout.logits(direction, own, against, temperature)
+                merge_logits(logits, positive_logits, [sums[place] for place in places])
+            losses = [others.losses(positive_logits, directions.copies).mean() for others in sums]
+            loss = torch.stack(losses).mean()
         is_tensor = isinstance(temperature, Tensor)
         ctx.number = None if is_tensor else temperature
-        sums = [part for others in directions for part in (others.maximum, others.total)]
-        ctx.save_for_backward(query_reps, passage_reps, temperature if is_tensor else None, mask, positives, *sums)
+        parts = [part for others in sums for part in (others.maximum, others.total)]
+        reps = query_reps, passage_reps, positives, all_queries
+        ctx.save_for_backward(*reps, temperature if is_tensor else None, positive_logits, *parts)
         return loss
 
     @staticmethod
     def backward(ctx, gradient_of_loss):
         refuse_second_derivative("tiled_contrastive_loss")
-        query_reps, passage_reps, temperature, mask, positives, *sums = ctx.saved_tensors
-        directions = [LogSumExp(*pair) for pair in zip(sums[::2], sums[1::2], strict=True)]
-        with torch.autocast(query_reps.device.type, enabled=False):
+        reps, (temperature, positive_logits, *parts) = ctx.saved_tensors[:4], ctx.saved_tensors[4:]
+        sums = [LogSumExp(*pair) for pair in zip(parts[::2], parts[1::2], strict=True)]
+        layout, (own, against), is_whole = ctx.layout, _sides(ctx.layout, *reps), reps[3] is None
+        with torch.autocast(reps[0].device.type, enabled=False):
             temperature = ctx.number if temperature is None else temperature
-            logits = Logits(query_reps, passage_reps, temperature, mask=mask, **ctx.settings)
-            weight = gradient_of_loss / (len(directions) * logits.rows * temperature)
-            gradients = _zeros(logits, ctx.needs_input_grad)
-            add_gradients(logits, Softmax.of(positives, directions, weight), gradients)
-        return *like_inputs(gradients, logits), *[None] * 5
+            logits = layout.logits(QP, own, against, temperature)
+            weight = gradient_of_loss / (len(sums) * logits.rows * temperature)
+            walks = _walks(layout.directions, is_whole)
+            gradients = _zeros(logits, reps, ctx.needs_input_grad, once=len(walks) == 1)
+            of_own, of_against = _sides(layout, *gradients[:4])
+            softmax = Softmax.of(positive_logits, sums, weight, layout.directions.copies)
+            for direction, places in walks:
+                rows, columns = TEXTS[direction]
+                room = Gradients(getattr(of_own, rows), getattr(of_against, columns), gradients[4])
+                add_gradients(layout.logits(direction, own, against, temperature), softmax.facing(*places), room)
+        return *(like(rep, gradient) for rep, gradient in zip([*reps, temperature], gradients, strict=True)), None
+
+
+def _walks(directions: Directions, is_whole: bool) -> list[tuple[str, tuple[int, ...]]]:
+    """The directions whose tiles are walked, each with the places of its rows' (and columns') sums."""
+    last, walks = directions.apart - 1, []
+    for name in directions.names:
+        if name != PQ:
+            walks.append((name, (0, last) if name == QP and directions.both and is_whole else (0,)))
+        elif not is_whole:
+            walks.append((name, (last,)))
+    return walks
+
+
+def _sides(layout: Layout, queries: Any, passages: Any, positives: Any, all_queries: Any) -> tuple[Side, Side]:
+    """Rows and columns: of representations, or of their gradients."""
+    against = Side.of(queries if all_queries is None else all_queries, passages, layout.group)
+    return Side(queries, against.positives if positives is None else positives, None), against
 
 
 def refuse_second_derivative(name: str) -> None:
@@ -176,20 +217,16 @@ def refuse_second_derivative(name: str) -> None:
         )
 
 
-def _zeros(logits: Logits, wanted: tuple[bool, ...]) -> Gradients:
-    """Room for the wanted gradients. Each row of a query's is added to once, so its own dtype will do."""
-    of_queries = torch.zeros_like(logits.query_reps, memory_format=torch.contiguous_format) if wanted[0] else None
-    of_passages = logits.new_empty(*logits.passage_reps.shape).zero_() if wanted[1] else None
-    return Gradients(of_queries, of_passages, logits.new_empty().zero_() if wanted[2] else None)
+def _zeros(logits: Logits, reps: Sequence[Tensor | None], wanted: Sequence[bool], *, once: bool) -> list[Tensor | None]:
+    """Room for the wanted gradients, the temperature's last. Where each row of a query's is added to `once`, its own
+    dtype will do.
+    """
+    room = [logits.new_zeros(*rep.shape) if wanted[place] else None for place, rep in enumerate(reps[1:], 1)]
+    own = reps[0] if once else logits.new_empty(0)
+    of_queries = own.new_zeros(reps[0].shape) if wanted[0] else None
+    return [of_queries, *room, logits.new_zeros() if wanted[4] else None]
 
 
-def like_inputs(gradients: Gradients, logits: Logits) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-    """The gradients in the dtypes, shapes and devices of queries, passages and temperature."""
-    queries, passages, temperature = gradients.queries, gradients.passages, gradients.temperature
-    if queries is not None:
-        queries = queries.to(logits.query_reps.dtype)
-    if passages is not None:
-        passages = passages.to(logits.passage_reps.dtype)
-    if temperature is not None:
-        temperature = temperature.to(logits.temperature).reshape(logits.temperature.shape)
-    return queries, passages, temperature
+def like(tensor: Any, gradient: Tensor | None) -> Tensor | None:
+    """The gradient in the dtype, shape and device of what it is of."""
+    return None if gradient is None else gradient.to(tensor).reshape(tensor.shape)

@@ -121,8 +121,8 @@ def _to_float32(function: Callable) -> Callable:
     """The function with a float32 result, unless its caller names another: nothing is copied before."""
 
     def widened(*args: Any, **kwargs: Any) -> Any:
-        given = args[0] if args else kwargs.get("input")
-        narrow = isinstance(given, Tensor) and given.is_floating_point() and kwargs.get("dtype") is None
+        tensor = args[0] if args else kwargs.get("input")
+        narrow = isinstance(tensor, Tensor) and tensor.is_floating_point() and kwargs.get("dtype") is None
         return function(*args, **(kwargs | {"dtype": torch.float32} if narrow else kwargs))
 
     return widened

@@ -27,6 +27,7 @@ from gclib.memory.workload import Workload
 from gclib.randomness import RandomState
 from gclib.steps import accumulation_step, cache_gradients, grad_cache_step, naive_step, take_loss
 from gclib.support.validation import refuse
+from gclib.towers import encode
 
 Events = list[tuple[Segment, np.ndarray]]  # a run's pieces, each with its bytes relative to its start
 PlacedLaws = list[tuple[dict[str, Any], Law]]  # where in the step a piece stands, and its law
@@ -45,7 +46,7 @@ def relative(ledger: MemoryLedger) -> Events:
 
 @dataclass(frozen=True)
 class Place:
-    """Where in a step a piece belongs."""
+    """Where in a step a piece of its timeline belongs: phase, tower and chunk."""
 
     phase: str
     tower: int | None
@@ -137,6 +138,14 @@ class FakeStep:
             parameters = [parameter for encoder in self.encoders for parameter in encoder.parameters()]
             return sum(tensor.nbytes for tensor in RandomState.record(parameters).tensors)
 
+    def batch(self, tower: int, rows: int, width: int | None) -> Any:
+        """What a tower is given in a run: a padded batch of fake tensors."""
+        return padded_batch(self.encoders[tower], rows, width)
+
+    def in_order(self, first: int, rows: int) -> tuple[int, ...]:
+        """The rows of a run's chunk: side by side, as in a padded batch."""
+        return tuple(range(first, first + rows))
+
     def encoder_index(self, tower: int) -> int:
         """The first tower that has the same encoder: tied towers share laws and gradients."""
         return next(number for number, other in enumerate(self.encoders) if other is self.encoders[tower])
@@ -156,10 +165,11 @@ class FakeStep:
 
         on_encoded: is called with the ledger so far and the representations at the end of each forward of an encoder.
         """
-        encoders = self.encoders if towers is None else [self.encoders[tower] for tower in towers]
+        towers = range(len(self.encoders)) if towers is None else towers
+        encoders = [self.encoders[tower] for tower in towers]
         with self._faked():
             self.runs += 1
-            inputs = [padded_batch(*tower) for tower in zip(encoders, rows, widths, strict=True)]
+            inputs = [self.batch(*each) for each in zip(towers, rows, widths, strict=True)]
             with record_memory(*self.modules) as ledger, ExitStack() as stack:
                 stack.enter_context(suppress(PhaseReached))
                 for encoder in encoders if on_encoded else ():
@@ -188,7 +198,7 @@ class FakeStep:
     def input_bytes(self, tower: int, rows: int, width: int | None) -> int:
         """Bytes of what a tower is given."""
         with self._faked():
-            row = padded_batch(self.encoders[tower], 1, width)
+            row = self.batch(tower, 1, width)
         return rows * sum(tensor.nbytes for tensor in row.values())
 
     def whole(
@@ -238,9 +248,9 @@ class FakeStep:
         """The laws under this key: of this session, of an earlier one, or fitted now."""
         with self.lock:
             if key not in self._laws:
-                kept = self.files.read(key, with_loss=with_loss) if self.files else None
-                laws = fit() if kept is None else [(place, Law(differences)) for place, differences in kept]
-                if kept is None and self.files:
+                stored = self.files.read(key, with_loss=with_loss) if self.files else None
+                laws = fit() if stored is None else [(place, Law(differences)) for place, differences in stored]
+                if stored is None and self.files:
                     self.files.write(key, [(place, law.differences) for place, law in laws], with_loss=with_loss)
                 self._laws[key] = laws
             return self._laws[key]
@@ -250,7 +260,7 @@ class FakeStep:
     ) -> dict[tuple[str, bool], Piece]:
         """A step with a tower of chunks of these sizes: pieces by (phase, whether it is the first)."""
         starts = [sum(sizes[:number]) for number in range(len(sizes))]
-        chunks = [Chunk(tuple(range(at, at + size)), width or 1) for at, size in zip(starts, sizes, strict=True)]
+        chunks = [Chunk(self.in_order(at, size), width or 1) for at, size in zip(starts, sizes, strict=True)]
         options = {"plan": chunks, "retain_chunks": len(sizes) if retained else 0, "until": until}
         ends: list[int] = []
 
@@ -294,7 +304,7 @@ class FakeStep:
         key = ("row", self.encoder_index(tower), width)
         with self._faked(), torch.no_grad():
             if key not in self._laws:
-                reps = self.encoders[tower](**padded_batch(self.encoders[tower], 2, width))
+                reps = encode(self.encoders[tower], self.batch(tower, 2, width))
                 self._laws[key] = (tuple(reps.shape[1:]), reps.dtype)
         return self._laws[key]
 

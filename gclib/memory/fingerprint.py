@@ -300,8 +300,8 @@ def _of_python(kind: type) -> bool:
 
 def _slots(kind: type) -> list[str]:
     """The names of a class's slots."""
-    found = (vars(base).get("__slots__", ()) for base in kind.__mro__)
-    names = [name for slots in found for name in ([slots] if isinstance(slots, str) else slots)]
+    slot_lists = (vars(base).get("__slots__", ()) for base in kind.__mro__)
+    names = [name for slots in slot_lists for name in ([slots] if isinstance(slots, str) else slots)]
     return [name for name in names if name not in ("__dict__", "__weakref__")]
 
 
@@ -310,10 +310,10 @@ def _namespace_of(module: str) -> _Namespace:
 
 
 def _file_of(module: str) -> str:
-    found = sys.modules.get(module)
-    if found is None:
+    loaded = sys.modules.get(module)
+    if loaded is None:
         return ""
-    return getattr(found, "__file__", None) or ("<frozen" if module in sys.builtin_module_names else "")
+    return getattr(loaded, "__file__", None) or ("<frozen" if module in sys.builtin_module_names else "")
 
 
 def _is_library(module: ModuleType) -> bool:

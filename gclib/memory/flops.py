@@ -8,6 +8,7 @@ Letters: B queries, N passages, D dimensions, T tokens, C rows of a chunk, R ret
 forward of all chunks / tokens of the padded batch; r = the share of the former that stands in retained chunks.
 """
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -15,7 +16,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import (
+    FlopCounterMode,
+    flop_registry,
+    sdpa_backward_flop_count,
+    sdpa_flop_count,
+    shape_wrapper,
+)
 
 from gclib.chunks import Chunk, check_plan, plan_chunks, price_of_a_call, schedule
 from gclib.memory.fake_modules import fake_copy, padded_tokens
@@ -117,14 +125,42 @@ def count_flops(call: Callable[[], object]) -> int:
     """
     if not callable(call):
         raise refuse("call", "must be callable without arguments", type(call).__name__)
-    aten = torch.ops.aten
-    kernels = {
-        aten._scaled_dot_product_flash_attention_for_cpu: _attention,
-        aten._scaled_dot_product_flash_attention_for_cpu_backward: _attention_backward,
-    }
-    with FlopCounterMode(display=False, custom_mapping=kernels) as counter:
+    with FlopCounterMode(display=False, custom_mapping=_kernels()) as counter:
         call()
     return counter.get_total_flops()
+
+
+class FlopsByPhase(TorchDispatchMode):
+    """FLOPs of a step by (phase, tower, chunk), as `count_flops` counts them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.totals: Counter[tuple] = Counter()
+        self._place: tuple = ("start", None, None)
+        kernels = {kernel: shape_wrapper(formula) for kernel, formula in _kernels().items()}
+        self._formulas = {**flop_registry, **kernels}
+
+    def step(self, step: Callable[..., Tensor], *arguments: Any, on_phase: Callable[..., None], **options: Any) -> Any:
+        """The step, counted."""
+
+        def noted(phase: str, **named: Any) -> None:
+            self._place = (phase, named.get("tower"), named.get("chunk"))
+            on_phase(phase, **named)
+
+        with self:
+            return step(*arguments, on_phase=noted, **options)
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """As for the ledger: nothing here is compiled."""
+        return False
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        formula = self._formulas.get(getattr(func, "_overloadpacket", None))
+        if formula is not None:
+            self.totals[self._place] += formula(*args, **(kwargs or {}), out_val=result)
+        return result
 
 
 def encoder_cost(encoder: nn.Module) -> EncoderCost:
@@ -263,6 +299,15 @@ def _checked_reps(reps: Any, rows: int) -> Tensor:
         got = f"shape {tuple(reps.shape)}" if isinstance(reps, Tensor) else type(reps).__name__
         raise refuse("encoder", f"must return representations (rows, D) for its {rows} rows", got)
     return reps
+
+
+def _kernels() -> dict[Any, Callable[..., int]]:
+    """The formulas of the CPU's own attention kernel, which torch's counter does not know."""
+    aten = torch.ops.aten
+    return {
+        aten._scaled_dot_product_flash_attention_for_cpu: _attention,
+        aten._scaled_dot_product_flash_attention_for_cpu_backward: _attention_backward,
+    }
 
 
 def _attention(query_shape: Any, key_shape: Any, value_shape: Any, *rest: Any, **named: Any) -> int:

@@ -55,7 +55,7 @@ class Law:
         return cls((few, slope))
 
     def beside(self, value: np.ndarray, extra: int | None) -> "Law":
-        """The law with this value at n = 2 and the same growth. With `extra`, two events more stand at that place."""
+        """This law moved: this value at n = 2, the same growth. With `extra`, two events more stand at that place."""
         rows = [] if extra is None else [extra, extra]
         widened = []
         for difference in self.differences:

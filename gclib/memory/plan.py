@@ -24,25 +24,32 @@ MOST_TILES = 4_096  # beyond this a forecast, which runs each tile once with fak
 
 @dataclass(frozen=True)
 class StepPlan:
-    """What to run on a card, what it takes there, and why.
+    """What to run, what it takes there, and why.
 
-    chunk_size: None for the naive step. tile_size: None for the dense loss. time_ratio: time over the naive step's, by
-    the cost model, and 1 for the naive step itself.
+    chunk_size or chunk_tokens: one int for all towers, or one a tower; of the naive step, the rows of each. tile_size:
+    the loss's, None for the dense one. time_ratio: time over the naive step's, by the cost model, and 1 for the naive
+    step itself.
     """
 
     step: str
-    chunk_size: int | None
+    chunk_size: int | tuple[int, ...] | None
     retain_chunks: int
-    tile_size: int | None
+    tile_size: int | str | None
     peak_bytes: int
     time_ratio: float
     reason: str
+    chunk_tokens: int | tuple[int, ...] | None = None
 
     def options(self) -> dict[str, Any]:
-        """The step's own keywords, as `grad_cache_step` takes them; none for the naive step."""
-        if self.step == "naive":
-            return {}
-        return {"chunk_size": self.chunk_size, "retain_chunks": self.retain_chunks}
+        """The keywords of `grad_cache_step` and `grad_cache_loss` for this plan.
+
+        Of the naive step too: one chunk a tower, retained, is encoded once and as the batch stands, to `naive_step`'s
+        gradient.
+        """
+        cut = {"chunk_size": self.chunk_size, "chunk_tokens": self.chunk_tokens}
+        options = {name: value for name, value in cut.items() if value is not None}
+        whole = {"sort_by_length": False} if self.step == "naive" else {}
+        return {**options, "retain_chunks": self.retain_chunks, **whole}
 
 
 def largest_batch(step: str, *, budget_bytes: int, largest: int = 2**20, **same: Any) -> int:
@@ -125,13 +132,13 @@ def best_plan(
             raise refuse(name, "must be left to best_plan, which chooses it", same[name])
     smallest = None
     for tile in TILE_SIDES:
-        if tile is not None and (tile >= batch_size or (-(-batch_size // tile)) ** 2 > MOST_TILES):
+        if tile is not None and (tile >= batch_size or not fits_tiles(batch_size, tile)):
             continue
         loss = ContrastiveLoss(temperature, symmetric=symmetric, tile_size=tile)
         whole = Workload(step="naive", batch_size=batch_size, loss=loss, **same)
         naive = forecast_workload(whole)
         if naive.peak_bytes <= budget_bytes:
-            return _naive(naive, tile, budget_bytes)
+            return _naive(naive, whole, tile, budget_bytes)
         row_by_row = replace(whole, step="grad_cache", chunk_size=1)
         smallest = forecast_workload(row_by_row)
         if smallest.peak_bytes <= budget_bytes:
@@ -140,13 +147,18 @@ def best_plan(
     raise refuse("budget_bytes", f"must be at least the {needed} of one row a chunk", format_bytes(budget_bytes))
 
 
-def _naive(whole: MemoryForecast, tile: int | None, budget_bytes: int) -> StepPlan:
+def fits_tiles(rows: int, tile: int) -> bool:
+    """Whether the loss of so many rows is in few enough tiles of this side for a forecast."""
+    return (-(-rows // tile)) ** 2 <= MOST_TILES
+
+
+def _naive(naive: MemoryForecast, workload: Workload, tile: int | None, budget_bytes: int) -> StepPlan:
     logits = "" if tile is None else f", with the logits in tiles of {tile:,},"
     reason = (
-        f"The whole batch at once{logits} takes {format_bytes(whole.peak_bytes)} of {format_bytes(budget_bytes)}: "
+        f"The whole batch at once{logits} takes {format_bytes(naive.peak_bytes)} of {format_bytes(budget_bytes)}: "
         "nothing has to be encoded twice."
     )
-    return StepPlan("naive", None, 0, tile, whole.peak_bytes, 1.0, reason)
+    return StepPlan("naive", workload.rows, len(workload.rows), tile, naive.peak_bytes, 1.0, reason)
 
 
 def _cached(budget_bytes: int, naive_bytes: int, tile: int | None, row_by_row: Workload) -> StepPlan:

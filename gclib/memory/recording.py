@@ -87,18 +87,18 @@ class Recording:
     command: str
 
 
-def record_card(found: Calibration, folder: str | Path, *, cases: Sequence[CalibratedStep] = RECORDED) -> Path:
+def record_card(calibration: Calibration, folder: str | Path, *, cases: Sequence[CalibratedStep] = RECORDED) -> Path:
     """Record the cases on the CUDA card that `found` is of, and write them beside it to a file in the folder.
 
     Raises ValueError where there is no such card.
     """
-    if not torch.cuda.is_available() or torch.cuda.get_device_name() != found.device:
-        raise refuse("found", "must be of the CUDA card that is here", found.device)
+    if not torch.cuda.is_available() or torch.cuda.get_device_name() != calibration.device:
+        raise refuse("found", "must be of the CUDA card that is here", calibration.device)
     with torch.device("cuda"):
-        encoder = Encoder.from_config(found.model)
+        encoder = Encoder.from_config(calibration.model)
     steps = tuple(_record(case, encoder) for case in cases)
-    name = "".join(letter if letter.isalnum() else "-" for letter in found.device.lower())
-    recording = Recording(found, steps, "python -m gclib calibrate --record data/recordings")
+    name = "".join(letter if letter.isalnum() else "-" for letter in calibration.device.lower())
+    recording = Recording(calibration, steps, "python -m gclib calibrate --record data/recordings")
     path = Path(folder) / f"{name}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(_written(recording), separators=(",", ":")) + "\n", "utf-8")

@@ -91,16 +91,16 @@ class _Saved:
 
     def pack(self, tensor: Tensor) -> Tensor:
         """Called by autograd as it saves `tensor`; what is returned lives as long as autograd remembers it."""
-        kept = tensor.detach()
+        handle = tensor.detach()
         storage = tensor.untyped_storage()
         if storage._cdata not in self._known:
             key, size = (self._place[1], storage._cdata), storage.nbytes()
             if key not in self._uses:
                 self._bytes[key[0]] = self._bytes.get(key[0], 0) + size
             self._uses[key] = self._uses.get(key, 0) + 1
-            weakref.finalize(kept, self._forget, key, size).atexit = False
+            weakref.finalize(handle, self._forget, key, size).atexit = False
             self._note()
-        return kept
+        return handle
 
     def _forget(self, key: tuple[Piece, int], size: int) -> None:
         self._uses[key] -= 1
@@ -113,8 +113,8 @@ class _Saved:
             self.peaks[-1] = {piece: size for piece, size in self._bytes.items() if size}
 
 
-def _unpack(kept: Tensor) -> Tensor:
-    return kept
+def _unpack(handle: Tensor) -> Tensor:
+    return handle
 
 
 def _walk_of(segments: Sequence[Any], peaks: Sequence[dict[Piece, int]]) -> Walk:

@@ -128,9 +128,9 @@ class Autocast:
 
     @classmethod
     def ambient(cls, device_type: str) -> "Autocast":
-        """As it is now."""
+        """The autocast state of a device type as it is now."""
         return cls(device_type, torch.is_autocast_enabled(device_type), torch.get_autocast_dtype(device_type))
 
     def restored(self) -> torch.autocast:
-        """A context in which it is so again."""
+        """A context in which autocast is as it was then."""
         return torch.autocast(self.device_type, dtype=self.dtype, enabled=self.enabled)

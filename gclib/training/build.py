@@ -161,9 +161,9 @@ def with_prompts(settings: Settings) -> Settings:
 
     As sentence-transformers reads them: the prompt "query"; "document", else "passage"; else its default prompt.
     """
-    kept = {} if settings.is_fresh else prompts_of(settings.model)
-    query = kept.get("query", kept.get("default", ""))
-    passage = next((kept[name] for name in (*PASSAGE_PROMPTS, "default") if name in kept), "")
+    prompts = {} if settings.is_fresh else prompts_of(settings.model)
+    query = prompts.get("query", prompts.get("default", ""))
+    passage = next((prompts[name] for name in (*PASSAGE_PROMPTS, "default") if name in prompts), "")
     return replace(
         settings,
         query_prefix=query if settings.query_prefix is None else settings.query_prefix,
@@ -175,13 +175,13 @@ def prompts_of(name_or_folder: str) -> dict[str, str]:
     """The prompts of config_sentence_transformers.json by name; as "default" the one that is used without a name."""
     try:
         path = find_file(name_or_folder, PROMPTS)
-        kept = {} if path is None else json.loads(path.read_text("utf-8"))
-        prompts = {name: text for name, text in (kept.get("prompts") or {}).items() if isinstance(text, str)}
+        about = {} if path is None else json.loads(path.read_text("utf-8"))
+        prompts = {name: text for name, text in (about.get("prompts") or {}).items() if isinstance(text, str)}
     except (OSError, ValueError, AttributeError) as error:
         rule = f"must hold a {PROMPTS} that can be read, if any ({first_line(error)})"
         raise refuse("--model", rule, name_or_folder) from error
-    if kept.get("default_prompt_name") in prompts:
-        prompts["default"] = prompts[kept["default_prompt_name"]]
+    if about.get("default_prompt_name") in prompts:
+        prompts["default"] = prompts[about["default_prompt_name"]]
     return prompts
 
 

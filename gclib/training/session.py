@@ -199,8 +199,8 @@ class Session:
     def export(self) -> None:
         """The trained encoder as a folder that others load."""
         if self.rank.is_first:
-            kept = [self.encoder.rules.max_length, positions_of(self.encoder.model.config)]
-            longest = min(n for n in kept if n) if kept[0] else max(self.training.lengths.values())
+            limits = [self.encoder.rules.max_length, positions_of(self.encoder.model.config)]
+            longest = min(n for n in limits if n) if limits[0] else max(self.training.lengths.values())
             save_model_folder(self.encoder, self.training.tokenizer, self.output / "model", max_length=longest)
             self._write_prompts(self.output / "model" / PROMPTS)
             as_new_files(self.output / "model")
@@ -209,14 +209,14 @@ class Session:
     def _write_prompts(self, path: Path) -> None:
         """The prefixes as sentence-transformers' prompts, beside those that are there."""
         about = json.loads(path.read_text("utf-8")) if path.is_file() else {}
-        kept = about.get("prompts") or {}
-        names = [name for name in PASSAGE_PROMPTS if name in kept] or [PASSAGE_PROMPTS[0]]
+        prompts_there = about.get("prompts") or {}
+        names = [name for name in PASSAGE_PROMPTS if name in prompts_there] or [PASSAGE_PROMPTS[0]]
         prompts = {
             "query": self.settings.query_prefix or "",
             **dict.fromkeys(names, self.settings.passage_prefix or ""),
         }
-        if kept or any(prompts.values()):
-            write_json(path, {**about, "prompts": {**kept, **prompts}})
+        if prompts_there or any(prompts.values()):
+            write_json(path, {**about, "prompts": {**prompts_there, **prompts}})
 
     def compare(self) -> None:
         """What the test pairs said before the first step beside the last; a warning where the run went down."""

@@ -31,37 +31,6 @@ def forecast(step, batch_size, chunk_size, length=12):
     return forecast_step(step, config="tiny", batch_size=batch_size, chunk_size=chunk_size, **lengths)
 
 
-# --- units ----------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("count", "text"),
-    [
-        (0, "0 B"),
-        (12, "12 B"),
-        (1023, "1,023 B"),
-        (1024, "1.00 KiB"),
-        (1536, "1.50 KiB"),
-        (1023 * 2**20, "1,023 MiB"),
-        (11 * 2**30, "11.0 GiB"),
-        (3.123 * 2**40, "3.12 TiB"),
-        (-5 * 2**20, "-5.00 MiB"),
-    ],
-)
-def test_bytes_in_words(count, text):
-    assert format_bytes(count) == text
-
-
-@pytest.mark.parametrize("count", [float("nan"), float("inf"), None, "12", True])
-def test_what_is_no_number_of_bytes_is_refused(count):
-    with pytest.raises(ValueError, match="count must be a finite number of bytes"):
-        format_bytes(count)
-
-
-def test_the_unit_is_the_largest_that_is_filled():
-    assert [unit_for(n)[0] for n in (1, 2**10, 2**20 - 1, 2**20, 2**40)] == ["B", "KiB", "KiB", "MiB", "TiB"]
-
-
 # --- the timeline as data -------------------------------------------------------------------------------------
 
 

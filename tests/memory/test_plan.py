@@ -28,7 +28,8 @@ def test_the_largest_chunk_fits_and_the_next_does_not():
 
 def test_the_naive_step_where_it_fits():
     plan = best_plan(2**30, batch_size=32, **SAME)
-    assert (plan.step, plan.time_ratio, plan.options()) == ("naive", 1.0, {})
+    options = {"chunk_size": (32, 32), "retain_chunks": 2, "sort_by_length": False}
+    assert (plan.step, plan.time_ratio, plan.options()) == ("naive", 1.0, options)
     assert plan.peak_bytes == peak("naive", batch_size=32)
     assert "nothing has to be encoded twice" in plan.reason
 

@@ -164,6 +164,11 @@ class TrainingPlan:
     retain_chunks: int = 0
     sort_by_length: bool = True
 
+    def chunking(self) -> dict[str, int]:
+        """The keywords of the step that say how it is cut: none of the naive one."""
+        of_step = {"naive": (), "accumulation": ("chunk_size",), "grad_cache": ("chunk_size", "retain_chunks")}
+        return {name: getattr(self, name) for name in of_step[self.step]}
+
     def __str__(self) -> str:
         parts = [f"{self.step}, B = {self.batch_size:,}"]
         if self.chunk_size is not None:
@@ -196,9 +201,6 @@ def draw_brief(seed: int) -> Brief:
 def forecast(scenario: Scenario, plan: TrainingPlan) -> MemoryForecast:
     """The bytes of the plan's step with a card's operations, every text padded to its limit."""
     query_length, passage_length = CORPORA[scenario.corpus].longest
-    given: dict[str, Any] = {} if plan.step == "naive" else {"chunk_size": plan.chunk_size}
-    if plan.step == "grad_cache":
-        given["retain_chunks"] = plan.retain_chunks
     return forecast_step(
         plan.step,
         config=scenario.model,
@@ -209,7 +211,7 @@ def forecast(scenario: Scenario, plan: TrainingPlan) -> MemoryForecast:
         passage_length=passage_length,
         optimizer="adamw",
         device="cuda",
-        **given,
+        **plan.chunking(),
     )
 
 

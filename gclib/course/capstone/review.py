@@ -97,13 +97,14 @@ class Review:
         return "\n".join(lines)
 
     def _demands(self) -> list[str]:
-        scenario, kept = self.brief.scenario, self.kept()
-        found = {
+        scenario, fulfilled = self.brief.scenario, self.kept()
+        amounts = {
             "card": (format_bytes(peak_bytes(scenario, self.plan)), format_bytes(scenario.budget_bytes)),
             "deadline": (f"{hours(self.brief, self.plan):.1f} hours", f"{self.brief.deadline_hours:g} hours"),
             "negatives": (f"{negatives(scenario, self.plan):,}", f"{scenario.wanted_negatives:,}"),
         }
-        return [f"  {name:9} {'kept  ' if kept[name] else 'BROKEN'}  {a} of {b}" for name, (a, b) in found.items()]
+        words = {True: "kept  ", False: "BROKEN"}
+        return [f"  {name:9} {words[fulfilled[name]]}  {a} of {b}" for name, (a, b) in amounts.items()]
 
 
 def review(brief: Brief, given: object) -> Review:
@@ -254,9 +255,9 @@ def judge_peak(brief: Brief, given: object, peak_gib: object) -> Score:
         plan = read_plan(brief, given)
     except (ValueError, TypeError) as error:
         return Score("peak", str(peak_gib), 0.0, f"there is no plan to predict for: {error}")
-    found = peak_bytes(brief.scenario, plan)
+    peak = peak_bytes(brief.scenario, plan)
     mistakes = {name: value / GiB for name, value in _mistaken_peaks(brief, plan).items()}
-    return _judge_number("peak", peak_gib, found / GiB, "GiB", mistakes)
+    return _judge_number("peak", peak_gib, peak / GiB, "GiB", mistakes)
 
 
 def judge_hours(brief: Brief, given: object, predicted: object) -> Score:
@@ -269,13 +270,13 @@ def judge_hours(brief: Brief, given: object, predicted: object) -> Score:
 
 
 def _mistaken_peaks(brief: Brief, plan: TrainingPlan) -> dict[str, float]:
-    scenario, found = brief.scenario, peak_bytes(brief.scenario, plan)
+    scenario, peak = brief.scenario, peak_bytes(brief.scenario, plan)
     naive = TrainingPlan("naive", plan.batch_size, plan.tile_size)
     mistakes = {
-        "that is in GB (10^9 bytes); GiB are 2^30": found * GiB / 1e9,
-        "that is in MiB, of which a GiB has 1,024": 1024 * found,
-        "that is in MB (10^6 bytes); GiB are 2^30": found * GiB / 1e6,
-        "that is in bytes": found * GiB,
+        "that is in GB (10^9 bytes); GiB are 2^30": peak * GiB / 1e9,
+        "that is in MiB, of which a GiB has 1,024": 1024 * peak,
+        "that is in MB (10^6 bytes); GiB are 2^30": peak * GiB / 1e6,
+        "that is in bytes": peak * GiB,
         "that is the naive step's peak, which keeps every row's graph": peak_bytes(scenario, naive),
     }
     if plan.retain_chunks:
@@ -284,9 +285,9 @@ def _mistaken_peaks(brief: Brief, plan: TrainingPlan) -> dict[str, float]:
         )
     at_peak = forecast(scenario, plan).at_peak()
     states = sum(at_peak[kind] for kind in ("parameters", "gradients", "optimizer"))
-    mistakes["parameters, gradients and AdamW's two states are forgotten"] = found - states
+    mistakes["parameters, gradients and AdamW's two states are forgotten"] = peak - states
     if at_peak["loss"]:
-        mistakes["the logits are forgotten"] = found - at_peak["loss"]
+        mistakes["the logits are forgotten"] = peak - at_peak["loss"]
     if plan.tile_size is not None:
         mistakes["that is with dense logits"] = peak_bytes(scenario, replace(plan, tile_size=None))
     return mistakes
@@ -294,8 +295,8 @@ def _mistaken_peaks(brief: Brief, plan: TrainingPlan) -> dict[str, float]:
 
 def _mistaken_hours(brief: Brief, plan: TrainingPlan) -> dict[str, float]:
     naive = hours(brief, TrainingPlan("naive", plan.batch_size, plan.tile_size))
-    found = hours(brief, plan)
-    mistakes = {"that is in seconds": 3600 * found, "that is in minutes": 60 * found, "that is in days": found / 24}
+    needed = hours(brief, plan)
+    mistakes = {"that is in seconds": 3600 * needed, "that is in minutes": 60 * needed, "that is in days": needed / 24}
     mistakes["that is the naive step's time"] = naive
     mistakes["that is one update's seconds"] = seconds(brief.scenario, plan)
     if plan.step == "grad_cache":
@@ -412,21 +413,23 @@ def _claim_sorted(brief: Brief, cached: TrainingPlan, holds: bool) -> Claim:
     return Claim(text, holds, f"it takes {100 * ratio:.0f} % of the time without")
 
 
-def judge_claims(found: Sequence[Claim], answers: Mapping[int, object]) -> str:
+def judge_claims(claims_made: Sequence[Claim], answers: Mapping[int, object]) -> str:
     """Each claim with what was said of it (by its place, from 1; True: it holds); if anything, the deciding numbers."""
     if not isinstance(answers, Mapping):
         return f"Answers are {ANSWERS}."
     lines, right = [], 0
-    for place, claim in enumerate(found, start=1):
-        said = answers.get(place)
-        if not isinstance(said, bool):
-            open_still = "not answered yet" if said is None else f"not answered with True or False, but with {said!r}"
+    for place, claim in enumerate(claims_made, start=1):
+        answer = answers.get(place)
+        if not isinstance(answer, bool):
+            open_still = (
+                "not answered yet" if answer is None else f"not answered with True or False, but with {answer!r}"
+            )
             lines.append(f"{place}. {claim.text}\n   {open_still}.")
             continue
-        good = said == claim.holds
+        good = answer == claim.holds
         right += good
         truth = "holds" if claim.holds else "does not hold"
         lines.append(f"{place}. {claim.text}\n   {'right' if good else 'wrong'}: it {truth} ({claim.why}).")
-    if strange := [key for key in answers if key not in range(1, len(found) + 1)]:
+    if strange := [key for key in answers if key not in range(1, len(claims_made) + 1)]:
         lines.append(f"There is no claim {', '.join(map(repr, strange))}: answers are {ANSWERS}.")
-    return "\n".join([*lines, f"{right} of {len(found)} right."])
+    return "\n".join([*lines, f"{right} of {len(claims_made)} right."])

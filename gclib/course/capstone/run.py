@@ -60,24 +60,20 @@ def scaled(brief: Brief, given: object, *, batch_size: int = BATCH) -> TrainingP
 
 def settings_of(plan: TrainingPlan) -> LabSettings:
     """A small plan as the memory lab's settings: the mini model, AdamW, padded texts."""
-    chosen: dict[str, Any] = {} if plan.chunk_size is None else {"chunk_size": plan.chunk_size}
     return LabSettings(
         step=plan.step,
         batch_size=plan.batch_size,
         tile_size=plan.tile_size,
-        retain_chunks=plan.retain_chunks,
         length=PASSAGE_LENGTH,
         query_length=QUERY_LENGTH,
-        **chosen,
+        **plan.chunking(),
     )
 
 
 def step_of(plan: TrainingPlan) -> Callable[..., Tensor]:
     """The step that the plan names, with its chunk, R and order."""
-    options: dict[str, Any] = {} if plan.chunk_size is None else {"chunk_size": plan.chunk_size}
-    if plan.step == "grad_cache":
-        options |= {"retain_chunks": plan.retain_chunks, "sort_by_length": plan.sort_by_length}
-    return partial(STEPS[plan.step], **options)
+    order = {"sort_by_length": plan.sort_by_length} if plan.step == "grad_cache" else {}
+    return partial(STEPS[plan.step], **plan.chunking(), **order)
 
 
 def run_scaled(

@@ -100,20 +100,20 @@ def run_case(task: Task, function: Callable, inputs: Inputs, seed: int) -> tuple
 
     Raises what `function` raises, and CalledBackward where gradients count and it has taken them itself.
     """
-    leaves, given = {}, {}
+    leaves, arguments = {}, {}
     for name, value in inputs.items():
-        given[name] = copy.deepcopy(value)
+        arguments[name] = copy.deepcopy(value)
         if task.differentiable and isinstance(value, Tensor) and value.is_floating_point():
-            leaves[name] = given[name].requires_grad_()
-            given[name] = leaves[name].clone()
+            leaves[name] = arguments[name].requires_grad_()
+            arguments[name] = leaves[name].clone()
     seed_generators(seed)
-    result = function(*given.values())
+    result = function(*arguments.values())
     if any(leaf.grad is not None for leaf in leaves.values()):
         raise CalledBackward
-    changed = next((name for name in inputs if _changed(task, name, inputs, given)), None)
-    found = result if task.outcome is None else task.outcome(result, *given.values())
+    changed = next((name for name in inputs if _changed(task, name, inputs, arguments)), None)
+    outcome = result if task.outcome is None else task.outcome(result, *arguments.values())
     gradients = {} if changed else _gradients(result, leaves)
-    return found, gradients, changed
+    return outcome, gradients, changed
 
 
 def _changed(task: Task, name: str, before: Inputs, after: Inputs) -> bool:
@@ -128,8 +128,8 @@ def _changed(task: Task, name: str, before: Inputs, after: Inputs) -> bool:
 def _gradients(result: object, leaves: dict[str, Tensor]) -> dict[str, Tensor]:
     if not leaves or not isinstance(result, Tensor) or not result.requires_grad or result.numel() == 0:
         return {}
-    found = torch.autograd.grad(result.sum(), list(leaves.values()), allow_unused=True)
-    return {name: g for name, g in zip(leaves, found, strict=True) if g is not None}
+    gradients = torch.autograd.grad(result.sum(), list(leaves.values()), allow_unused=True)
+    return {name: g for name, g in zip(leaves, gradients, strict=True) if g is not None}
 
 
 def judge_cases(task: Task, answer: Callable, cases: list[Case], *, answered: bool = False) -> Verdict | None:

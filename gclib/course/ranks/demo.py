@@ -67,23 +67,23 @@ def make_batch(pairs: int) -> tuple[Tensor, Tensor]:
 def messages_noted() -> Iterator[list[Message]]:
     """What is sent through torch.distributed inside, in order: (name, bytes that were handed over)."""
     noted: list[Message] = []
-    kept = {name: getattr(dist, name) for name in ("all_reduce", "all_gather", "batch_isend_irecv")}
+    originals = {name: getattr(dist, name) for name in ("all_reduce", "all_gather", "batch_isend_irecv")}
 
     def noting(name: str) -> Any:
         def call(*arguments: Any, **settings: Any) -> Any:
-            given = {"all_reduce": arguments[0], "all_gather": arguments[-1]}
-            tensor = given[name] if name in given else arguments[0][0].tensor
+            carriers = {"all_reduce": arguments[0], "all_gather": arguments[-1]}
+            tensor = carriers[name] if name in carriers else arguments[0][0].tensor
             noted.append((name, tensor.numel() * tensor.element_size()))
-            return kept[name](*arguments, **settings)
+            return originals[name](*arguments, **settings)
 
         return call
 
-    for name in kept:
+    for name in originals:
         setattr(dist, name, noting(name))
     try:
         yield noted
     finally:
-        for name, function in kept.items():
+        for name, function in originals.items():
             setattr(dist, name, function)
 
 
@@ -97,26 +97,26 @@ def chunk_sizes(rows: Sequence[int], chunks: int) -> list[int]:
     """Each rank's chunk_size, so that all have `chunks` chunks: DDP's hooks would wait for one that is missing."""
     positive_int("chunks", chunks)
     sizes = [-(-positive_int("rows", count) // chunks) for count in rows]
-    found = [-(-count // size) for count, size in zip(rows, sizes, strict=True)]
-    if set(found) != {chunks}:
-        raise refuse("chunks", f"must be possible for all of the rows {list(rows)}", f"{chunks}, which makes {found}")
+    counts = [-(-count // size) for count, size in zip(rows, sizes, strict=True)]
+    if set(counts) != {chunks}:
+        raise refuse("chunks", f"must be possible for all of the rows {list(rows)}", f"{chunks}, which makes {counts}")
     return sizes
 
 
 def run_way(name: str, rows: Sequence[int], rank: int, chunk_size: int) -> dict[str, Any]:
     """One gradient-cache step by this way: its loss, its gradients by name, and what was sent in it and after it."""
     encoder, loss_fn = make_encoder(), RankLoss(name, rows)
-    inputs, found = own_part(make_batch(sum(rows)), rows, rank), {}
+    inputs, outcome = own_part(make_batch(sum(rows)), rows, rank), {}
 
     def step() -> None:
-        with messages_noted() as found["in_step"]:
-            found["loss"] = float(grad_cache_step([encoder] * 2, inputs, loss_fn, chunk_size=chunk_size))
-        with messages_noted() as found["after"]:
+        with messages_noted() as outcome["in_step"]:
+            outcome["loss"] = float(grad_cache_step([encoder] * 2, inputs, loss_fn, chunk_size=chunk_size))
+        with messages_noted() as outcome["after"]:
             if WAYS[name].averaged:
                 average_gradients(encoder, loss_fn)
 
-    found["gradients"] = gradients_of(step, encoder, loss_fn)
-    return found
+    outcome["gradients"] = gradients_of(step, encoder, loss_fn)
+    return outcome
 
 
 def hooks_of_ddp(rows: Sequence[int], rank: int, chunk_size: int, *, retain_chunks: int) -> dict[str, Any]:
@@ -164,12 +164,12 @@ def peaks_of(pairs: int, ranks: int, rank: int) -> dict[str, int]:
 
 def first_draws(rank: int) -> dict[str, str]:
     """Which of eight numbers dropout keeps on this rank, after the same seed on all ranks and after one of its own."""
-    found = {}
+    draws = {}
     for name, seed in (("seed 0 on every rank", SEED), ("seed 0 + rank", SEED + rank)):
         torch.manual_seed(seed)
-        kept = F.dropout(torch.ones(8)) > 0
-        found[name] = "".join("1" if one else "0" for one in kept)
-    return found
+        survivors = F.dropout(torch.ones(8)) > 0
+        draws[name] = "".join("1" if one else "0" for one in survivors)
+    return draws
 
 
 def say_in_turn(here: Rank, text: str) -> None:
@@ -218,9 +218,21 @@ def launch(rows: Sequence[int], *, chunks: int = 3, peak_pairs: int = 384) -> li
     if not 1 <= len(rows) <= MOST_RANKS:
         raise refuse("rows", f"must be 1 to {MOST_RANKS} numbers, one a rank", list(rows))
     chunk_sizes(rows, chunks)
+    results, said = run_ranks(
+        "gclib.course.ranks.demo", len(rows), [*_typed(rows, chunks), "--peak-pairs", str(peak_pairs)]
+    )
+    print(said, end="")
+    return results
+
+
+def run_ranks(module: str, ranks: int, arguments: Sequence[str]) -> tuple[list[dict[str, Any]], str]:
+    """What each of `ranks` processes that run `module` leaves in its folder, in their order, and what they print.
+
+    RuntimeError with the ranks' own words where one fails, or all of them are late.
+    """
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PET_LOCAL_ADDR": "localhost"}
     with TemporaryDirectory() as folder:
-        line = [sys.executable, *command(rows, chunks)[1:], "--peak-pairs", str(peak_pairs), "--folder", folder]
+        line = [sys.executable, *_torchrun(ranks), module, *arguments, "--folder", folder]
         with subprocess.Popen(
             line, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE
         ) as started:
@@ -235,8 +247,7 @@ def launch(rows: Sequence[int], *, chunks: int = 3, peak_pairs: int = 384) -> li
                 raise
         if started.returncode:
             raise RuntimeError(f"the ranks failed: {_own_words(complained)}")
-        print(said, end="")
-        return [torch.load(Path(folder, f"rank{rank}.pt"), weights_only=True) for rank in range(len(rows))]
+        return [torch.load(Path(folder, f"rank{rank}.pt"), weights_only=True) for rank in range(ranks)], said
 
 
 def _own_words(complained: str) -> str:
@@ -247,8 +258,15 @@ def _own_words(complained: str) -> str:
 
 def command(rows: Sequence[int], chunks: int = 3) -> list[str]:
     """The command line that starts one rank for each of `rows`, as one would type it; `chunks` of each rank's rows."""
-    start = ["python", "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(len(rows))]
-    return [*start, "-m", "gclib.course.ranks.demo", "--rows", *map(str, rows), "--chunks", str(chunks)]
+    return ["python", *_torchrun(len(rows)), "gclib.course.ranks.demo", *_typed(rows, chunks)]
+
+
+def _torchrun(ranks: int) -> list[str]:
+    return ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks), "-m"]
+
+
+def _typed(rows: Sequence[int], chunks: int) -> list[str]:
+    return ["--rows", *map(str, rows), "--chunks", str(chunks)]
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

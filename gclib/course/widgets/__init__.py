@@ -1,1 +1,1 @@
-"""The other widgets of the chapters, and what all of them share."""
+"""The widgets beside the memory lab, one a file, named after what they show; `base` is what all of them share."""

@@ -1,0 +1,310 @@
+"""Bytes and FLOPs of a chunk of a real batch, of any number of rows and any width: what `plan_step` reckons with.
+
+The encoders are the caller's own and so are the entries of their inputs; both are faked, run at a few widths with two
+numbers of rows, and every event of a run is written as a + b w + c w^2 + r (d + e w + f w^2) for r rows of w tokens
+(`gclib.memory.laws` says why bytes are a line in r; attention and its mask make them a parabola in w). A run at the
+batch's own width must lie on it, to the byte. Chunks are of rows that do not stand side by side, as in a sorted batch:
+their copies of ids and masks count.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from gclib.memory.fake_modules import fake_copy
+from gclib.memory.fake_steps import FakeStep
+from gclib.memory.flops import FlopsByPhase
+from gclib.memory.laws import CHECKED, FEW, MANY, Law, LawBroken
+from gclib.support.modules import modules_of
+from gclib.towers import Tower
+
+WIDTHS = (2, 5, 11)  # three for a parabola; the batch's own width is a fourth
+PLAIN = (bool, int, float, str)
+RETAINED = ("first_forward", "backward")
+
+
+@dataclass(frozen=True)
+class Entries:
+    """What a tower's inputs are made of: for each entry its rows' shape, dtype and whether it is cut to the chunk's
+    width (then the shape is what follows the width); other values as they are.
+    """
+
+    kind: str
+    entries: tuple[tuple[Any, Any, Any, bool], ...]
+
+    @classmethod
+    def of(cls, tower: Tower) -> "Entries":
+        """Those of a real tower."""
+        inputs = tower.inputs
+        if isinstance(inputs, Tensor):
+            return cls("tensor", (_entry(None, inputs, trimmed=False),))
+        items = inputs.items() if isinstance(inputs, Mapping) else enumerate(inputs)
+        entries = tuple(_entry(name, value, trimmed=name in tower.trimmed) for name, value in items)
+        return cls("mapping" if isinstance(inputs, Mapping) else "tuple", entries)
+
+    def made(self, rows: int, width: int | None) -> Any:
+        """Inputs of this many rows, every one of them full."""
+        values = {}
+        for name, shape, dtype, trimmed in self.entries:
+            if dtype is None:
+                values[name] = shape
+            else:
+                fill = torch.ones if name == "attention_mask" else torch.zeros
+                values[name] = fill((rows, *((width,) if trimmed else ()), *shape), dtype=dtype)
+        if self.kind == "tensor":
+            return values[None]
+        return values if self.kind == "mapping" else tuple(values.values())
+
+
+def _entry(name: Any, value: Any, *, trimmed: bool) -> tuple[Any, Any, Any, bool]:
+    if not isinstance(value, Tensor):
+        return name, value, None, False
+    return name, tuple(value.shape[2 if trimmed else 1 :]), value.dtype, trimmed
+
+
+@dataclass(frozen=True)
+class Lines:
+    """Bytes over the events of a piece, as six coefficients an event: of 1, w, w^2, r, r w and r w^2."""
+
+    events: np.ndarray
+
+    def at(self, rows: np.ndarray, widths: np.ndarray) -> np.ndarray:
+        """(events, chunks): every event of every chunk. One row takes other operations, and counts as two."""
+        return self.events @ monomials(np.maximum(rows, 2), widths)
+
+    def peaks(self, rows: np.ndarray, widths: np.ndarray) -> np.ndarray:
+        """(chunks,): the highest event of each."""
+        return self.at(rows, widths).max(axis=0) if len(self.events) else np.zeros(len(rows))
+
+    def highest(self) -> "Lines":
+        """Without the events that are nowhere above another one."""
+        events = np.unique(self.events, axis=0)
+        above = (events[:, None] <= events[None]).all(axis=2)
+        np.fill_diagonal(above, val=False)
+        return Lines(events[~above.any(axis=1)])
+
+
+def monomials(rows: np.ndarray, widths: np.ndarray) -> np.ndarray:
+    """(6, chunks): what the coefficients of `Lines` stand before."""
+    return np.stack([rows**a * widths**b for a in (0, 1) for b in (0, 1, 2)]).astype(np.float64)
+
+
+@dataclass(frozen=True)
+class ChunkLaws:
+    """One tower's chunks: bytes relative to a chunk's start, and FLOPs of a forward and of a backward.
+
+    before, after: the forward with a graph, until the room for the tower's representations is there (the first chunk
+    alone makes it), and from then on. graph: what that forward leaves. first, later: the backward that creates the
+    encoder's gradients, and one that adds to them; first_net, later_net: what they leave. gradients: bytes of these.
+    row_bytes: of one representation. token_flops: of a forward of one token.
+    """
+
+    before: Lines
+    after: Lines
+    graph: Lines
+    first: Lines
+    later: Lines
+    first_net: Lines
+    later_net: Lines
+    gradients: int
+    row_bytes: int
+    forward_flops: np.ndarray
+    backward_flops: np.ndarray
+    trained: bool
+    token_flops: float
+
+    def flops(self, rows: np.ndarray, widths: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """(chunks,) each: FLOPs of a forward and of a backward."""
+        values = monomials(rows, widths)
+        return self.forward_flops @ values, self.backward_flops @ values
+
+
+@dataclass(frozen=True)
+class LossBytes:
+    """Bytes of the loss from its start: the most, and what it leaves."""
+
+    highest: int
+    left: int
+
+
+@dataclass(frozen=True)
+class _Subject:
+    """What a `BatchStep` fakes: encoders under an autocast on a device; the loss comes later."""
+
+    encoders: Sequence[Any]
+    autocast: torch.dtype | None
+    device: str
+    loss: Any = torch.sum
+
+
+class BatchStep(FakeStep):
+    """The step of a real batch's towers, run with fake tensors."""
+
+    def __init__(self, subject: Any, entries: Sequence[Entries]):
+        super().__init__(subject)
+        self.entries = entries
+        self._counter = FlopsByPhase()
+        self._losses: dict[Any, LossBytes] = {}
+
+    def batch(self, tower: int, rows: int, width: int | None) -> Any:
+        """Rows of the tower's own entries."""
+        return self.entries[tower].made(rows, width)
+
+    def in_order(self, first: int, rows: int) -> tuple[int, ...]:
+        """The rows of a chunk, not side by side where there is more than one."""
+        return tuple(range(first + rows - 1, first - 1, -1))
+
+    def encoder_index(self, tower: int) -> int:
+        """The first tower with the same encoder and the same entries: they share laws."""
+        own = self.encoders[tower], self.entries[tower]
+        pairs = zip(self.encoders, self.entries, strict=True)
+        return next(n for n, (encoder, entries) in enumerate(pairs) if encoder is own[0] and entries == own[1])
+
+    def run(self, step: Any, *arguments: Any, **options: Any) -> Any:
+        """As `FakeStep` runs it, with FLOPs counted."""
+        self._counter = FlopsByPhase()
+        return super().run(partial(self._counter.step, step), *arguments, **options)
+
+    def loss_bytes(self, loss_fn: Any, towers: Sequence[Tower], tile: Any) -> LossBytes:
+        """The loss of all rows of the towers, with this tile where it has one."""
+        rows, widths = zip(*((tower.rows, tower.width or None) for tower in towers), strict=True)
+        key = (signature([loss_fn]), rows, tuple(self.row_of(*each) for each in enumerate(widths)), tile)
+        with self.lock:
+            if key not in self._losses:
+                self.loss = fake_copy(loss_fn, self.mode)
+                if tile is not None:
+                    self.loss.tile_size = tile
+                events, copies = self._cached_loss(rows, widths)
+                self._losses = {key: LossBytes(int(events.sum(axis=1).max()), int(events[-1].sum() + copies.sum()))}
+            return self._losses[key]
+
+    def chunk_laws(self, tower: int, width: int | None) -> ChunkLaws:
+        """The laws of a tower's chunks, up to this width; None: rows have no width. Raises LawBroken, ValueError."""
+        place = self.encoder_index(tower)
+        with self.lock:
+            checked = self._laws.get(("checked", place), -1)
+            fit = self._once(("fit", place), lambda: self._fit(place, width))
+            if checked < (width or 0):
+                self._check(place, width, fit)
+                self._laws["checked", place] = width or 0
+        return self._once(("chunk laws", place, width), lambda: self._as_chunk_laws(place, width, fit))
+
+    def _fit(self, place: int, width: int | None) -> dict[str, np.ndarray]:
+        """Six coefficients for every event of "forward", "first" and "later", and for FLOPs."""
+        widths = (None,) if width is None else WIDTHS
+        runs = [self._run_at(place, each) for each in widths]
+        if len({tuple((name, values.shape) for name, values in run.items()) for run in runs}) != 1:
+            raise LawBroken
+        return {name: _parabolas([run[name] for run in runs], widths) for name in runs[0]}
+
+    def _run_at(self, place: int, width: int | None) -> dict[str, np.ndarray]:
+        """Value at no rows and growth a row, (events, 2), of each piece at one width; room_at as it is."""
+        laws = {(m["phase"], m["first"]): (m, law) for m, law in self._fitted(place, width)}
+        flops = self._counter.totals
+        marks, law = laws["first_forward", True]
+        lines = {"forward": _line(law)}
+        for first, name in ((True, "first"), (False, "later")):
+            if ("backward", first) in laws:
+                lines[name] = _line(laws["backward", first][1])
+        for phase in RETAINED:
+            few, many = (flops.get((phase, place_, chunk), 0) for place_, chunk in ((0, 0), (0, 1)))
+            slope = (many - few) / (MANY - FEW)
+            lines[f"{phase} FLOPs"] = np.array([[few - FEW * slope, slope]])
+        return lines | {"room_at": np.array([[marks["room_at"], 0]])}
+
+    def _fitted(self, place: int, width: int | None) -> Any:
+        """`_chunk_laws` of retained chunks, without its check: `_check` makes one."""
+        pieces = self._chunk_run(place, width, (FEW, MANY), retained=True)
+        for phase in sorted({phase for phase, _ in pieces}):
+            first, later = pieces[phase, True], pieces[phase, False]
+            law = Law.line(first.as_later(), later.kind_bytes)
+            for piece, fitted in ((first, law.beside(first.kind_bytes, first.room_at)), (later, law)):
+                yield {"phase": phase, "first": piece is first, "room_at": piece.room_at}, fitted
+
+    def _check(self, place: int, width: int | None, fit: Mapping[str, np.ndarray]) -> None:
+        """A run of CHECKED rows at this width lies on the laws. Raises LawBroken where it does not."""
+        pieces = self._chunk_run(place, width, (CHECKED,), retained=True)
+        for phase, name in zip(RETAINED, ("forward", "first"), strict=True):
+            if name in fit:
+                seen = pieces[phase, True].kind_bytes.sum(axis=1)
+                lines = Lines(fit[name]).at(np.array([CHECKED]), np.array([width or 0]))[:, 0]
+                if seen.shape != lines.shape or not np.array_equal(seen, np.round(lines)):
+                    raise LawBroken
+
+    def _as_chunk_laws(self, place: int, width: int | None, fit: Mapping[str, np.ndarray]) -> ChunkLaws:
+        forward, room_at = fit["forward"], int(fit["room_at"][0, 0])
+        nothing = np.zeros((1, 6))
+        first, later = fit.get("first", nothing), fit.get("later", nothing)
+        own = {id(p): p.nbytes for p in self.encoders[place].parameters() if p.requires_grad}
+        return ChunkLaws(
+            before=Lines(forward[:room_at]).highest(),
+            after=Lines(forward[room_at:]).highest(),
+            graph=Lines(forward[-1:]),
+            first=Lines(first).highest(),
+            later=Lines(later).highest(),
+            first_net=Lines(first[-1:]),
+            later_net=Lines(later[-1:]),
+            gradients=sum(own.values()),
+            row_bytes=self.row_bytes(place, width),
+            forward_flops=fit["first_forward FLOPs"][0],
+            backward_flops=fit["backward FLOPs"][0],
+            trained=bool(own),
+            token_flops=self._token_flops(place, fit["first_forward FLOPs"][0]),
+        )
+
+    def _token_flops(self, place: int, forward: np.ndarray) -> float:
+        """Those that grow with the width; where rows have none (pictures), a product with each matrix."""
+        weights = sum(p.numel() for p in self.encoders[place].parameters() if p.ndim > 1)
+        return float(forward[4]) if forward[4] > 0 else 2.0 * weights
+
+
+def _line(law: Law) -> np.ndarray:
+    """(events, 2): the value at no rows and the growth a row, of all kinds together."""
+    few, slope = (difference.sum(axis=1) for difference in law.differences)
+    return np.stack([few - FEW * slope, slope], axis=1).astype(np.float64)
+
+
+def _parabolas(lines: Sequence[np.ndarray], widths: Sequence[int | None]) -> np.ndarray:
+    """(events, 6): the coefficients through a line in r at each of three widths; of one width, that line."""
+    if len(lines) == 1:
+        zeros = np.zeros_like(lines[0][:, 0])
+        return np.stack([lines[0][:, 0], zeros, zeros, lines[0][:, 1], zeros, zeros], axis=1)
+    powers = np.linalg.inv(np.vander(np.array(widths, dtype=np.float64), increasing=True))
+    solved = np.einsum("pw,wen->enp", powers, np.stack(lines))
+    return (np.round(solved * 4) / 4).reshape(len(lines[0]), 6)
+
+
+_steps: WeakKeyDictionary[Any, dict[tuple, BatchStep]] = WeakKeyDictionary()
+
+
+def batch_step(towers: Sequence[Tower]) -> BatchStep:
+    """The towers' `BatchStep`, with the laws that were found for it so far: for these encoders as they now are (modes,
+    what is trained, plain attributes, hooks), inputs of these entries, and the autocast that is on.
+    """
+    kind, encoders = towers[0].kind, [tower.encoder for tower in towers]
+    autocast = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
+    entries = [Entries.of(tower) for tower in towers]
+    same = [encoders.index(encoder) for encoder in encoders]
+    key = (signature(encoders), tuple(same), tuple(entries), autocast, kind)
+    steps = _steps.setdefault(encoders[0], {})
+    if key not in steps:
+        steps[key] = BatchStep(_Subject(encoders, autocast, kind), entries)
+    return steps[key]
+
+
+def signature(callables: Sequence[Any]) -> tuple:
+    """All that is cheap to see of what bytes depend on in modules: parts, modes, plain attributes, hooks, tensors."""
+    parts = [part for each in callables for module in modules_of(each) for part in module.modules()]
+    seen: list[Any] = [id(each) for each in callables]
+    for part in parts:
+        values = vars(part)
+        seen.append((id(part), type(part), len(part._forward_hooks), len(part._forward_pre_hooks)))
+        seen += [(name, value) for name, value in values.items() if type(value) in PLAIN]
+        seen += [(id(p), p.dtype, p.requires_grad, p.shape) for p in part._parameters.values() if p is not None]
+    return tuple(seen)

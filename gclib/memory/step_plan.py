@@ -1,0 +1,406 @@
+"""`plan_step`: the chunks of a real batch that take the least time within a budget, for any trainer to apply.
+
+Every candidate gives the same gradient; nothing but bytes and time are weighed. Bytes are those of
+`gclib.memory.batch_laws`, laid end to end in the step's order, and are never below the ledger's. Time is counted
+FLOPs: a forward and a backward of every chunk, another forward of those that are not retained, and the price of each
+call (`gclib.chunks.price_of_a_call`), which makes fewer, fuller chunks the better ones where they fit.
+
+Letters: B queries, N passages, C rows of a chunk, R retained chunks.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from gclib.chunks import _cheapest, price_of_a_call
+from gclib.distributed import world_size
+from gclib.losses.module import ContrastiveLoss
+from gclib.memory.batch_laws import ChunkLaws, LossBytes, batch_step
+from gclib.memory.calibration import load
+from gclib.memory.devices import HOPPER_WORKSPACE_BYTES, memory_of
+from gclib.memory.ledger import record_memory
+from gclib.memory.plan import TILE_SIDES, StepPlan, fits_tiles, last_true
+from gclib.memory.workload import OPTIMIZERS
+from gclib.support.modules import modules_of
+from gclib.support.validation import one_of, positive_int, refuse
+from gclib.support.words import format_bytes
+from gclib.towers import Tower, plan_jobs, row_lengths
+from gclib.verify import Verification, check_towers
+
+UNCALIBRATED = 1.05  # measured over forecast, at most, of the cards in data/recordings
+SCALARS = 1_024  # bytes for what grad_cache_loss adds to the step: the loss once more, and the gradient that arrives
+STEPS_AN_OCTAVE = 4  # of the sizes that are tried
+NEARLY = 1.01  # of the least time: among such plans the one with the fewest, largest chunks is taken
+
+
+def plan_step(
+    encoders: Sequence[Callable[..., Tensor]],
+    inputs: Sequence[Any],
+    loss_fn: Callable[..., Tensor],
+    *,
+    budget_bytes: int | None = None,
+    optimizer: str | torch.optim.Optimizer | None = None,
+) -> StepPlan:
+    """The chunks and retained chunks for this batch that take the least time within the budget.
+
+    encoders, inputs, loss_fn: as given to the step, under the same autocast. `.options()` are the keywords of
+    `grad_cache_step` and `grad_cache_loss`; they are of this batch's lengths, so plan again for the next batch: the
+    laws of an encoder are kept, and that takes milliseconds. step is "naive" where the whole batch at once is quickest
+    (its options then are one retained chunk a tower). A time within 1 % counts as equal; of such plans the fewest,
+    largest chunks are taken.
+
+    budget_bytes: for all tensors of the step, those that are there before it (parameters, buffers, gradients, optimizer
+    states, the batch) included: what the ledger counts. None: these, and of what is free on a card all but its
+    workspace and the allocator's rounding (`python -m gclib calibrate` measures both), on a processor half. optimizer:
+    the optimizer itself, or "adamw" or "sgd" for the states that it will have from the second step on.
+
+    tile_size: the loss's own where a step with it fits. Where none does, a `ContrastiveLoss` is planned with tiles, and
+    the plan is only good once the caller has agreed: `loss_fn.tile_size = plan.tile_size`.
+
+    Where encoders or loss can't be run with fake tensors, one small chunk is run and measured instead, and `reason`
+    says so. Raises ValueError for what the step would refuse, and where nothing fits, with the bytes of the smallest.
+    """
+    if budget_bytes is not None:
+        positive_int("budget_bytes", budget_bytes)
+    towers = _untrimmed_where_padded(check_towers(encoders, inputs, loss_fn, mask=None, on_phase=None, scaler=None))
+    start = StartBytes.of(towers, loss_fn, optimizer)
+    budget = start.default_budget(towers[0].tensors[0].device) if budget_bytes is None else budget_bytes
+    fake = batch_step(towers)
+    laws = [fake.chunk_laws(tower.number, tower.width or None) for tower in towers]
+    cost = BatchCost(laws, towers, start, states=fake.state_bytes())
+    for tile in _tiles(loss_fn, towers):
+        loss = fake.loss_bytes(loss_fn, towers, tile)
+        best = quickest(cost, loss, budget)
+        if best is not None:
+            return _as_plan(cost, best, loss, tile, budget)
+    smallest = cost.chunks(Cut("chunk_size", (1,) * len(towers))).peak(0, loss)
+    raise refuse(
+        "budget_bytes", f"must be at least the {format_bytes(smallest)} of one row a chunk", format_bytes(budget)
+    )
+
+
+def _as_plan(cost: "BatchCost", best: "Candidate", loss: LossBytes, tile: Any, budget: int) -> StepPlan:
+    chunks, cut = best.chunks, best.chunks.cut
+    peak, whole = chunks.peak(best.retained, loss), cost.chunks(cost.as_one)
+    ratio = best.time / whole.time(whole.count)
+    takes = f"{format_bytes(peak)} of {format_bytes(budget)}"
+    if cut.whole:
+        reason = f"The whole batch at once takes {takes}: nothing has to be encoded twice."
+    else:
+        unit = "rows" if cut.name == "chunk_size" else "tokens"
+        sizes = " and ".join(f"{value:,}" for value in dict.fromkeys(cut.values))
+        kept = "all" if best.retained == chunks.count else f"{best.retained:,}"
+        reason = (
+            f"{chunks.count:,} chunks of at most {sizes} {unit} take {takes} with {kept} of them retained: {ratio:.2f} "
+            "of the naive step's time, by counted FLOPs and the price of calls."
+        )
+    return StepPlan(
+        "naive" if cut.whole else "grad_cache",
+        cut.value if cut.name == "chunk_size" else None,
+        best.retained,
+        tile,
+        peak,
+        ratio,
+        reason,
+        chunk_tokens=cut.value if cut.name == "chunk_tokens" else None,
+    )
+
+
+def _tiles(loss_fn: Any, towers: Sequence[Tower]) -> list[Any]:
+    """The loss's own tile; then, of a `ContrastiveLoss`, smaller ones."""
+    own = getattr(loss_fn, "tile_size", None)
+    if not isinstance(loss_fn, ContrastiveLoss) or own == "auto":
+        return [own]
+    rows = max(tower.rows for tower in towers)
+    return [own, *(tile for tile in TILE_SIDES if tile and tile < min(own or rows, rows) and fits_tiles(rows, tile))]
+
+
+def _untrimmed_where_padded(towers: Sequence[Tower]) -> list[Tower]:
+    """As the step takes them: those whose rows change with their padding are not trimmed. New encoders are looked at."""
+    if not any(tower.trimmed for tower in towers):
+        return list(towers)
+    cut = {"chunk_size": None, "chunk_tokens": max(tower.rows * tower.width for tower in towers) // 8 + 1}
+    jobs = plan_jobs(towers, **cut, plan=None, sort_by_length=True, retain_chunks=0)
+    padded = Verification(jobs, "first").find_padded()
+    return [replace(tower, trimmed=(), width=0) if tower.number in padded else tower for tower in towers]
+
+
+@dataclass(frozen=True)
+class StartBytes:
+    """What there is before the step. live: bytes that are there now, the batch included. coming: optimizer states that
+    will be there from the second step on. gradients: whether some are there; then those that are missing are `coming`
+    too.
+    """
+
+    live: int
+    coming: int
+    gradients: bool
+
+    @classmethod
+    def of(cls, towers: Sequence[Tower], loss_fn: Any, optimizer: Any) -> "StartBytes":
+        """Of real modules, as the ledger counts them."""
+        modules = {id(m): m for part in (*(t.encoder for t in towers), loss_fn) for m in modules_of(part)}
+        states = optimizer if isinstance(optimizer, torch.optim.Optimizer) else None
+        with record_memory(*modules.values(), optimizer=states) as ledger:
+            ledger.on_phase("start", tensors=[("inputs", tensor) for tower in towers for tensor in tower.tensors])
+        trained = {id(p): p for m in modules.values() for p in m.parameters() if p.requires_grad}.values()
+        missing = sum(p.nbytes for p in trained if p.grad is None)
+        present = any(p.grad is not None for p in trained)
+        coming = missing * present
+        if _has_moments(optimizer):
+            coming += sum(2 * p.nbytes + 4 for p in trained)
+        return cls(ledger.events[-1].total_bytes, coming, present)
+
+    def default_budget(self, device: torch.device) -> int:
+        """What is there and what is free for the step: half of it on a processor, on a card all but workspace and
+        rounding, as calibrated or as on the cards that were recorded.
+        """
+        free, _ = memory_of(device)
+        if device.type != "cuda":
+            return self.live + free // 2
+        calibrated = load(device)
+        ratio, workspace = (UNCALIBRATED, HOPPER_WORKSPACE_BYTES)
+        if calibrated is not None:
+            ratio, workspace = max(calibrated.ratio, 1.0), calibrated.workspace_bytes
+        return int((self.live + free) / ratio) - workspace
+
+
+def _has_moments(optimizer: Any) -> bool:
+    """Whether AdamW's states are still to come: named, or an optimizer of its kind that has taken no step."""
+    if isinstance(optimizer, torch.optim.Optimizer):
+        return isinstance(optimizer, (torch.optim.Adam, torch.optim.AdamW)) and not optimizer.state
+    return one_of("optimizer", optimizer, OPTIMIZERS) == "adamw"
+
+
+@dataclass(frozen=True)
+class Cut:
+    """How every tower is cut: the step's keyword and its value for each. whole: as the batch stands, into one chunk."""
+
+    name: str
+    values: tuple[int, ...]
+    whole: bool = False
+
+    @property
+    def value(self) -> int | tuple[int, ...]:
+        """One for all towers where they have the same."""
+        return self.values[0] if len(set(self.values)) == 1 else self.values
+
+
+@dataclass(frozen=True)
+class RowWidths:
+    """A tower's rows as the step cuts them: widths of all of them, in the order in which they are cut."""
+
+    widths: np.ndarray
+    sort: bool
+    call_tokens: int | None
+
+    @classmethod
+    def of(cls, tower: Tower) -> "RowWidths":
+        """Those of a real tower: as `gclib.towers` cuts it."""
+        lengths = row_lengths(tower.inputs, tower.trimmed)
+        call_tokens = price_of_a_call(tower.tensors[0].device) if world_size() == 1 else None
+        if lengths is None:
+            return cls(np.full(tower.rows, tower.width or 1), sort=False, call_tokens=call_tokens)
+        return cls(-np.sort(-np.array(lengths)), sort=True, call_tokens=call_tokens)
+
+    def chunks(self, name: str, value: int) -> tuple[np.ndarray, np.ndarray]:
+        """(rows, width) of each chunk, as `plan_chunks` cuts it by this keyword."""
+        if name == "chunk_tokens":
+            sizes = self._packed(value)
+        else:
+            rows = len(self.widths)
+            size = min(value, rows)
+            if not self.sort or self.call_tokens is None or self.widths[0] == self.widths[-1]:
+                sizes = [size] * (rows // size) + [rows % size] * (rows % size > 0)
+            else:
+                sizes = _cheapest(self._as_tuple, size, min(self.call_tokens, rows * int(self.widths[0])))
+        counts = np.array(sizes)
+        return counts, self.widths[np.cumsum(counts) - counts]
+
+    @cached_property
+    def _as_tuple(self) -> tuple[int, ...]:
+        return tuple(self.widths.tolist())
+
+    def _packed(self, budget: int) -> list[int]:
+        """Rows of each chunk; the first row is the widest of its chunk, for widths fall."""
+        sizes, start = [], 0
+        while start < len(self.widths):
+            sizes.append(min(max(1, budget // int(self.widths[start])), len(self.widths) - start))
+            start += sizes[-1]
+        return sizes
+
+
+class BatchCost:
+    """Bytes and time of every way to cut one batch.
+
+    states: bytes of the generators' states that are recorded at once.
+    """
+
+    def __init__(self, laws: Sequence[ChunkLaws], towers: Sequence[Tower], start: "StartBytes", *, states: int):
+        self.laws, self.states, self.present = laws, states, start.gradients
+        self.start = start.live + start.coming + states
+        self.rows = [RowWidths.of(tower) for tower in towers]
+        self.as_one = Cut("chunk_size", tuple(tower.rows for tower in towers), whole=True)
+        self.whole = [(np.array([tower.rows]), np.array([tower.width or 1])) for tower in towers]
+        encoders = [tower.encoder for tower in towers]
+        self.encoder = [next(n for n, other in enumerate(encoders) if other is encoder) for encoder in encoders]
+        self.room = [tower.rows * law.row_bytes for tower, law in zip(towers, laws, strict=True)]
+        self.call = [price_of_a_call(tower.kind) * law.token_flops for tower, law in zip(towers, laws, strict=True)]
+
+    def chunks(self, cut: Cut) -> "Chunks":
+        """The chunks of all towers for this cut."""
+        if cut.whole:
+            return Chunks(self, cut, self.whole)
+        return Chunks(
+            self, cut, [rows.chunks(cut.name, value) for rows, value in zip(self.rows, cut.values, strict=True)]
+        )
+
+
+class Chunks:
+    """All chunks of a batch, tower after tower, as arrays; and what a step with R of them retained takes."""
+
+    def __init__(self, cost: BatchCost, cut: Cut, parts: Sequence[tuple[np.ndarray, np.ndarray]]):
+        self.cost, self.cut = cost, cut
+        self.tower = np.concatenate([np.full(len(rows), n) for n, (rows, _) in enumerate(parts)])
+        self.count = len(self.tower)
+        self.by_tokens = np.argsort(-np.concatenate([rows * widths for rows, widths in parts]), kind="stable")
+
+        def of(values: Callable[[ChunkLaws, np.ndarray, np.ndarray], np.ndarray]) -> np.ndarray:
+            pairs = zip(cost.laws, parts, strict=True)
+            return np.concatenate([values(law, rows, widths) for law, (rows, widths) in pairs])
+
+        self.before, self.after = (of(lambda law, r, w, n=n: getattr(law, n).peaks(r, w)) for n in ("before", "after"))
+        self.graph = of(lambda law, r, w: law.graph.at(r, w)[0])
+        self.backward = [of(lambda law, r, w, n=n: getattr(law, n).peaks(r, w)) for n in ("later", "first")]
+        self.net = [of(lambda law, r, w, n=n: getattr(law, n).at(r, w)[0]) for n in ("later_net", "first_net")]
+        self.trained = np.array([law.trained for law in cost.laws])[self.tower]
+        call = np.array(cost.call)[self.tower]
+        self.forward_flops = of(lambda law, r, w: law.flops(r, w)[0]) + call
+        self.backward_flops = of(lambda law, r, w: law.flops(r, w)[1]) + 2 * call * self.trained
+
+    def time(self, retained: int) -> float:
+        """FLOPs of the encoders with so many chunks retained, and those that could be done in the time of the calls."""
+        again = self.trained & ~self._kept(retained)
+        return float(self.forward_flops.sum() + self.backward_flops.sum() + self.forward_flops[again].sum())
+
+    def peak(self, retained: int, loss: LossBytes) -> int:
+        """The most bytes of a step that retains so many; never below the ledger's."""
+        kept = self._kept(retained)
+        level, highest = self._first_forward(kept)
+        highest = max(highest, level + loss.highest)
+        level += loss.left + sum(self.cost.room)  # the first step of an encoder keeps representations, to compare
+        seen = set(self.cost.encoder) if self.cost.present else set()
+        for again in (False, True):
+            level += again * self.cost.states
+            for tower, encoder in enumerate(self.cost.encoder):
+                members = np.flatnonzero((self.tower == tower) & (self.trained & ~kept if again else kept))
+                if len(members):
+                    nets, peaks = self._second(members, again=again, first=encoder not in seen)
+                    highest = max(highest, level + (np.cumsum(nets) - nets + peaks).max())
+                    level += nets.sum()
+                    seen.add(encoder)
+        return int(np.ceil(highest)) + SCALARS
+
+    def most_retained(self, budget_bytes: int, loss: LossBytes) -> int | None:
+        """The most chunks that can be retained within the budget; None where none can be and the step does not fit."""
+        if self.peak(self.count, loss) <= budget_bytes:
+            return self.count
+        if self.peak(0, loss) > budget_bytes:
+            return None
+        return last_true(lambda retained: self.peak(retained, loss) <= budget_bytes, self.count - 1)
+
+    def _kept(self, retained: int) -> np.ndarray:
+        kept = np.zeros(self.count, dtype=bool)
+        kept[self.by_tokens[:retained]] = True
+        return kept
+
+    def _first_forward(self, kept: np.ndarray) -> tuple[float, float]:
+        """Bytes at its end, and the most. Chunks that are encoded again have less beside them now, and no graph."""
+        cost, order = self.cost, np.concatenate([np.flatnonzero(~kept), np.flatnonzero(kept)])
+        room = np.zeros(self.count)
+        for tower, size in enumerate(cost.room):
+            room[np.argmax(self.tower[order] == tower)] = size
+        left = np.where(kept, self.graph, cost.states)[order] + room
+        now = cost.start + np.cumsum(left) - left
+        peaks = now + np.maximum(self.before[order], self.after[order] + room)
+        return cost.start + left.sum(), peaks[(kept | ~self.trained)[order]].max(initial=cost.start)
+
+    def _second(self, members: np.ndarray, *, again: bool, first: bool) -> tuple[np.ndarray, np.ndarray]:
+        """What each of these chunks leaves in its backward, with its second forward or not, and its most bytes."""
+        nets, peaks = self.net[0][members].copy(), self.backward[0][members].copy()
+        if first:
+            nets[0], peaks[0] = self.net[1][members[0]], self.backward[1][members[0]]
+        if again:
+            graph = self.graph[members]
+            peaks = np.maximum(graph + peaks, np.maximum(self.before, self.after)[members])
+            nets = nets + graph - self.cost.states
+        return nets, peaks
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A way to take the step that fits."""
+
+    chunks: Chunks
+    retained: int
+
+    @property
+    def time(self) -> float:
+        """FLOPs, calls included."""
+        return self.chunks.time(self.retained)
+
+
+def quickest(cost: BatchCost, loss: LossBytes, budget_bytes: int) -> Candidate | None:
+    """The candidate that takes the least time within the budget; of nearly equal ones that with the fewest chunks."""
+    fitting: list[Candidate] = []
+    least = np.inf
+    for cuts in _families(cost):
+        for cut in cuts:
+            chunks = cost.chunks(cut)
+            if chunks.time(chunks.count) > least * NEARLY:
+                continue
+            retained = chunks.most_retained(budget_bytes, loss)
+            if retained is not None:
+                fitting.append(Candidate(chunks, retained))
+                least = min(least, fitting[-1].time)
+    best = [one for one in fitting if one.time <= least * NEARLY]
+    return min(best, key=lambda one: (one.chunks.count, one.time), default=None)
+
+
+def _families(cost: BatchCost) -> list[list[Cut]]:
+    """The cuts that are tried: the whole batch; the same rows, or tokens, a chunk for all towers; and such that the
+    widest chunks of all towers take alike much.
+    """
+    rows = [len(each.widths) for each in cost.rows]
+    widest = [int(each.widths[0]) for each in cost.rows]
+    same_rows = [Cut("chunk_size", (size,) * len(rows)) for size in _sizes(1, max(rows))]
+    most = max(int(r * w) for r, w in zip(rows, widest, strict=True))
+    same_tokens = [Cut("chunk_tokens", (tokens,) * len(rows)) for tokens in _sizes(min(widest), most)]
+    return [[cost.as_one], same_tokens, same_rows, _balanced(cost, rows, widest)]
+
+
+def _balanced(cost: BatchCost, rows: Sequence[int], widest: Sequence[int]) -> list[Cut]:
+    a_row = [
+        float(law.graph.at(np.array([2]), np.array([w]))[0, 0]) / 2 for law, w in zip(cost.laws, widest, strict=True)
+    ]
+    if len(set(a_row)) == 1:
+        return []
+    cuts = []
+    for size in _sizes(1, max(int(n * each / min(a_row)) for n, each in zip(rows, a_row, strict=True))):
+        sizes = [max(1, min(n, int(size * min(a_row) / each))) for n, each in zip(rows, a_row, strict=True)]
+        cuts.append(Cut("chunk_tokens", tuple(n * w for n, w in zip(sizes, widest, strict=True))))
+        cuts.append(Cut("chunk_size", tuple(sizes)))
+    return list(dict.fromkeys(cuts))
+
+
+def _sizes(smallest: int, largest: int) -> list[int]:
+    """From the largest down to the smallest, in even steps of their logarithm."""
+    count = int(np.ceil(np.log2(largest / smallest) * STEPS_AN_OCTAVE))
+    return sorted(
+        {largest, smallest, *(round(largest / 2 ** (n / STEPS_AN_OCTAVE)) for n in range(count))}, reverse=True
+    )
