@@ -29,6 +29,7 @@ import os
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
@@ -44,6 +45,7 @@ from gclib.support.validation import one_of, positive_number, refuse
 
 BACKENDS = ("gloo", "nccl")
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+_rehearsed: ContextVar[int] = ContextVar("rehearsed", default=1)
 _kept: WeakSet[nn.Module] = WeakSet()  # the units inside `weights_kept`
 
 
@@ -89,8 +91,22 @@ def process_group(*, backend: str | None = None, timeout_seconds: float = 300.0)
         dist.destroy_process_group()
 
 
+@contextmanager
+def rehearsal(ranks: int) -> Iterator[None]:
+    """In this thread be rank 0 of so many, all with as many rows, whose messages are not sent: shapes are right, values
+    are not. For who wants to know what a rank holds.
+    """
+    token = _rehearsed.set(ranks)
+    try:
+        yield
+    finally:
+        _rehearsed.reset(token)
+
+
 def world_size(group: Any = None) -> int:
     """W: 1 where no process group was set up. ValueError for a group that this process is not in."""
+    if _rehearsed.get() > 1:
+        return _rehearsed.get()
     size = dist.get_world_size(group) if dist.is_available() and dist.is_initialized() else 1
     if size < 1:
         raise refuse("group", "must hold this process", "one that does not")
@@ -99,7 +115,12 @@ def world_size(group: Any = None) -> int:
 
 def rank_of(group: Any = None) -> int:
     """This process's place in the group; 0 where there is none."""
-    return dist.get_rank(group) if world_size(group) > 1 else 0
+    return dist.get_rank(group) if world_size(group) > 1 and not is_rehearsal() else 0
+
+
+def is_rehearsal() -> bool:
+    """Whether messages are not sent at present."""
+    return _rehearsed.get() > 1
 
 
 def gather_with_grad(reps: Tensor, *, rows: Sequence[int] | None = None, group: Any = None) -> Tensor:
@@ -128,8 +149,7 @@ class _Gather(torch.autograd.Function):
     @once_differentiable
     def backward(ctx, gradient):
         gradient = gradient.clone(memory_format=torch.contiguous_format)
-        with waiting_for_ranks("gather_with_grad's backward pass"):
-            dist.all_reduce(gradient, group=ctx.group)
+        _all_reduce(gradient, "gather_with_grad's backward pass", ctx.group)
         return gradient[own_rows(ctx.rows, ctx.group)].clone(), None, None
 
 
@@ -158,6 +178,8 @@ def rows_of_ranks(*tensors: Tensor, group: Any = None) -> list[int]:
 
 def numbers_of_ranks(own: Sequence[int], device: torch.device, *, group: Any = None) -> list[list[int]]:
     """Every rank's ints, equally many on each, in one small message; a card waits until they are read."""
+    if is_rehearsal():
+        return [list(own)] * world_size()
     numbers = torch.tensor(own, device=device)
     received = [torch.empty_like(numbers) for _ in range(world_size(group))]
     with waiting_for_ranks("the exchange of shapes"):
@@ -171,6 +193,8 @@ def all_gather(received: Sequence[Tensor], own: Tensor, *, group: Any = None) ->
     On CUDA tensors gloo has an all-reduce and a broadcast, and no all-gather (the table of backends in PyTorch's
     documentation of torch.distributed): there every rank broadcasts its own.
     """
+    if is_rehearsal():
+        return
     if not is_gloo_on_cuda(own, group):
         dist.all_gather(list(received), own, group=group)
         return
@@ -179,9 +203,16 @@ def all_gather(received: Sequence[Tensor], own: Tensor, *, group: Any = None) ->
         dist.broadcast(part, number if group is None else dist.get_global_rank(group, number), group=group)
 
 
+def _all_reduce(tensor: Tensor, what: str, group: Any) -> None:
+    """The sum over ranks, in place."""
+    if not is_rehearsal():
+        with waiting_for_ranks(what):
+            dist.all_reduce(tensor, group=group)
+
+
 def is_gloo_on_cuda(tensor: Tensor, group: Any = None) -> bool:
     """Whether a tensor is on a GPU while its group's backend is the processor's."""
-    return tensor.is_cuda and dist.get_backend(group) == "gloo"
+    return not is_rehearsal() and tensor.is_cuda and dist.get_backend(group) == "gloo"
 
 
 def own_rows(rows: Sequence[int], group: Any = None) -> slice:
@@ -251,8 +282,7 @@ def _average(parameters: list[nn.Parameter], group: Any) -> None:
     present = parameters[0].new_tensor([float(p.grad is not None) for p in parameters])
     parts = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
     flat = torch.cat([part.reshape(-1) for part in parts] + [present])
-    with waiting_for_ranks("average_gradients"):
-        dist.all_reduce(flat, group=group)
+    _all_reduce(flat, "average_gradients", group)
     flat[: -len(parameters)] /= world_size(group)
     missing = [p.grad is None for p in parameters]
     somewhere = (flat[-len(parameters) :] > 0).tolist() if any(missing) else [True] * len(parameters)
@@ -269,8 +299,7 @@ def mean_over_ranks(value: Tensor, *, group: Any = None) -> Tensor:
     """A detached number, averaged over the ranks: what a record shows, no gradient."""
     mean = value.detach().clone()
     if world_size(group) > 1:
-        with waiting_for_ranks("the mean of a loss"):
-            dist.all_reduce(mean, group=group)
+        _all_reduce(mean, "the mean of a loss", group)
     return mean / world_size(group)
 
 

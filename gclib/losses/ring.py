@@ -19,6 +19,7 @@ from torch import Tensor
 
 from gclib.distributed import (
     is_gloo_on_cuda,
+    is_rehearsal,
     mean_over_ranks,
     rank_of,
     rows_of_ranks,
@@ -145,6 +146,8 @@ class Ring:
         """
         per_row = tensor.shape[0] // self.rows[self.owner(hop)]
         arriving = tensor.new_empty(self.rows[self.owner(hop + 1)] * per_row, *tensor.shape[1:])
+        if is_rehearsal():
+            return Arrival(arriving, (), tensor)
         after, before = ((self.rank + step) % self.size for step in (1, -1))
         if self.group is not None:
             after, before = (dist.get_global_rank(self.group, rank) for rank in (after, before))

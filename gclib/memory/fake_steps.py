@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from gclib.chunks import Chunk
+from gclib.distributed import average_gradients, rehearsal
 from gclib.memory.cuda_operations import CudaKernels
 from gclib.memory.fake_modules import encoders_of, fake_copy, fake_encoders, padded_batch
 from gclib.memory.fingerprint import Indescribable, fingerprint
@@ -58,7 +59,7 @@ class _Described:
 
     def __init__(self, workload: Workload):
         self.workload: Workload | None = workload
-        self.loss = fingerprint(workload.loss)
+        self.loss = fingerprint(workload.loss) + (f" {workload.ranks} ranks" if workload.ranks > 1 else "")
         self.encoders = f"{fingerprint(encoders_of(workload))} {workload.autocast} {workload.device}"
 
     def __eq__(self, other: object) -> bool:
@@ -101,6 +102,7 @@ class FakeStep:
         self.files = files
         self.device = workload.device
         self.autocast = workload.autocast
+        self.ranks = workload.ranks
         self.mode = FakeTensorMode()
         self.lock = threading.RLock()
         self.runs = 0
@@ -121,13 +123,31 @@ class FakeStep:
         """
         start = self._once("start", self._parameter_bytes).copy()
         if optimizer == "adamw":
-            parameters = {id(p): p for module in self.modules for p in module.parameters() if p.requires_grad}
-            start[KINDS.index("optimizer")] = sum(2 * p.nbytes + 4 for p in parameters.values())
+            start[KINDS.index("optimizer")] = sum(2 * p.nbytes + 4 for p in self.trained)
         return start
 
     def _parameter_bytes(self) -> np.ndarray:
         with self._faked(), record_memory(*self.modules) as ledger:
             return np.array(ledger.events[0].kind_bytes, dtype=np.int64)
+
+    def _rehearsal(self) -> Any:
+        return rehearsal(self.ranks) if self.ranks > 1 else nullcontext()
+
+    @property
+    def trained(self) -> list[nn.Parameter]:
+        """Parameters that get a gradient, each once."""
+        return list({id(p): p for module in self.modules for p in module.parameters() if p.requires_grad}.values())
+
+    def average(self) -> np.ndarray:
+        """What `average_gradients` holds beside the gradients, after each of its operations."""
+        with self._faked():
+            for parameter in self.trained:
+                parameter.grad = torch.empty_like(parameter)
+            with record_memory(*self.modules) as ledger:
+                ledger.on_phase("average")
+                average_gradients(*self.modules)
+        held = ledger.timeline[-1].kind_bytes
+        return held - held[0]
 
     def state_bytes(self) -> int:
         """Bytes of the generator states that a step records at once: none on a card, whose states lie with the host."""
@@ -350,7 +370,15 @@ class FakeStep:
         """Fake tensors and the autocast of the forecast, one thread at a time, with no gradients left over."""
         context = torch.autocast("cpu", self.autocast, enabled=self.autocast is not None)
         kernels = CudaKernels() if self.device == "cuda" else nullcontext()
-        with self.lock, torch.inference_mode(False), torch.enable_grad(), self.mode, context, kernels:
+        with (
+            self.lock,
+            torch.inference_mode(False),
+            torch.enable_grad(),
+            self.mode,
+            context,
+            kernels,
+            self._rehearsal(),
+        ):
             for module in self.modules:
                 module.zero_grad(set_to_none=True)
             try:

@@ -73,6 +73,8 @@ def forecast_step(
     retain_chunks: int = 0,
     optimizer: str | None = None,
     device: str = "cpu",
+    ranks: int = 1,
+    parallel: str = "average",
 ) -> MemoryForecast:
     """Forecast the memory of `step`: "naive", "accumulation" or "grad_cache".
 
@@ -92,6 +94,13 @@ def forecast_step(
     the operations of a processor, "cuda" for those of a graphics card (`gclib.memory.cuda_operations`); no card is
     needed.
 
+    ranks: W processes, of which one is forecast: then B, K and lengths are those of its own rows, all ranks have as
+    many, and a loss that gathers (`ContrastiveLoss(across="gather")`) has W * N passages. What follows the step is
+    forecast too: `average_gradients` copies all gradients into one flat tensor. parallel="ddp": encoders inside
+    DistributedDataParallel, whose buckets are as big as the trained parameters and stay ("gradients" from the start).
+    Both are equal to the ledger of a rank, which sees no buckets and no buffers inside a backend (gloo copies what it
+    gathers). Weights that FSDP2 shards are no forecast but a formula: `gclib.memory.shards.rank_bytes`.
+
     The first forecast of a configuration runs its step with fake tensors; later ones, also those of a later session,
     run only the loss. Where no law holds, and for rows of unlike lengths, every forecast runs the whole step with fake
     tensors, up to `MOST_CHUNKS` chunks. Raises ValueError for arguments that do not fit.
@@ -107,12 +116,15 @@ def forecast_workload(workload: Workload, fake: FakeStep | None = None) -> Memor
     fake = fake or fake_step(workload)
     check_inputs(workload, fake.encoders)
     start = fake.start_bytes(workload.optimizer)
+    if workload.parallel == "ddp":
+        start = start + _only(gradients=sum(p.nbytes for p in fake.trained))[0]
+    after = [_average(fake, start, workload)] if workload.ranks > 1 else []
     if workload.padded:
         try:
-            return MemoryForecast(workload.step, _Assembly(fake, start, workload).lay())
+            return MemoryForecast(workload.step, _Assembly(fake, start, workload).lay() + after)
         except LawBroken:
             pass
-    return MemoryForecast(workload.step, _fake_run(fake, start, workload), exact_law=False)
+    return MemoryForecast(workload.step, _fake_run(fake, start, workload) + after, exact_law=False)
 
 
 class _Assembly:
@@ -249,6 +261,16 @@ def _fake_run(fake: FakeStep, start: np.ndarray, workload: Workload) -> list[Seg
     return timeline
 
 
+def _average(fake: FakeStep, start: np.ndarray, workload: Workload) -> Segment:
+    """The gradients' average over the ranks, once the step is done: batch, loss and gradients are there."""
+    inputs = sum(map(fake.input_bytes, (0, 1), workload.rows, workload.widths))
+    gradients = sum(p.nbytes for p in fake.trained)
+    loss = fake.row_of(0, workload.widths[0])[1].itemsize
+    before = start + _only(inputs=inputs, gradients=gradients, loss=loss)[0]
+    events = fake.average()
+    return Segment("average", None, None, None, 1, before + events, before + events[-1])
+
+
 def _start(bytes_before: np.ndarray) -> Segment:
     """What there is before the step."""
     return Segment("start", None, None, None, 1, bytes_before[None], bytes_before)
@@ -260,8 +282,9 @@ def _refuse_too_many(chunks: int) -> None:
         raise refuse("batch_size", rule, f"{chunks:,} chunks")
 
 
-def _only(*, inputs: int = 0, states: int = 0) -> np.ndarray:
+def _only(*, states: int = 0, **kind_bytes: int) -> np.ndarray:
+    """One event, by kind; states: "random states"."""
     events = np.zeros((1, len(KINDS)), dtype=np.int64)
-    events[0, KINDS.index("inputs")] = inputs
-    events[0, KINDS.index("random states")] = states
+    for kind, size in (kind_bytes | {"random states": states}).items():
+        events[0, KINDS.index(kind)] = size
     return events

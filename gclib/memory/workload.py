@@ -23,6 +23,7 @@ from gclib.steps import STEPS
 from gclib.support.validation import int_at_least, one_of, positive_int, refuse
 
 OPTIMIZERS = (None, "sgd", "adamw")
+PARALLEL = ("average", "ddp")
 LENGTHS = ("query_length", "passage_length")
 CHECKPOINTING = (False, True, "reentrant")
 CUTS = {"naive": (), "accumulation": ("chunk_size",), "grad_cache": ("chunk_size", "chunk_tokens")}
@@ -54,10 +55,15 @@ class Workload:
     device: str = "cpu"
     dtype: torch.dtype = torch.float32
     autocast: torch.dtype | None = None
+    ranks: int = 1
+    parallel: str = "average"
 
     def __post_init__(self) -> None:
         one_of("step", self.step, tuple(STEPS))
         one_of("optimizer", self.optimizer, OPTIMIZERS)
+        positive_int("ranks", self.ranks)
+        if one_of("parallel", self.parallel, PARALLEL) == "ddp" and self.ranks == 1:
+            raise refuse("parallel", "must be 'average' for one rank", self.parallel)
         positive_int("batch_size", self.batch_size)
         int_at_least("negatives", self.negatives, 0)
         int_at_least("retain_chunks", self.retain_chunks, 0)
@@ -178,7 +184,7 @@ class Workload:
     def chunks(self) -> list[list[Chunk]]:
         """Each tower's chunks for gradient caching, as the step plans them on the device."""
         name, values = self.cut
-        call_tokens, chunks = price_of_a_call(self.device), []
+        call_tokens, chunks = price_of_a_call(self.device) if self.ranks == 1 else None, []
         for length, count, value in zip(self.lengths, self.rows, values, strict=True):
             lengths = length if isinstance(length, list) else [length or 1] * count
             chunks.append(plan_chunks(lengths, call_tokens=call_tokens, **{name: value}))
