@@ -4,17 +4,17 @@ An answer runs in a thread of its own, because a thread can be stopped on every 
 Windows). Code that never comes back from C cannot be stopped so: the learner is told to restart the kernel.
 """
 
-import ctypes
 import inspect
 import linecache
 import random
-import threading
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import numpy as np
 import torch
+
+from gclib.course.threads import Worker
 
 
 class StoppedAnswer(BaseException):
@@ -39,27 +39,17 @@ def run_limited(function: Callable[[], object], seconds: float) -> object:
         except BaseException as error:
             outcome["error"] = error
 
-    thread = threading.Thread(target=work, daemon=True, name="answer")
-    thread.start()
+    thread = Worker(work, name="answer")
     try:
+        thread.start()
         thread.join(seconds)
     finally:
-        stopped = _stop(thread)
-    if not stopped or isinstance(outcome.get("error"), StoppedAnswer):
+        stopped = thread.throw(StoppedAnswer)
+    if not stopped or not outcome or isinstance(outcome.get("error"), StoppedAnswer):
         raise TooSlow(seconds, still_running=not stopped)
     if "error" in outcome:
         raise outcome["error"]
     return outcome["value"]
-
-
-def _stop(thread: threading.Thread, tries: int = 20) -> bool:
-    """Throw `StoppedAnswer` into `thread` until it ends. False when it will not."""
-    for _ in range(tries):
-        if not thread.is_alive():
-            return True
-        ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread.ident), ctypes.py_object(StoppedAnswer))
-        thread.join(0.05)
-    return not thread.is_alive()
 
 
 @contextmanager

@@ -13,19 +13,18 @@ import torch
 from gclib.losses.module import ContrastiveLoss
 from gclib.losses.tiled import tiled_contrastive_loss
 from gclib.memory.devices import DEVICES, GPU_MEMORY_BYTES
+from gclib.memory.fake_steps import FakeStep, fake_step
 from gclib.memory.forecast import MemoryForecast, forecast_workload
-from gclib.memory.ledger import KINDS
 from gclib.memory.plan import last_true
-from gclib.memory.timeline import largest_kinds
 from gclib.memory.workload import OPTIMIZERS, Workload
 from gclib.models.encoder import SIZES, bert_config
-from gclib.models.presets import PRESETS, config_of
+from gclib.models.presets import PRESETS, config_of, positions_of
 from gclib.steps import STEPS
 from gclib.support.validation import int_at_least, one_of, positive_int, refuse
 from gclib.support.words import GiB, MiB, format_bytes
 
 TEMPERATURE = 0.05
-MOST_TILES = 64  # the forecast of a tiled loss runs every tile once, with fake tensors
+MOST_TILES = 256  # the forecast of a tiled loss runs every tile once, with fake tensors
 EVENT_BYTES = 500  # what one recorded event takes in the ledger itself
 SLOW_SECONDS = 60.0
 BUDGETS = {
@@ -33,8 +32,6 @@ BUDGETS = {
     **{format_bytes(n * GiB, digits=1): n * GiB for n in (1, 2, 4, 8)},
     **GPU_MEMORY_BYTES,
 }
-MODEL_KINDS = ("parameters", "gradients", "optimizer")
-BATCH_KINDS = ("inputs", "representations", "cache", "loss", "random states")
 MODELS = (*SIZES, *(name for name, preset in PRESETS.items() if "Vision" not in preset.config))
 PRECISIONS: dict[str, dict[str, torch.dtype]] = {
     "float32": {},
@@ -42,7 +39,13 @@ PRECISIONS: dict[str, dict[str, torch.dtype]] = {
     "pure bf16": {"dtype": torch.bfloat16},
 }
 LARGEST_BATCH = 2**20
-TILES_REASON = "That is a limit of this forecast, which runs every tile once, and not of the method."
+BATCHES = tuple(2**n for n in range(21))
+CHUNKS = (1, 2, 4, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 512)
+RETAINED = (0, 1, 2, 4, 8, 16, 32, 64, 128)
+LENGTHS = (16, 32, 64, 128, 256, 512)
+TILES = tuple(2**n for n in range(8, 17))
+NEGATIVES = (0, 1, 2, 4, 7, 8, 15)
+OPERATIONS = {"cpu": "a processor's operations", "cuda": "a card's operations"}
 STEP_WORDS = {
     "naive": "whole batch at once (naive)",
     "accumulation": "gradient accumulation",
@@ -57,7 +60,9 @@ class LabSettings:
 
     length: tokens that every passage is padded to; query_length: every query, None for the same. tile_size: None for
     the dense loss. retain_chunks: R of the gradient cache; the other steps have none. device: whose operations are
-    counted, a processor's ("cpu") or a graphics card's ("cuda").
+    counted, a processor's ("cpu") or a graphics card's ("cuda"). negatives: K hard negatives of each query. tied: one
+    encoder for both towers, else two. checkpointing: each layer keeps its input alone. symmetric: the loss of both
+    directions. Raises ValueError for what can't be, also for texts longer than the model's positions.
     """
 
     step: str = "grad_cache"
@@ -71,6 +76,10 @@ class LabSettings:
     precision: str = "float32"
     optimizer: str = "adamw"
     device: str = "cpu"
+    negatives: int = 0
+    tied: bool = True
+    checkpointing: bool = False
+    symmetric: bool = False
 
     def __post_init__(self) -> None:
         one_of("step", self.step, tuple(STEPS))
@@ -81,13 +90,27 @@ class LabSettings:
         for name in ("batch_size", "chunk_size", "length"):
             positive_int(name, getattr(self, name))
         int_at_least("retain_chunks", self.retain_chunks, 0)
+        int_at_least("negatives", self.negatives, 0)
+        for name in ("tied", "checkpointing", "symmetric"):
+            one_of(name, getattr(self, name), (False, True))
         if self.query_length is not None:
             positive_int("query_length", self.query_length)
+        room = _positions(self.model)
+        for name in ("length", "query_length"):
+            if room is not None and (getattr(self, name) or 0) > room:
+                raise refuse(name, f"must be at most the {room} tokens that {self.model} reads", getattr(self, name))
         if self.tile_size is not None:
             positive_int("tile_size", self.tile_size)
             if self.tiles > MOST_TILES:
-                rule = f"must cut the {self.batch_size:,} x {self.batch_size:,} logits into at most {MOST_TILES} tiles"
-                raise refuse("tile_size", rule, f"{self.tile_size:,}, which makes {self.tiles:,}")
+                square = f"{self.batch_size:,} x {self.passages:,}"
+                limit = f"{MOST_TILES} tiles, as the forecast here (not the method) runs each of them once"
+                got = f"{self.tile_size:,}, which makes {self.tiles:,}"
+                raise refuse("tile_size", f"must cut the {square} logits into at most {limit}", got)
+
+    @property
+    def passages(self) -> int:
+        """N: all passages of the batch."""
+        return self.batch_size * (1 + self.negatives)
 
     @property
     def lengths(self) -> tuple[int, int]:
@@ -96,21 +119,23 @@ class LabSettings:
 
     @property
     def tiles(self) -> int:
-        """Tiles that the B x B logits are cut into; 1 for the dense loss."""
-        return 1 if self.tile_size is None else (-(-self.batch_size // self.tile_size)) ** 2
+        """Tiles that the B x N logits are cut into; 1 for the dense loss."""
+        return 1 if self.tile_size is None else tile_count(self.batch_size, self.negatives, self.tile_size)
 
     @property
     def retained(self) -> int:
         """Chunks whose graph is kept: at most as many as there are."""
-        chunks = 2 * -(-self.batch_size // self.chunk_size)
+        chunks = sum(-(-rows // self.chunk_size) for rows in (self.batch_size, self.passages))
         return min(self.retain_chunks, chunks) if self.step == "grad_cache" else 0
 
     @property
     def law(self) -> tuple:
         """Settings with the same law are forecast without another fake run of the encoder."""
-        single_rows = 1 in (self.rows_at_once, self.batch_size % self.rows_at_once)
+        rows, size = (self.batch_size, self.passages), self.rows_at_once
+        single_rows = tuple(1 in (min(size, count), count % size) for count in rows)
         tiled = self.tile_size and (self.batch_size, self.tile_size)
-        return (self.step, self.model, self.lengths, self.precision, single_rows, tiled, self.device)
+        form = (self.negatives, self.tied, self.checkpointing, self.symmetric)
+        return (self.step, self.model, self.lengths, self.precision, single_rows, tiled, self.device, *form)
 
     @property
     def rows_at_once(self) -> int:
@@ -119,13 +144,16 @@ class LabSettings:
 
     @property
     def workload(self) -> Workload:
-        """What is forecast: one encoder for both towers, every text padded to its length."""
+        """What is forecast: every text padded to its length."""
         query_length, passage_length = self.lengths
         return Workload(
             step=self.step,
             config=self.model,
-            loss=loss_of(self.tile_size),
+            loss=loss_of(self.tile_size, self.symmetric),
             batch_size=self.batch_size,
+            negatives=self.negatives,
+            tied=self.tied,
+            gradient_checkpointing=self.checkpointing,
             chunk_size=None if self.step == "naive" else self.chunk_size,
             retain_chunks=self.retained,
             query_length=query_length,
@@ -145,31 +173,46 @@ class LabSettings:
         rest = "" if self.precision == "float32" else f", {self.precision}"
         rest += "" if self.optimizer == "adamw" else ", SGD"
         rest += "" if self.device == "cpu" else ", on a CUDA card"
-        return (
-            f"{STEP_WORDS[self.step]}, {self.model} model, batch {self.batch_size:,}{chunk}{kept}, {tokens}{tile}{rest}"
-        )
+        model = f"{self.model} model" if self.tied else f"two towers of the {self.model} model"
+        model += ", checkpointed" if self.checkpointing else ""
+        batch = f"batch {self.batch_size:,}" + (f" with K = {self.negatives}" if self.negatives else "")
+        tile += ", loss of both directions" if self.symmetric else ""
+        return f"{STEP_WORDS[self.step]}, {model}, {batch}{chunk}{kept}, {tokens}{tile}{rest}"
 
     def as_code(self) -> str:
         """A program that prints this forecast: for copying out of the lab."""
         lines = ["import torch", ""] if PRECISIONS[self.precision] else []
-        if self.tile_size is not None:
+        options = [f"tile_size={self.tile_size}"] if self.tile_size is not None else []
+        options += ["symmetric=True"] if self.symmetric else []
+        if options:
             lines.append("from gclib import ContrastiveLoss")
         lines += ["from gclib.memory.forecast import forecast_step", "", "forecast = forecast_step("]
         lines.append(f'    "{self.step}",')
         for name, value in self.workload.keywords().items():
             if name != "loss":
                 lines.append(f'    {name}="{value}",' if isinstance(value, str) else f"    {name}={value},")
-        if self.tile_size is not None:
-            lines.append(f"    loss=ContrastiveLoss(tile_size={self.tile_size}),")
+        if options:
+            lines.append(f"    loss=ContrastiveLoss({', '.join(options)}),")
         return "\n".join([*lines, ")", 'print(f"{forecast.peak_bytes:,} bytes at the peak")'])
 
 
+def tile_count(batch_size: int, negatives: int, tile_size: int) -> int:
+    """Tiles that B x N logits are cut into."""
+    return -(-batch_size // tile_size) * -(-batch_size * (1 + negatives) // tile_size)
+
+
 @lru_cache(maxsize=64)
-def loss_of(tile_size: int | None) -> Any:
+def _positions(model: str) -> int | None:
+    """The most tokens that a model reads; None where nothing limits them."""
+    return positions_of(bert_config(model) if model in SIZES else config_of(model))
+
+
+@lru_cache(maxsize=64)
+def loss_of(tile_size: int | None, symmetric: bool = False) -> Any:
     """The lab's loss: dense, or a tile at a time. The same object each time, so that laws are found again."""
     if tile_size is None:
-        return ContrastiveLoss(TEMPERATURE)
-    return partial(tiled_contrastive_loss, temperature=TEMPERATURE, tile_size=tile_size)
+        return ContrastiveLoss(TEMPERATURE, symmetric=symmetric)
+    return partial(tiled_contrastive_loss, temperature=TEMPERATURE, tile_size=tile_size, symmetric=symmetric)
 
 
 def is_ready(settings: LabSettings) -> bool:
@@ -180,79 +223,25 @@ def is_ready(settings: LabSettings) -> bool:
 @lru_cache(maxsize=96)  # some hundreds of kilobytes each
 def forecast_of(settings: LabSettings) -> MemoryForecast:
     """The exact forecast of the settings' workload, the optimizer's states too."""
-    exact = forecast_workload(settings.workload)
+    exact = forecast_workload(settings.workload, _fake_of(replace(settings, **_SAME_FAKE)))
     _fitted.add(settings.law)
     return exact
 
 
-def advice(settings: LabSettings, forecast: MemoryForecast, budget_bytes: int, budget_name: str = "the card") -> str:
-    """The peak, what it is made of, whether it fits, and what to change: three sentences."""
-    at_peak = forecast.at_peak()
-    made_of = ", ".join(f"{kind} {format_bytes(count)}" for kind, count in largest_kinds(at_peak, smallest_share=0.1))
-    share = forecast.peak_bytes / budget_bytes
-    peak_words = f"Peak {format_bytes(forecast.peak_bytes)}: {made_of}."
-    if share <= 1:
-        room = "under 1 %" if share < 0.01 else f"{100 * share:.0f} %"
-        return f"{peak_words} It fits within {budget_name} and takes {room} of it. {_room(settings, share)}"
-    rest = forecast.peak_bytes - budget_bytes
-    over = f"{share:,.1f} times too big" if share >= 2 else f"{format_bytes(rest)} too much"
-    return f"{peak_words} It does not fit within {budget_name}: {over}. {way_out(settings, at_peak, budget_bytes)}"
+_SAME_FAKE = {"step": "grad_cache", "batch_size": 1, "chunk_size": 1, "retain_chunks": 0, "negatives": 0}
+_SAME_FAKE |= {"length": 8, "query_length": None, "optimizer": "adamw"}
 
 
-def _room(settings: LabSettings, share: float) -> str:
-    if settings.step == "accumulation":
-        return "But accumulation loses negatives: each chunk sees only its own."
-    if share > 0.5:
-        return "Leave some room: a GPU takes more than live tensors alone."
-    if settings.step == "naive":
-        return "There is room: a bigger batch still fits whole, and needs no chunks."
-    if settings.chunk_size >= settings.batch_size:
-        return "There is room: a bigger batch fits too."
-    return "There is room: bigger chunks would need fewer, larger encoder calls."
+@lru_cache(maxsize=32)
+def _fake_of(settings: LabSettings) -> FakeStep:
+    """The fake encoders and loss of all settings that differ in `_SAME_FAKE` alone: finding them costs most."""
+    return fake_step(settings.workload)
 
 
-def way_out(settings: LabSettings, at_peak: dict[str, int], budget_bytes: int) -> str:
-    """What to change where a step does not fit, from what dominates its peak: one sentence."""
-    if sum(at_peak[kind] for kind in MODEL_KINDS) > budget_bytes:
-        return _smaller_model(settings)
-    largest = max((kind for kind in KINDS if kind not in MODEL_KINDS), key=lambda kind: at_peak[kind])
-    if largest == "loss":
-        if settings.tile_size is not None:
-            return "The loss dominates: smaller tiles, or a smaller batch."
-        return "The B × B logits dominate, and no chunk makes them smaller: set a tile size, or a smaller batch."
-    if largest == "activations":
-        if settings.retained and (change := _retain_less(settings, sum(at_peak.values()), budget_bytes)):
-            return change
-        if settings.step == "naive":
-            return "The whole batch's activations are live at once: take the gradient cache, which holds one chunk's."
-        if settings.rows_at_once > 1:
-            return "One chunk's activations dominate: make the chunk smaller; the batch may stay."
-        if sum(at_peak.values()) - sum(at_peak[kind] for kind in BATCH_KINDS) <= budget_bytes:
-            return "A chunk is one row already, and what grows with the batch is too much: make the batch smaller."
-        return (
-            "One row alone does not fit, and there is no smaller chunk. Batch and chunk cannot help: shorten the "
-            "texts, or take a smaller model."
-        )
-    if largest == "random states":
-        return "Each chunk keeps the state of its random generators: make the chunks bigger, or the batch smaller."
-    return f"Most of the rest is {largest}, and that grows with the batch, not with the chunk: make the batch smaller."
-
-
-def _smaller_model(settings: LabSettings) -> str:
-    adamw = settings.optimizer == "adamw"
-    alone = "The model, its gradients and AdamW's states" if adamw else "The model and its gradients"
-    least = not adamw and settings.precision == "pure bf16"
-    others = "" if least else ", or fewer bytes for each parameter (numbers, optimizer)"
-    return f"{alone} alone are too big: only a smaller model helps{others}."
-
-
-def _retain_less(settings: LabSettings, peak_bytes: int, budget_bytes: int) -> str | None:
-    """What to change where retained graphs make the peak; None where the step is as big without them."""
-    without = forecast_of(replace(settings, retain_chunks=0)).peak_bytes
-    if without >= peak_bytes:
-        return None
-    change = "retain fewer" if without <= budget_bytes else "retain none, and look again"
-    return f"The graphs of {settings.retained:,} retained chunks are live at once: {change}."
+@lru_cache(maxsize=4096)
+def peak_of(settings: LabSettings) -> int:
+    """The forecast's peak alone: for searches."""
+    return forecast_of(settings).peak_bytes
 
 
 def largest_that_fits(settings: LabSettings, budget_bytes: int) -> int:
@@ -260,7 +249,7 @@ def largest_that_fits(settings: LabSettings, budget_bytes: int) -> int:
     forecast); 0 where none fits."""
 
     def fits(batch_size: int) -> bool:
-        return forecast_of(replace(settings, batch_size=batch_size)).peak_bytes <= budget_bytes
+        return peak_of(replace(settings, batch_size=batch_size)) <= budget_bytes
 
     return last_true(fits, most_forecast(settings))
 
@@ -269,7 +258,8 @@ def most_forecast(settings: LabSettings) -> int:
     """The largest batch that is forecast for these settings: of a tiled loss every tile is run once."""
     if settings.tile_size is None:
         return LARGEST_BATCH
-    return min(LARGEST_BATCH, int(MOST_TILES**0.5) * settings.tile_size)
+    allowed = partial(tile_count, negatives=settings.negatives, tile_size=settings.tile_size)
+    return last_true(lambda size: allowed(size) <= MOST_TILES, LARGEST_BATCH)
 
 
 def compared(pinned: LabSettings, now: LabSettings) -> str:
@@ -320,9 +310,11 @@ def seconds_here(settings: LabSettings, forecast: MemoryForecast, device: str = 
     the forward twice.
     """
     layers, width = _layers_and_width(settings.model)
-    forwards = 4 if settings.step == "grad_cache" else 3
-    a_pair = sum(tokens * layers * (24 * width**2 + 4 * tokens * width) for tokens in settings.lengths)
-    flops = forwards * settings.batch_size * a_pair + 6 * settings.batch_size**2 * width
+    forwards = (4 if settings.step == "grad_cache" else 3) + settings.checkpointing
+    rows = (settings.batch_size, settings.passages)
+    texts = zip(rows, settings.lengths, strict=True)
+    encoded = sum(count * tokens * layers * (24 * width**2 + 4 * tokens * width) for count, tokens in texts)
+    flops = forwards * encoded + 6 * rows[0] * rows[1] * width
     return flops / _flops_per_second(device) + 60e-6 * operations(forecast)
 
 

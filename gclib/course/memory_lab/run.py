@@ -16,13 +16,15 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from gclib.chunks import Chunk
-from gclib.course.memory_lab.answers import PRECISIONS, LabSettings, forecast_of, loss_of, way_out
+from gclib.course.memory_lab.advice import way_out
+from gclib.course.memory_lab.answers import PRECISIONS, LabSettings, forecast_of, loss_of
+from gclib.course.threads import Worker
 from gclib.data.corpus import fingerprint, installed_sources
-from gclib.data.pairs import load_pairs
+from gclib.data.pairs import TextPair, load_pairs
 from gclib.data.tokens import tokenize_pairs, train_tokenizer
 from gclib.memory.devices import device_words, fill_workspaces, memory_of, run_device
 from gclib.memory.ledger import MemoryLedger, record_memory
@@ -60,7 +62,7 @@ class LiveRun:
     """One step of these settings. `start` runs it in a thread, `run` in this one; `stop` ends it between chunks.
 
     device: where it runs; None for CUDA where PyTorch can use it, else the processor. ValueError for another one.
-    settings: of that device, whatever those given say. encoder: what is trained, built on the way; afterwards on the
+    settings: of that device, whatever those given say. encoder: one tower or two, built on the way; afterwards on the
     processor, and None where the run failed. ledger: grows while it runs. result: None until it has ended. texts: what
     the batch was made of, in words.
     """
@@ -72,13 +74,13 @@ class LiveRun:
         self.begun = 0
         self.stage = "starting"
         self.texts = ""
-        self.encoder: Encoder | None = None
+        self.encoder: nn.ModuleList | None = None
         self.ledger: MemoryLedger | None = None
         self.result: RunResult | None = None
         self._before_bytes: int | None = None
         self._stop = threading.Event()
         self._trace = _Trace()
-        self._thread = threading.Thread(target=self.run, name="memory-lab-run", daemon=True)
+        self._thread = Worker(self.run, name="memory-lab-run")
 
     @property
     def done(self) -> int:
@@ -140,23 +142,29 @@ class LiveRun:
         self._check_stop()
         before = fill_workspaces(self.device)
         precision = PRECISIONS[self.settings.precision]
-        encoder = Encoder.from_config(self.settings.model)
-        self.encoder = encoder.to(self.device, precision.get("dtype", torch.float32))
+        towers = [self._new_encoder(precision.get("dtype", torch.float32)) for _ in range(2 - self.settings.tied)]
+        self.encoder = nn.ModuleList(towers)
         self.stage = "reading texts"
         inputs, self.texts = make_batch(self.settings)
         inputs = [{name: value.to(self.device) for name, value in tower.items()} for tower in inputs]
         self._check_stop()
         optimizer = warm_optimizer(self.encoder, self.settings.optimizer)
-        loss_fn = loss_of(self.settings.tile_size)
+        loss_fn = loss_of(self.settings.tile_size, self.settings.symmetric)
         if self.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(self.device)
             self._before_bytes = before
         counted = "cuda" if self.device.type == "cuda" else None
-        with record_memory(self.encoder, optimizer=optimizer, device=counted) as self.ledger:
+        with record_memory(*towers, optimizer=optimizer, device=counted) as self.ledger:
             step, options = step_of(self.settings)
             with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled="autocast" in precision):
-                loss = step([self.encoder] * 2, inputs, loss_fn, on_phase=self._on_phase, **options)
+                loss = step([towers[0], towers[-1]], inputs, loss_fn, on_phase=self._on_phase, **options)
         return loss.item()
+
+    def _new_encoder(self, dtype: torch.dtype) -> Encoder:
+        encoder = Encoder.from_config(self.settings.model)
+        if self.settings.checkpointing:
+            encoder.checkpoint_activations()
+        return encoder.to(self.device, dtype)
 
     def _on_phase(self, phase: str, **place: Any) -> None:
         self._check_stop()
@@ -194,7 +202,7 @@ class LiveRun:
         held = f", and had held {format_bytes(self.ledger.peak_bytes)} at most" if self.ledger else ""
         place = f"in piece {self.begun:,} of {self.pieces:,}, {self.stage}" if self.begun else self.stage
         free, total = memory_of(self.device)
-        change = way_out(self.settings, forecast_of(self.settings).at_peak(), total)
+        change = way_out(self.settings, min(total, forecast_of(self.settings).peak_bytes - 1)).words
         return (
             f"Out of memory ({place}): the step asked for {asked[1] if asked else 'more'}{held}. "
             f"{device_words(self.device)} has {format_bytes(total)}. All that the run held was returned, and "
@@ -214,32 +222,39 @@ def step_of(settings: LabSettings) -> tuple[Any, dict[str, Any]]:
         return naive_step, {}
     if settings.step == "accumulation":
         return accumulation_step, {"chunk_size": settings.chunk_size}
-    starts = range(0, settings.batch_size, settings.chunk_size)
-    rows = [tuple(range(at, min(at + settings.chunk_size, settings.batch_size))) for at in starts]
-    plans = [[Chunk(chunk, length) for chunk in rows] for length in settings.lengths]
+    size, plans = settings.chunk_size, []
+    for rows, length in zip((settings.batch_size, settings.passages), settings.lengths, strict=True):
+        starts = range(0, rows, size)
+        plans.append([Chunk(tuple(range(at, min(at + size, rows))), length) for at in starts])
     return grad_cache_step, {"plan": plans, "retain_chunks": settings.retained, "verify": "never"}
 
 
 def make_batch(settings: LabSettings) -> tuple[list[dict[str, Tensor]], str]:
-    """Queries and passages, (B, their length) tokens, and in words what they are.
+    """Queries (B, their length) and passages (N, theirs) of tokens, and in words what they are.
 
-    Real pairs where the corpus has been built, random tokens elsewhere. The last column is padding in every row: the
-    forecast is of a padded batch.
+    Real pairs where the corpus has been built, other pairs' passages for hard negatives; random tokens elsewhere. The
+    last column is padding in every row: the forecast is of a padded batch.
     """
-    rows, lengths = settings.batch_size, settings.lengths
+    counts, lengths = (settings.batch_size, settings.passages), settings.lengths
     texts = _real_texts()
     if texts is None or min(lengths) < 4:
         towers = []
-        for length in lengths:
+        for rows, length in zip(counts, lengths, strict=True):
             mask = torch.ones(rows, length, dtype=torch.long)
             mask[:, -1] = int(length == 1)
             towers.append(_tokens(torch.randint(5, 8_000, (rows, length)), mask))
         return towers, "random tokens"
     pairs, tokenizer = texts
-    chosen = [pairs[row % len(pairs)] for row in range(rows)]
+    chosen = [_with_negatives(pairs, row, settings.negatives) for row in range(counts[0])]
     towers = tokenize_pairs(chosen, tokenizer, query_length=lengths[0] - 1, passage_length=lengths[1] - 1)
     padded = [_widened(t, length, tokenizer.pad_token_id) for t, length in zip(towers, lengths, strict=True)]
     return padded, "real pairs of your own packages"
+
+
+def _with_negatives(pairs: list, row: int, negatives: int) -> TextPair:
+    """The row's pair, with the passages of the pairs after it for hard negatives."""
+    pair, others = pairs[row % len(pairs)], range(row + 1, row + 1 + negatives)
+    return replace(pair, negatives=tuple(pairs[other % len(pairs)].passage for other in others))
 
 
 def _tokens(ids: Tensor, mask: Tensor) -> dict[str, Tensor]:
@@ -264,7 +279,7 @@ def _texts_in(corpus: Path) -> tuple[list, Any]:
     return pairs, train_tokenizer(pairs)
 
 
-def warm_optimizer(encoder: Encoder, name: str = "adamw") -> torch.optim.Optimizer:
+def warm_optimizer(encoder: nn.Module, name: str = "adamw") -> torch.optim.Optimizer:
     """The optimizer with the states that it has from its second step on; the weights are as before (rate 0)."""
     if name == "adamw":
         optimizer = torch.optim.AdamW(encoder.parameters(), lr=0.0, weight_decay=0.0)

@@ -7,6 +7,7 @@ text, and `table` says all of it in text.
 """
 
 import threading
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -14,10 +15,12 @@ from typing import Any
 import ipywidgets as widgets
 
 from gclib.course.memory_lab import answers
-from gclib.course.memory_lab.answers import LabSettings
+from gclib.course.memory_lab.advice import advice, knows_a_way_out, verdict, way_out
+from gclib.course.memory_lab.answers import LabSettings, peak_of
 from gclib.course.memory_lab.picture import PeaksView, TimelineView
 from gclib.course.memory_lab.run import LiveRun
-from gclib.course.widgets.base import LiveLab, button, on_change, sentence, slider
+from gclib.course.threads import Worker
+from gclib.course.widgets.base import WRAPPED, LiveLab, button, on_change, sentence, slider
 from gclib.memory.devices import GPU_MEMORY_BYTES, device_words, memory_of, ram_bytes, run_device
 from gclib.memory.forecast import MemoryForecast
 from gclib.memory.timeline import picture_of
@@ -27,12 +30,8 @@ from gclib.support.validation import one_of
 from gclib.support.words import format_bytes, format_table
 
 CONTROLS = ("step", "model", "batch_size", "chunk_size", "query_length", "length")  # two a row
-CONTROLS += ("retain_chunks", "tile_size", "precision", "optimizer", "budget")
-BATCHES = [2**n for n in range(21)]
-CHUNKS = [1, 2, 4, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 512]
-RETAINED = [0, 1, 2, 4, 8, 16, 32, 64, 128]
-LENGTHS = [16, 32, 64, 128, 256, 512]
-TILES = [256, 512, 1024, 2048, 4096, 8192, 16384]
+CONTROLS += ("retain_chunks", "tile_size", "precision", "optimizer")
+FOLDED = ("negatives", "symmetric", "tied", "checkpointing")  # two a row, under "More"
 REDRAW_SECONDS = 0.4  # between two pictures of a run
 READY = "Run does this step for real on this machine. Memory is checked first."
 
@@ -41,14 +40,15 @@ class MemoryLab(LiveLab):
     """Sliders over the exact forecast of a step, and the step itself on a button.
 
     Attributes, each an ipywidget: step, model, precision, optimizer, batch_size, chunk_size, retain_chunks,
-    query_length, length (of passages), tile_size, budget (its value: bytes); run, stop, largest (sets the batch to the
+    query_length, length (of passages), tile_size, budget (its value: bytes), and folded under `more`: negatives,
+    symmetric, tied, checkpointing; run, stop, largest (sets the batch to the
     largest that fits), pin (keeps these settings to compare with), as_code (shows code, a program that prints this
     forecast); status, forecast, compared (text), picture. `table()` is the lab as text. `wait()` returns when all that
     was started has ended. `controls`: all that change the forecast. `live`: the last run, going on or ended.
     The keywords set where the controls start: those of `LabSettings`, with its defaults, and budget; each must be one
     of the control's values. device: where Run runs the step; None for a CUDA card where PyTorch can use one, else the
     processor. A budget that is a card is forecast with a card's operations, any other budget with those of the device.
-    Both towers are one encoder that reads tokens: towers of their own, and for pictures, are `forecast_step`'s alone.
+    Both towers read tokens: towers for pictures are `forecast_step`'s alone.
     """
 
     label_width = "115px"
@@ -61,8 +61,9 @@ class MemoryLab(LiveLab):
         load_transformers()
         self._make_controls(LabSettings(**start), budget)
         self._make_outputs()
-        self._drawing = threading.RLock()
-        self._wanted: LabSettings | None = None
+        self._drawing, self._wanting, self._fitting = threading.RLock(), threading.Lock(), False
+        self._wanted: tuple[LabSettings, int] | None = None
+        self._refused: dict[LabSettings, str] = {}
         self._confirmed: LabSettings | None = None
         self._pinned: LabSettings | None = None
         self._say(READY)
@@ -76,21 +77,33 @@ class MemoryLab(LiveLab):
         self.step = menu("Step", steps, start.step, "How the gradient is computed")
         models = [(_model_label(name), name) for name in answers.MODELS]
         self.model = menu("Model", models, start.model, "The encoder: a size of BERT, or a published one's config")
-        self.batch_size = choice("Batch", BATCHES, start.batch_size, "Queries whose passages are contrasted")
-        self.chunk_size = choice("Chunk", CHUNKS, start.chunk_size, "Rows that are encoded at once")
+        self.batch_size = choice("Batch", answers.BATCHES, start.batch_size, "Queries whose passages are contrasted")
+        self.chunk_size = choice("Chunk", answers.CHUNKS, start.chunk_size, "Rows that are encoded at once")
         tooltip = "Tokens that every query is padded to; same: as passages"
-        self.query_length = choice("Query tokens", [("same", 0), *LENGTHS], start.query_length or 0, tooltip)
-        self.length = choice("Passage tokens", LENGTHS, start.length, "Tokens that every passage is padded to")
+        self.query_length = choice("Query tokens", [("same", 0), *answers.LENGTHS], start.query_length or 0, tooltip)
+        self.length = choice("Passage tokens", answers.LENGTHS, start.length, "Tokens that every passage is padded to")
         tooltip = "Side of a tile of logits; dense: all at once"
-        self.tile_size = choice("Tiles", [("dense", 0), *TILES], start.tile_size or 0, tooltip)
+        self.tile_size = choice("Tiles", [("dense", 0), *answers.TILES], start.tile_size or 0, tooltip)
         tooltip = "Chunks whose graph is kept, and which are encoded once"
-        self.retain_chunks = choice("Retained", RETAINED, start.retain_chunks, tooltip)
+        self.retain_chunks = choice("Retained", answers.RETAINED, start.retain_chunks, tooltip)
         self.precision = menu("Numbers", answers.PRECISIONS, start.precision, "Precision of weights and activations")
         optimizers = [("AdamW", "adamw"), ("SGD, no momentum", "sgd")]
         self.optimizer = menu("Optimizer", optimizers, start.optimizer, "Whose states are there during the step")
+        self._make_folded_controls(start, choice, menu)
         one_of("budget", budget, tuple(answers.BUDGETS))
         tooltip = "Memory of the card, whether you own it or not"
         self.budget = choice("Budget", list(answers.BUDGETS.items()), answers.BUDGETS[budget], tooltip)
+
+    def _make_folded_controls(self, start: LabSettings, choice: Callable, menu: Callable) -> None:
+        tooltip = "Hard negatives of each query: their passages are encoded too"
+        self.negatives = choice("Hard negatives", answers.NEGATIVES, start.negatives, tooltip)
+        ways = [("queries to passages", False), ("both (symmetric)", True)]
+        self.symmetric = menu("Directions", ways, start.symmetric, "Of the loss")
+        towers = [("one, tied", True), ("two of their own", False)]
+        self.tied = menu("Towers", towers, start.tied, "Whether queries and passages share one encoder")
+        ways = [("no", False), ("yes", True)]
+        tooltip = "Each layer keeps its input alone, and computes the rest again"
+        self.checkpointing = menu("Checkpointing", ways, start.checkpointing, tooltip)
 
     def _make_outputs(self) -> None:
         """The buttons, and what is shown; then all of it in rows."""
@@ -105,14 +118,20 @@ class MemoryLab(LiveLab):
         on_change(self._show_code, self.as_code)
         look = {"width": "100%", "height": "17em", "display": "none"}
         self.code = widgets.Textarea(description="Program", layout=look)
-        self.controls = tuple(getattr(self, name) for name in CONTROLS)
-        rows = [list(self.controls[at : at + 2]) for at in range(0, len(CONTROLS), 2)]
+        plain, folded = ([getattr(self, name) for name in names] for names in ((*CONTROLS, "budget"), FOLDED))
+        self.controls = (*plain, *folded)
+        rows = [plain[at : at + 2] for at in range(0, len(plain), 2)]
+        for control in folded:
+            control.style.description_width = self.label_width
+        pairs = [widgets.HBox(folded[at : at + 2], layout=WRAPPED) for at in range(0, len(folded), 2)]
+        self.more = widgets.Accordion([widgets.VBox(pairs)], titles=("More",), selected_index=None)
         buttons = [[self.run, self.stop, self.progress], [self.largest, self.pin, self.as_code]]
         labelled = (*self.controls, self.run, self.stop, *buttons[1])
         classes = {control.description.lower().replace(" ", "-"): control for control in labelled}
         shown = {"forecast": self.forecast, "picture": self.picture, "compared": self.compared, "status": self.status}
         classes |= shown | {"code": self.code, "memory-lab": self}
-        self.arrange(*rows, *list(shown.values())[:3], *buttons, self.status, self.code, classes=classes)
+        classes |= {"more": self.more}
+        self.arrange(*rows, self.more, *list(shown.values())[:3], *buttons, self.status, self.code, classes=classes)
 
     @property
     def budget_name(self) -> str:
@@ -120,8 +139,8 @@ class MemoryLab(LiveLab):
         return next(name for name, size in answers.BUDGETS.items() if size == self.budget.value)
 
     def settings(self) -> LabSettings:
-        """What the controls say now. Raises ValueError where tiles and batch do not go together."""
-        values = {name: getattr(self, name).value for name in CONTROLS[:-1]}
+        """What the controls say now. Raises ValueError for what can't be, as texts that are too long."""
+        values = {name: getattr(self, name).value for name in (*CONTROLS, *FOLDED)}
         values |= {name: values[name] or None for name in ("query_length", "tile_size")}
         device = "cuda" if self.budget_name in GPU_MEMORY_BYTES else self.device.type
         return LabSettings(**values, device=device)
@@ -130,10 +149,9 @@ class MemoryLab(LiveLab):
         """Bring text and picture up to the controls; a law not known yet is read off in a thread, in words."""
         self.chunk_size.disabled = self.step.value == "naive"
         self.retain_chunks.disabled = self.step.value != "grad_cache"
-        try:
-            settings = self.settings()
-        except ValueError as error:
-            self._clear(f"No forecast: {error}. {answers.TILES_REASON}")
+        settings, refusal = self._settings_or_why_not()
+        if settings is None:
+            self._clear(f"No forecast: {refusal}.")
             return
         self.code.value = settings.as_code()
         if answers.is_ready(settings):
@@ -147,31 +165,49 @@ class MemoryLab(LiveLab):
         )
         self._want(settings)
 
-    def _want(self, settings: LabSettings) -> None:
-        """Have the law of these settings read off, in a thread."""
-        self._wanted = settings
-        self._start("memory-lab-fit", self._fit)
-
-    def table(self) -> str:
-        """The lab as text: the settings, the advice, the peak of each phase and kind, and the last run of them."""
+    def _settings_or_why_not(self) -> tuple[LabSettings | None, str]:
+        """What the controls say; or None, and why that has no forecast."""
         try:
             settings = self.settings()
         except ValueError as error:
-            return f"No forecast: {error}. {answers.TILES_REASON}"
+            return None, str(error)
+        refusal = self._refused.get(settings, "")
+        return (None, refusal) if refusal else (settings, "")
+
+    def _want(self, settings: LabSettings) -> None:
+        """Have the law of these settings read off, and what to advise where they do not fit, in a thread."""
+        with self._wanting:
+            self._wanted = (settings, self.budget.value)
+            if self._fitting:
+                return
+            self._fitting = True
+        self._threads["memory-lab-fit"] = Worker(self._fit, name="memory-lab-fit")
+        self._threads["memory-lab-fit"].start()
+
+    def table(self) -> str:
+        """The lab as text: the settings, the advice, the peak of each phase and kind, and the last run of them."""
+        settings, refusal = self._settings_or_why_not()
+        if settings is not None:
+            refusal = self._try(settings)
+        if refusal:
+            return f"No forecast: {refusal}."
         forecast, budget = answers.forecast_of(settings), self.budget.value
         picture = picture_of(forecast.timeline)
         phases = [[span.label.replace("\n", " "), format_bytes(peak)] for span, peak in picture.span_peaks()]
         kinds = [[kind, format_bytes(count)] for kind, count in forecast.at_peak().items() if count]
         parts = [
             f"{settings.described()}.",
-            answers.advice(settings, forecast, budget, self.budget_name),
+            advice(settings, forecast, budget, self.budget_name),
             format_table(["phase, in order", "highest"], phases),
-            format_table(["at the peak", "bytes"], [*kinds, ["sum", format_bytes(forecast.peak_bytes)]]),
+            format_table(
+                ["at the peak", f"bytes, {answers.OPERATIONS[settings.device]}"],
+                [*kinds, ["sum", format_bytes(forecast.peak_bytes)]],
+            ),
         ]
         run = self._run_of(settings)
         if run is not None and run.result is not None:
             parts.append(_report(run, answers.forecast_of(run.settings)))
-        if self._pinned is not None:
+        if self._pinned is not None and not self._try(self._pinned):
             parts.append(answers.compared(self._pinned, settings))
         return "\n\n".join(parts)
 
@@ -186,11 +222,10 @@ class MemoryLab(LiveLab):
 
     def _on_pin(self) -> None:
         """Keep what the controls say, or let go of it."""
-        try:
-            self._pinned = self.settings() if self.pin.value else None
-        except ValueError as error:
+        self._pinned, refusal = self._settings_or_why_not() if self.pin.value else (None, "")
+        if refusal:
             self.pin.value = False  # comes back here, and lets go
-            self._say(f"Nothing to compare with: {error}.")
+            self._say(f"Nothing to compare with: {refusal}.")
         self._show_comparison()
 
     def _show_comparison(self) -> None:
@@ -198,18 +233,17 @@ class MemoryLab(LiveLab):
         if self._pinned is None:
             self.compared.clear()
             return
-        now = self.settings()
-        if not (answers.is_ready(self._pinned) and answers.is_ready(now)):
+        now, _ = self._settings_or_why_not()
+        if now is None or not (answers.is_ready(self._pinned) and answers.is_ready(now)):
             return
         peaks = {"pinned": answers.forecast_of(self._pinned).at_peak(), "now": answers.forecast_of(now).at_peak()}
         self.compared.show(peaks, answers.compared(self._pinned, now))
 
     def _on_largest(self) -> None:
         """Set the batch slider to its last place that fits, and say the exact number."""
-        try:
-            settings = self.settings()
-        except ValueError as error:
-            self._say(f"No largest batch: {error}.")
+        settings, refusal = self._settings_or_why_not()
+        if settings is None:
+            self._say(f"No largest batch: {refusal}.")
             return
         if not answers.is_ready(settings):
             self._say("The forecast is not there yet. Press again when it is.")
@@ -218,23 +252,40 @@ class MemoryLab(LiveLab):
         if most == 0:
             self._say(f"Not even one pair fits within {name}: look at what the forecast says to change.")
             return
-        self.batch_size.value = max(size for size in BATCHES if size <= most)
+        self.batch_size.value = max(size for size in answers.BATCHES if size <= most)
         reached = " (more is not forecast here)" if most == answers.most_forecast(settings) else ""
         self._say(
             f"The largest batch within {name} is {most:,}{reached}; the slider stands on {self.batch_size.label}."
         )
 
     def _fit(self) -> None:
-        """Read off laws until the controls rest on one that is known. Runs in its own thread."""
-        while (settings := self._wanted) is not None:
-            try:
-                answers.forecast_of(settings)
-            except Exception as error:  # told in words: a thread has nobody to raise to
-                self.forecast.value = sentence(f"No forecast: {type(error).__name__}: {error}")
-            if self._wanted == settings:
+        """Read off laws, and look for ways out, until the controls rest on what is known. Runs in its own thread."""
+        while (wanted := self._next_wanted()) is not None:
+            settings, budget_bytes = wanted
+            known = answers.is_ready(settings)
+            if not self._try(settings) and self._wanted == wanted and peak_of(settings) > budget_bytes:
+                if not known:
+                    self._draw(settings)  # the picture, before the advice
+                way_out(settings, budget_bytes, lambda wanted=wanted: self._wanted == wanted)
+            with self._wanting:
+                if self._wanted != wanted:
+                    continue
                 self._wanted = None
-                if answers.is_ready(settings):
-                    self.refresh()
+            self.refresh()
+
+    def _next_wanted(self) -> tuple[LabSettings, int] | None:
+        with self._wanting:
+            self._fitting = self._wanted is not None
+            return self._wanted
+
+    def _try(self, settings: LabSettings) -> str:
+        """Forecast these settings; "" where that went well, else why not, which is remembered."""
+        try:
+            answers.forecast_of(settings)
+        except Exception as error:  # told in words: a thread has nobody to raise to
+            text = str(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {error}"
+            self._refused[settings] = text.rstrip(".")
+        return self._refused.get(settings, "")
 
     def _run_of(self, settings: LabSettings) -> LiveRun | None:
         """The last run, if it was of these settings, on whichever device."""
@@ -252,10 +303,15 @@ class MemoryLab(LiveLab):
             words = _report(run, forecast) if run is not None else ""
             self.picture.show(picture, budget, card, live=live, words=words)
             self._show_comparison()
-        advice = answers.advice(settings, answers.forecast_of(settings), budget, name)
+        shown = answers.forecast_of(settings)
+        if shown.peak_bytes <= budget or knows_a_way_out(settings, budget):
+            text = advice(settings, shown, budget, name)
+        else:
+            text = f"{verdict(settings, shown, budget, name)} Looking for what would fit…"
+            self._want(settings)
         if run is not None and run.settings != settings:
-            advice += " The picture is of the processor that ran the step: its operations keep more than a card's."
-        self.forecast.value = sentence(advice)
+            text += " The picture is of the processor that ran the step: its operations keep more than a card's."
+        self.forecast.value = sentence(text)
 
     def _clear(self, text: str) -> None:
         """No forecast, and why: no picture and no comparison of other settings stays beside the words."""
@@ -270,8 +326,11 @@ class MemoryLab(LiveLab):
             return
         try:
             settings = replace(self.settings(), device=self.device.type)
+            refusal = self._refused.get(settings)
         except ValueError as error:
-            self._say(f"Not run: {error}.")
+            refusal = error
+        if refusal:
+            self._say(f"Not run: {refusal}.")
             return
         if not answers.is_ready(settings):
             self._want(settings)
@@ -350,8 +409,9 @@ def _report(run: LiveRun, forecast: MemoryForecast) -> str:
             f"cleared, random generators as before.{card}"
         )
     off = result.peak_bytes - forecast.peak_bytes
-    verdict = "exactly as forecast" if off == 0 else f"{off:+,} bytes against the forecast"
-    return f"Finished in {result.seconds:.1f} s on {run.texts}: measured peak {measured}, {verdict}.{card}"
+    counted = f"with {answers.OPERATIONS[run.settings.device]}"
+    compared = f"exactly as forecast {counted}" if off == 0 else f"{off:+,} bytes against the forecast {counted}"
+    return f"Finished in {result.seconds:.1f} s on {run.texts}: measured peak {measured}, {compared}.{card}"
 
 
 def _report_of_the_card(run: LiveRun) -> str:

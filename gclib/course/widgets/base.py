@@ -5,7 +5,6 @@ Three kinds of lab know more: `MomentLab` walks with Previous and Next, `Measure
 measurement, `LiveLab` follows a run in a thread.
 """
 
-import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from html import escape
@@ -14,6 +13,7 @@ from typing import Any
 import ipywidgets as widgets
 
 from gclib.course import plots
+from gclib.course.threads import Worker
 from gclib.course.widgets.keyboard import keyboard
 from gclib.support.validation import one_of
 from gclib.support.words import format_table
@@ -77,7 +77,7 @@ class Lab(widgets.VBox):
     def __init__(self) -> None:
         super().__init__()
         self.words, self.picture, self.status = widgets.HTML(), widgets.HTML(), widgets.HTML()
-        self._threads: dict[str, threading.Thread] = {}
+        self._threads: dict[str, Worker] = {}
 
     def arrange(self, *rows: Row, classes: Mapping[str, widgets.Widget] | None = None) -> None:
         """Put widgets below each other, those of a list side by side. classes: {name: what gets "gclib-name"}."""
@@ -110,7 +110,7 @@ class Lab(widgets.VBox):
     def _start(self, name: str, work: Callable[..., object], *arguments: object) -> None:
         """Have `work` done in a thread, unless one of this name is at work already."""
         if not self._is_busy(name):
-            self._threads[name] = threading.Thread(target=work, args=arguments, name=name, daemon=True)
+            self._threads[name] = Worker(work, *arguments, name=name)
             self._threads[name].start()
 
     def _is_busy(self, name: str) -> bool:

@@ -3,10 +3,15 @@
 import contextlib
 import dataclasses
 import functools
+import inspect
 import json
+import os
 import random
+import signal
+import sys
 import threading
 import time
+import traceback
 
 import numpy as np
 import pytest
@@ -122,10 +127,46 @@ def test_an_endless_loop_is_stopped():
             with contextlib.suppress(Exception):
                 values = values + 1
 
-    before = threading.active_count()
     told = explain(answer, dataclasses.replace(double, seconds=0.2))
     assert "no answer after 0.2 seconds" in told and "still running" not in told
-    assert threading.active_count() == before
+    assert_no_answer_runs()
+
+
+def assert_no_answer_runs():
+    """The frames of all threads, not `threading`'s own list: that can be wrong."""
+    end = time.monotonic() + 5
+    while any(inspect.getfile(frame) == __file__ and frame.f_code.co_name == "answer" for frame in all_frames()):
+        assert time.monotonic() < end
+        time.sleep(0.01)
+
+
+def all_frames():
+    for newest in sys._current_frames().values():
+        yield from (frame for frame, _ in traceback.walk_stack(newest))
+
+
+@pytest.mark.skipif(os.name == "nt", reason="no signal goes to one thread there")
+def test_an_endless_answer_that_is_interrupted_within_its_time_ends(capsys):
+    begun = threading.Event()
+
+    def answer(values, names):
+        begun.set()
+        while True:
+            with contextlib.suppress(Exception):
+                values = values + 1
+
+    def press_stop():
+        begun.wait(10)
+        time.sleep(0.1)  # until the check waits
+        signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
+
+    threading.Thread(target=press_stop).start()
+    before = torch.get_rng_state()
+    with pytest.raises(KeyboardInterrupt):
+        double(answer)
+    assert_no_answer_runs()
+    assert torch.equal(before, torch.get_rng_state()) and capsys.readouterr().out == ""
+    assert double.judge(double.oracle).status == "correct"
 
 
 @pytest.mark.slow

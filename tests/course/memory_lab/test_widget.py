@@ -3,6 +3,7 @@
 import gc
 import random
 import re
+import threading
 import time
 import weakref
 from dataclasses import replace
@@ -17,7 +18,8 @@ from helpers.page import alt_of, text_of
 from gclib.course.memory_lab import answers as lab
 from gclib.course.memory_lab import run as live
 from gclib.course.memory_lab import widget as widgets
-from gclib.course.memory_lab.answers import LabSettings, advice, forecast_of, obstacle, seconds_here
+from gclib.course.memory_lab.advice import advice, verdict, way_out
+from gclib.course.memory_lab.answers import LabSettings, forecast_of, obstacle, seconds_here
 from gclib.course.memory_lab.picture import PeaksView
 from gclib.course.memory_lab.run import LiveRun, make_batch, step_of, warm_optimizer
 from gclib.course.memory_lab.widget import MemoryLab
@@ -77,6 +79,10 @@ def test_every_control_that_matters_changes_the_forecast(memory_lab):
         (memory_lab.retain_chunks, 2),
         (memory_lab.precision, "pure bf16"),
         (memory_lab.optimizer, "sgd"),
+        (memory_lab.negatives, 2),
+        (memory_lab.symmetric, True),
+        (memory_lab.tied, False),
+        (memory_lab.checkpointing, True),
         (memory_lab.step, "naive"),
         (memory_lab.model, "mini"),
     ]:
@@ -84,7 +90,10 @@ def test_every_control_that_matters_changes_the_forecast(memory_lab):
         control.value = value
         memory_lab.wait()
         assert (memory_lab.forecast.value, memory_lab.picture.value) != (words, picture)
-    assert memory_lab.settings() == LabSettings("naive", "mini", 128, 8, 32, None, 16, 2, "pure bf16", "sgd")
+    assert memory_lab.settings() == LabSettings(
+        *("naive", "mini", 128, 8, 32, None, 16, 2, "pure bf16", "sgd"),
+        **{"negatives": 2, "symmetric": True, "tied": False, "checkpointing": True},
+    )
 
 
 def test_a_law_not_known_yet_is_announced_and_then_drawn(memory_lab, monkeypatch):
@@ -101,16 +110,18 @@ def move(memory_lab, draw):
     control = draw.choice(memory_lab.controls)
     control.value = draw.choice(values_of(control))
     words = text_of(memory_lab.forecast)
-    assert words.startswith(("Peak ", "Reading off the memory law")) or "tile_size must cut" in words
+    assert words.startswith(("Peak ", "Reading off the memory law")) or "No forecast: " in words
+    assert " must " in words or not words.startswith("No forecast")
 
 
 @pytest.mark.slow
 def test_50_random_moves_of_all_controls_raise_nothing(memory_lab):
     draw = random.Random(1)
+    memory_lab.model.options = [(name, name) for name in ("tiny", "mini", "clip-vit-b-32-text")]
     for _ in range(50):
         move(memory_lab, draw)  # quicker than laws are read off: only where the controls come to rest, one is
     memory_lab.wait()
-    assert text_of(memory_lab.forecast).startswith("Peak ") or memory_lab.tile_size.value
+    assert text_of(memory_lab.forecast).startswith("Peak ") or " must " in text_of(memory_lab.forecast)
 
 
 @pytest.mark.slow
@@ -125,6 +136,8 @@ def test_random_moves_that_are_each_drawn_raise_nothing_and_leak_nothing(moves, 
     memory_lab.query_length.options = [("same", 0), ("16", 16)]
     memory_lab.tile_size.options = [("dense", 0), ("1,024", 1024)]
     memory_lab.precision.options = [("float32", "float32"), ("bf16 autocast", "bf16 autocast")]
+    memory_lab.negatives.options, memory_lab.tied.options = [("0", 0), ("2", 2)], [("one", True)]
+    memory_lab.checkpointing.options = [("no", False)]
     for number in range(moves):
         move(memory_lab, draw)
         memory_lab.wait()
@@ -172,7 +185,9 @@ def test_a_card_is_forecast_with_its_own_operations_and_a_run_with_those_of_its_
     memory_lab.run.click()
     memory_lab.wait()
     assert memory_lab.live.result.peak_bytes == forecast_of(on_processor).peak_bytes
-    assert "exactly as forecast" in text_of(memory_lab.status)
+    assert "exactly as forecast with a processor's operations." in text_of(memory_lab.status)
+    assert "with a card's operations. It fits" in text_of(memory_lab.forecast)
+    assert "bytes, a card's operations" in memory_lab.table()
     assert "The picture is of the processor that ran the step" in text_of(memory_lab.forecast)
     assert f"Peak {format_bytes(told)}: " in text_of(memory_lab.forecast)
     memory_lab.budget.value = lab.BUDGETS["64 MiB"]
@@ -239,7 +254,8 @@ def test_where_there_is_no_forecast_nothing_is_compared(memory_lab):
 
 @pytest.mark.parametrize(
     "change",
-    [{}, {"step": "naive"}, {"retain_chunks": 2, "query_length": 8}, {"precision": "pure bf16"}, {"tile_size": 8}],
+    [{}, {"step": "naive"}, {"retain_chunks": 2, "query_length": 8}, {"precision": "pure bf16"}, {"tile_size": 8}]
+    + [{"negatives": 2, "tied": False}, {"checkpointing": True, "symmetric": True}],
 )
 def test_the_forecast_as_code_gives_the_same_forecast(change, capsys):
     settings, names = replace(LabSettings(**TINY, batch_size=16, chunk_size=4), **change), {}
@@ -271,7 +287,7 @@ def test_too_many_tiles_are_refused_in_words(memory_lab):
     memory_lab.batch_size.value = 65536
     memory_lab.wait()
     memory_lab.tile_size.value = 256
-    assert "tile_size must cut the 65,536 x 65,536 logits into at most 64 tiles" in text_of(memory_lab.forecast)
+    assert "tile_size must cut the 65,536 x 65,536 logits into at most 256 tiles" in text_of(memory_lab.forecast)
     memory_lab.run.click()
     assert text_of(memory_lab.status).startswith("Not run: tile_size must cut")
 
@@ -424,7 +440,7 @@ def test_out_of_memory_is_told_in_words_all_is_let_go_of_and_the_next_run_finish
         "second forward and backward",
         f"asked for 20.00 GiB, and had held {format_bytes(result.peak_bytes)} at most",
         "This machine has 8.00 GiB. All that the run held was returned, and 4.00 GiB are free now",
-        lab.way_out(settings, forecast_of(settings).at_peak(), 2**33),
+        way_out(settings, forecast_of(settings).peak_bytes - 1).words,
     ):
         assert words in result.error
     assert run.encoder is None and held[0]() is None
@@ -644,31 +660,175 @@ def test_warming_the_optimizer_leaves_the_weights_alone():
 @pytest.mark.parametrize(
     ("settings", "budget", "words"),
     [
-        (LabSettings("naive", **TINY, batch_size=512), 2**24, "take the gradient cache"),
-        (LabSettings(**TINY, batch_size=64, chunk_size=64), 2**23, "make the chunk smaller"),
-        (LabSettings(**TINY, batch_size=16384, chunk_size=4), 2**28, "set a tile size"),
-        (LabSettings(**TINY), 2**20, "AdamW's states alone are too big: only a smaller model helps, or fewer bytes"),
+        (LabSettings("naive", **TINY, batch_size=512), 2**24, "take the gradient cache, in chunks of 96 rows"),
+        (LabSettings(**TINY, batch_size=64, chunk_size=64), 2**23, "make the chunk 32, the batch may stay. That takes"),
+        (LabSettings(**TINY, batch_size=16384, chunk_size=4), 2**28, "set a tile size of 4,096"),
+        (LabSettings(**TINY, batch_size=2**20, chunk_size=4), 2**28, "no chunk shrinks them: make the batch 4,096"),
+        (LabSettings(**TINY), 2**20, "AdamW's states alone are too big: no batch and no chunk fits"),
+        (LabSettings(**TINY), 4 * 2**20, "SGD or pure bf16 or pure bf16 and SGD would let one query fit"),
         (LabSettings(**TINY, optimizer="sgd"), 2**20, "The model and its gradients alone are too big"),
-        (LabSettings(**TINY, optimizer="sgd", precision="pure bf16"), 2**19, "only a smaller model helps."),
-        (LabSettings(**TINY, chunk_size=1, retain_chunks=64), 10**7, "64 retained chunks are live at once"),
-        (LabSettings(**TINY, chunk_size=1, retain_chunks=64), 10**7, "retain fewer"),
-        (LabSettings(**TINY, chunk_size=64, retain_chunks=2), 10**7, "retain none, and look again"),
+        (LabSettings(**TINY, optimizer="sgd", precision="pure bf16"), 2**19, "only a smaller model, or a larger"),
+        (LabSettings(**TINY, chunk_size=1, retain_chunks=64), 10**7, "64 retained chunks are live at once: retain 32"),
+        (LabSettings(**TINY, chunk_size=64, retain_chunks=2), 10**7, "make the chunk 48, retain none"),
         (LabSettings("accumulation", **TINY, batch_size=2**20), 2**26, "Most of the rest is inputs"),
-        (LabSettings(**TINY, batch_size=512, chunk_size=1), 9 * 2**20, "make the chunks bigger"),
-        (LabSettings(**TINY, batch_size=64, chunk_size=1), 6 * 2**20, "A chunk is one row already"),
+        (LabSettings("accumulation", **TINY, batch_size=512, chunk_size=256), 2**24, "smaller chunks would lose neg"),
+        (LabSettings("accumulation", **TINY, batch_size=2**14, chunk_size=64), 8 * 2**20, "only 31 other passages"),
+        (LabSettings(**TINY, batch_size=512, chunk_size=1), 9 * 2**20, "random generators: make the chunk 32"),
+        (LabSettings(**TINY, batch_size=64, chunk_size=1), 6 * 2**20, "random generators: make the chunk 12"),
         (LabSettings("accumulation", **TINY), 2**30, "accumulation loses negatives"),
-        (LabSettings("naive", **TINY), 2**30, "needs no chunks"),
-        (LabSettings(model="tiny", length=512, batch_size=2, chunk_size=1), 6 * 2**20, "One row alone does not fit"),
+        (LabSettings("naive", **TINY), 2**30, "a batch of 128 fits too, whole and without chunks"),
+        (LabSettings(**TINY), 2**30, "chunks of 12 fit too"),
+        (LabSettings(model="tiny", length=512, batch_size=2, chunk_size=1), 6 * 2**20, "texts of 16 tokens would let"),
     ],
 )
 def test_the_advice_names_what_to_change(settings, budget, words):
     assert words in advice(settings, forecast_of(settings), budget)
 
 
+DRAWN = {
+    "step": list(lab.STEP_WORDS),
+    "batch_size": [*lab.BATCHES],
+    "chunk_size": [*lab.CHUNKS],
+    "retain_chunks": [0, *lab.RETAINED],
+    "tile_size": [None, None, *lab.TILES],
+    "negatives": [0, 0, *lab.NEGATIVES],
+}
+RARELY_DRAWN = {  # each takes laws of its own
+    "precision": list(lab.PRECISIONS),
+    "optimizer": ["adamw", "sgd"],
+    "device": ["cpu", "cuda"],
+    "tied": [True, False],
+    "checkpointing": [False, False, True],
+    "symmetric": [False, True],
+}
+
+
+def assert_advice_can_be_followed(settings, budget):
+    """What is advised fits, and is a position of the controls; or it is said that nothing does."""
+    told = advice(settings, forecast_of(settings), budget)
+    if forecast_of(settings).peak_bytes <= budget:
+        for size in re.findall(r"chunks of ([\d,]+) fit too", told):
+            larger = replace(settings, chunk_size=int(size.replace(",", "")))
+            assert forecast_of(larger).peak_bytes <= budget
+        for size in re.findall(r"a batch of ([\d,]+) fits too", told):
+            larger = replace(settings, batch_size=int(size.replace(",", "")))
+            assert forecast_of(larger).peak_bytes <= budget
+        return
+    followed = way_out(settings, budget).settings
+    if followed is None:
+        assert "no batch and no chunk fits" in told
+        least = replace(settings, step="grad_cache", batch_size=1, chunk_size=1, retain_chunks=0, tile_size=None)
+        assert forecast_of(least).peak_bytes > budget
+        return
+    assert forecast_of(followed).peak_bytes <= budget, (settings, followed)
+    assert f"That takes {format_bytes(forecast_of(followed).peak_bytes)}" in told
+    assert followed.chunk_size in lab.CHUNKS and followed.batch_size in lab.BATCHES
+    assert followed.retain_chunks in lab.RETAINED and followed.tile_size in (None, *lab.TILES)
+
+
+def drawn_settings(draw, models, lengths, rare=0.1):
+    """Settings of drawn controls; None where they do not go together."""
+    values = {name: draw.choice(values) for name, values in DRAWN.items()}
+    values |= {name: draw.choice(values) for name, values in RARELY_DRAWN.items() if draw.random() < rare}
+    try:
+        return LabSettings(model=draw.choice(models), length=draw.choice(lengths), **values)
+    except ValueError as error:
+        assert "must" in str(error)
+        return None
+
+
+@pytest.mark.parametrize(
+    ("moves", "models", "lengths"),
+    [
+        (12, ["tiny"], [16]),
+        pytest.param(150, ["tiny", "mini"], [16, 64], marks=pytest.mark.slow),
+        pytest.param(600, lab.MODELS, lab.LENGTHS, marks=pytest.mark.deep),
+    ],
+)
+def test_every_advice_that_is_followed_leads_to_a_step_that_fits_or_to_words_that_none_does(moves, models, lengths):
+    draw = random.Random(moves)
+    budgets = [2**23, *lab.BUDGETS.values()] if len(models) < 3 else list(lab.BUDGETS.values())
+    for _ in range(moves):
+        settings = drawn_settings(draw, models, lengths, rare=0.02 if len(lengths) == 1 else 0.1)
+        if settings is not None:
+            assert_advice_can_be_followed(settings, draw.choice(budgets[: len(budgets) if draw.random() < 0.3 else 5]))
+
+
+CLIP = {"model": "clip-vit-b-32-text", "length": 128}
+
+
+def test_texts_that_a_model_can_not_read_are_refused_in_words_by_everything(memory_lab):
+    for name, value in CLIP.items():
+        getattr(memory_lab, name).value = value
+    memory_lab.wait()
+    rule = "length must be at most the 77 tokens that clip-vit-b-32-text reads, got 128"
+    assert text_of(memory_lab.forecast) == memory_lab.table() == f"No forecast: {rule}."
+    memory_lab.run.click()
+    assert text_of(memory_lab.status) == f"Not run: {rule}."
+    memory_lab.largest.click()
+    assert text_of(memory_lab.status) == f"No largest batch: {rule}."
+    memory_lab.pin.value = True
+    assert text_of(memory_lab.status) == f"Nothing to compare with: {rule}." and not memory_lab.pin.value
+
+
+def test_a_forecast_that_fails_is_told_by_everything_and_is_not_tried_again(memory_lab, monkeypatch):
+    def broken(settings):
+        tried.append(settings)
+        raise RuntimeError("no law")
+
+    tried = []
+    monkeypatch.setattr(lab, "_fitted", set())
+    monkeypatch.setattr(lab, "forecast_of", broken)
+    memory_lab.batch_size.value = 32
+    memory_lab.wait()
+    before = len(tried)
+    for press in (memory_lab.run.click, memory_lab.largest.click, lambda: setattr(memory_lab.pin, "value", True)):
+        press()
+        memory_lab.wait()
+        assert "RuntimeError: no law." in text_of(memory_lab.status)
+    assert memory_lab.table() == "No forecast: RuntimeError: no law." and not memory_lab.pin.value
+    assert len(tried) == before
+
+
+def test_what_does_not_fit_is_said_before_the_advice_is_there(memory_lab, monkeypatch):
+    go = threading.Event()
+    monkeypatch.setattr(widgets, "way_out", lambda *of: (go.wait(30), way_out(*of))[1])
+    memory_lab.batch_size.value = 65536
+    wait_until(lambda: "Looking for what would fit" in text_of(memory_lab.forecast))
+    assert text_of(memory_lab.forecast).startswith("Peak ") and alt_of(memory_lab)
+    go.set()
+    memory_lab.wait()
+    settings, budget = memory_lab.settings(), memory_lab.budget.value
+    assert text_of(memory_lab.forecast) == advice(settings, forecast_of(settings), budget, "256 MiB")
+
+
+def test_more_is_folded_and_its_controls_are_forecast(memory_lab):
+    assert memory_lab.more.selected_index is None and memory_lab.more.titles == ("More",)
+    held = {control for box in memory_lab.more.children[0].children for control in box.children}
+    assert held == {memory_lab.negatives, memory_lab.symmetric, memory_lab.tied, memory_lab.checkpointing}
+
+
+@pytest.mark.parametrize("step", list(lab.STEP_WORDS))
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"negatives": 2},
+        {"tied": False},
+        {"symmetric": True},
+        {"checkpointing": True},
+        {"negatives": 3, "tied": False, "symmetric": True, "checkpointing": True, "tile_size": 5, "query_length": 8},
+    ],
+)
+def test_a_run_with_more_takes_what_was_forecast_to_the_byte(step, change):
+    settings = LabSettings(step, "tiny", 7, 3, 16, retain_chunks=1, **change)
+    result = LiveRun(settings).run()
+    assert (result.ending, result.peak_bytes) == ("finished", forecast_of(settings).peak_bytes), result.error
+
+
 def test_a_step_that_just_does_not_fit_is_told_by_how_many_bytes():
     settings, peak = LabSettings(**TINY), forecast_of(LabSettings(**TINY)).peak_bytes
-    assert "4.00 KiB too much" in advice(settings, forecast_of(settings), peak - 4096)
-    assert "2.0 times too big" in advice(settings, forecast_of(settings), peak // 2)
+    assert "4.00 KiB too much" in verdict(settings, forecast_of(settings), peak - 4096, "it")
+    assert "2.0 times too big" in verdict(settings, forecast_of(settings), peak // 2, "it")
 
 
 def test_a_run_is_refused_when_forecast_and_ledger_would_not_fit():

@@ -1,0 +1,242 @@
+"""What the memory lab advises: whether a step fits, and where it does not, what to change.
+
+What is advised has been forecast, and fits; where nothing does, that is said. A change is one of the lab's own values,
+so that it can be followed.
+"""
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, replace
+from itertools import takewhile
+
+from gclib.course.memory_lab.answers import (
+    BATCHES,
+    CHUNKS,
+    LENGTHS,
+    MOST_TILES,
+    OPERATIONS,
+    RETAINED,
+    TILES,
+    LabSettings,
+    forecast_of,
+    most_forecast,
+    peak_of,
+    tile_count,
+)
+from gclib.memory.forecast import MemoryForecast
+from gclib.memory.ledger import KINDS
+from gclib.memory.plan import last_true
+from gclib.memory.timeline import largest_kinds
+from gclib.support.words import format_bytes
+
+MODEL_KINDS = ("parameters", "gradients", "optimizer")
+
+
+def advice(settings: LabSettings, forecast: MemoryForecast, budget_bytes: int, budget_name: str = "the card") -> str:
+    """The peak, whose operations it counts, what it is made of, whether it fits, and what to change."""
+    if forecast.peak_bytes <= budget_bytes:
+        return f"{verdict(settings, forecast, budget_bytes, budget_name)} {_room(settings, budget_bytes)}"
+    return f"{verdict(settings, forecast, budget_bytes, budget_name)} {way_out(settings, budget_bytes).words}"
+
+
+def verdict(settings: LabSettings, forecast: MemoryForecast, budget_bytes: int, budget_name: str) -> str:
+    """The peak, what it is made of, and whether it fits: two sentences."""
+    kinds = largest_kinds(forecast.at_peak(), smallest_share=0.1)
+    made_of = ", ".join(f"{kind} {format_bytes(count)}" for kind, count in kinds)
+    share = forecast.peak_bytes / budget_bytes
+    peak_words = f"Peak {format_bytes(forecast.peak_bytes)}: {made_of}, with {OPERATIONS[settings.device]}."
+    if share <= 1:
+        room = "under 1 %" if share < 0.01 else f"{100 * share:.0f} %"
+        return f"{peak_words} It fits within {budget_name} and takes {room} of it."
+    rest = forecast.peak_bytes - budget_bytes
+    over = f"{share:,.1f} times too big" if share >= 2 else f"{format_bytes(rest)} too much"
+    return f"{peak_words} It does not fit within {budget_name}: {over}."
+
+
+def _room(settings: LabSettings, budget_bytes: int) -> str:
+    """What the room that is left is good for, where a forecast says so."""
+    if settings.step == "accumulation":
+        return "But accumulation loses negatives: each chunk sees only its own."
+    if peak_of(settings) <= budget_bytes / 2:
+        larger = [replace(settings, chunk_size=size) for size in CHUNKS if size > settings.chunk_size]
+        if settings.step != "naive" and settings.chunk_size < settings.passages and _fits(larger[:1], budget_bytes):
+            return f"There is room: chunks of {larger[0].chunk_size:,} fit too, and need fewer, larger encoder calls."
+        more = [size for size in BATCHES if settings.batch_size < size <= most_forecast(settings)]
+        if bigger := _fits([replace(settings, batch_size=size) for size in more[:1]], budget_bytes):
+            whole = ", whole and without chunks" if settings.step == "naive" else ""
+            return f"There is room: a batch of {bigger.batch_size:,} fits too{whole}."
+    return "Leave some room: a GPU takes more than live tensors alone."
+
+
+@dataclass(frozen=True)
+class WayOut:
+    """What to change where a step does not fit, in a sentence or two, and the settings that then fit: None for none."""
+
+    words: str
+    settings: LabSettings | None = None
+
+
+def way_out(settings: LabSettings, budget_bytes: int, wanted: Callable[[], bool] = lambda: True) -> WayOut:
+    """What to change where a step does not fit. What is advised has been forecast, and fits.
+
+    wanted: is asked between forecasts; once it says no, the search ends and is not remembered.
+    """
+    key = (settings, budget_bytes)
+    if key not in _ways_out:
+        found = _look_for_a_way_out(settings, budget_bytes, wanted)
+        if not wanted():
+            return found
+        _ways_out[key] = found
+    return _ways_out[key]
+
+
+def knows_a_way_out(settings: LabSettings, budget_bytes: int) -> bool:
+    """Whether `way_out` answers at once; otherwise it makes some dozens of forecasts first."""
+    return (settings, budget_bytes) in _ways_out
+
+
+_ways_out: dict[tuple[LabSettings, int], WayOut] = {}
+
+
+def _look_for_a_way_out(settings: LabSettings, budget_bytes: int, wanted: Callable[[], bool]) -> WayOut:
+    least = [replace(settings, **_LEAST, chunk_size=size) for size in (1, 1 + settings.negatives)]
+    smallest = _fits(least, budget_bytes)
+    if smallest is None:
+        return _nothing_fits(least[0], budget_bytes)
+    at_peak = forecast_of(settings).at_peak()
+    ways = (_retain_less, _with_the_cache, _other_chunks, _with_tiles, _smaller_batch)
+    for way in ways:
+        options = takewhile(lambda _: wanted(), way(settings, budget_bytes))
+        if (found := _fits(options, budget_bytes)) is not None or not wanted():
+            break
+    else:
+        found = _largest_of_all(smallest, budget_bytes)
+    if found is None:
+        return WayOut("")
+    return WayOut(f"{_what_dominates(settings, at_peak, found)}: {_change(settings, found)}.", found)
+
+
+_LEAST = {"step": "grad_cache", "batch_size": 1, "retain_chunks": 0, "tile_size": None}
+
+
+def _fits(options: Iterable[LabSettings], budget_bytes: int) -> LabSettings | None:
+    """The first of these settings that can be forecast and fits."""
+    for option in options:
+        try:
+            if peak_of(option) <= budget_bytes:
+                return option
+        except Exception:  # what can't be forecast is not advised
+            continue
+    return None
+
+
+def _retain_less(settings: LabSettings, budget_bytes: int) -> Iterator[LabSettings]:
+    if settings.retained:
+        yield from (replace(settings, retain_chunks=n) for n in RETAINED[::-1] if n < settings.retained)
+
+
+def _with_the_cache(settings: LabSettings, budget_bytes: int) -> Iterator[LabSettings]:
+    """The gradient cache in place of another step, in the largest chunks that fit."""
+    if settings.step != "grad_cache":
+        yield from (replace(settings, step="grad_cache", chunk_size=c, retain_chunks=0) for c in CHUNKS[::-1])
+
+
+def _other_chunks(settings: LabSettings, budget_bytes: int) -> Iterator[LabSettings]:
+    """Other chunks of the same step, the largest first: larger ones have fewer generator states."""
+    if settings.step != "naive":
+        yield from (replace(settings, chunk_size=c, retain_chunks=0) for c in CHUNKS[::-1] if c != settings.chunk_size)
+
+
+def _with_tiles(settings: LabSettings, budget_bytes: int) -> Iterator[LabSettings]:
+    """The gradient cache with tiles, the largest first, in these chunks or others; none that can't fit anyhow."""
+    cached = replace(settings, step="grad_cache", retain_chunks=0, tile_size=None)
+    sizes = dict.fromkeys([settings.chunk_size, *CHUNKS[::-1]])
+    beside = {size: _beside_the_loss(replace(cached, chunk_size=size)) for size in sizes}
+    for tile in TILES[::-1]:
+        smaller = tile < (settings.tile_size or settings.batch_size)
+        if (
+            smaller
+            and 2 * tile**2 <= budget_bytes
+            and tile_count(cached.batch_size, cached.negatives, tile) <= MOST_TILES
+        ):
+            fitting = (size for size in sizes if beside[size] <= budget_bytes)
+            yield from (replace(cached, chunk_size=size, tile_size=tile) for size in fitting)
+
+
+def _beside_the_loss(cached: LabSettings) -> int:
+    """The peak of all phases of a gradient-cache step but the loss."""
+    return max(piece.peak_bytes for piece in forecast_of(cached).timeline if piece.phase != "loss")
+
+
+def _smaller_batch(settings: LabSettings, budget_bytes: int) -> Iterator[LabSettings]:
+    yield from (replace(settings, batch_size=size) for size in BATCHES[::-1] if size < settings.batch_size)
+
+
+def _largest_of_all(smallest: LabSettings, budget_bytes: int) -> LabSettings:
+    """The largest batch with the smallest chunks that fit, and then the largest chunks with it."""
+    batches = [replace(smallest, batch_size=size) for size in BATCHES]
+    count = last_true(lambda n: _fits([batches[n - 1]], budget_bytes) is not None, len(batches))
+    largest = batches[max(1, count) - 1]
+    return _fits((replace(largest, chunk_size=size) for size in CHUNKS[::-1]), budget_bytes) or smallest
+
+
+def _what_dominates(settings: LabSettings, at_peak: dict[str, int], after: LabSettings) -> str:
+    """The reason, from the largest kind of bytes beside the model's, and from what helps."""
+    largest = max((kind for kind in KINDS if kind not in MODEL_KINDS), key=lambda kind: at_peak[kind])
+    if largest == "loss":
+        return "The loss dominates" if settings.tile_size else "The B × B logits dominate, and no chunk shrinks them"
+    if largest == "random states" or (after.step == settings.step and after.chunk_size > settings.chunk_size):
+        return "Each chunk keeps the state of its random generators"
+    if largest != "activations":
+        return f"Most of the rest is {largest}, and that grows with the batch"
+    if settings.retained:
+        return f"The graphs of {settings.retained:,} retained chunks are live at once"
+    if settings.step == "naive":
+        return "The whole batch's activations are live at once"
+    return "One chunk's activations dominate"
+
+
+def _change(before: LabSettings, after: LabSettings) -> str:
+    """From one to the other in words, and what the other takes."""
+    changes = []
+    if after.step != before.step:
+        chunk = "one row" if after.chunk_size == 1 else f"{after.chunk_size:,} rows"
+        changes.append(f"take the gradient cache, in chunks of {chunk}")
+    elif after.chunk_size != before.chunk_size:
+        changes.append(f"make the chunk {after.chunk_size:,}")
+    if after.retained < before.retained:
+        changes.append(f"retain {after.retain_chunks or 'none'}")
+    if after.tile_size != before.tile_size:
+        changes.append("set a tile size of " + f"{after.tile_size:,}" if after.tile_size else "take the dense loss")
+    stays = "the batch may stay"
+    if after.batch_size != before.batch_size:
+        stays = f"make the batch {after.batch_size:,}"
+    elif before.step == after.step == "accumulation":
+        stays = f"each query then meets only {after.chunk_size * (1 + after.negatives) - 1:,} other passages"
+    lost = (
+        ". Accumulation in smaller chunks would lose negatives" if before.step == "accumulation" != after.step else ""
+    )
+    return f"{', '.join([*changes, stays])}. That takes {format_bytes(peak_of(after))}{lost}"
+
+
+def _nothing_fits(smallest: LabSettings, budget_bytes: int) -> WayOut:
+    """Words for settings of which not even one query fits, and which of three changes would let one fit."""
+    at_peak = forecast_of(smallest).at_peak()
+    alone = "One row alone does not fit, and there is no smaller chunk"
+    if sum(at_peak[kind] for kind in MODEL_KINDS) > budget_bytes:
+        states = ", its gradients and AdamW's states" if smallest.optimizer == "adamw" else " and its gradients"
+        alone = f"The model{states} alone are too big"
+    short = {"length": LENGTHS[0], "query_length": None}
+    changes = {"SGD": {"optimizer": "sgd"}, "pure bf16": {"precision": "pure bf16"}}
+    changes |= {"pure bf16 and SGD": {"precision": "pure bf16", "optimizer": "sgd"}}
+    changes |= {"checkpointing": {"checkpointing": True}, f"texts of {LENGTHS[0]} tokens": short}
+    helps = []
+    if at_peak["parameters"] <= 2 * budget_bytes:  # else not even half of it fits
+        for name, change in changes.items():
+            changed = replace(smallest, **change)
+            if changed != smallest and _fits([changed], budget_bytes):
+                helps.append(name)
+    which = "only a smaller model, or a larger budget, helps"
+    if helps:
+        which = f"{' or '.join(helps)} would let one query fit"
+    takes = f"no batch and no chunk fits, as one query takes {format_bytes(peak_of(smallest))}"
+    return WayOut(f"{alone}: {takes}; {which}.")
