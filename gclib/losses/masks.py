@@ -100,8 +100,8 @@ class GuideFilter(Rule):
         s_ij > s_i - margin   (kind "absolute"),      s_ij > s_i - |s_i| margin   (kind "relative").
 
     Other directions compare the guide's similarity of their own two texts with the same s_i. A twin of the positive has
-    s_ij = s_i up to rounding: a margin above rounding (1e-3, say) leaves it out for sure, 0 does not. A text is never its
-    own negative, whatever the margin; sentence-transformers leaves it out only where s_ii = 1 is above the threshold.
+    s_ij = s_i up to rounding: a margin above rounding (1e-3, say) leaves it out for sure, 0 does not. A text is never
+    its own negative, whatever the margin; sentence-transformers leaves it out only where 1 is above the threshold.
 
     Raises ValueError for representations that don't fit, a margin that is no finite number, or another kind.
     Source: Solatorio 2024 (arXiv 2402.16829), section 3; the margins as sentence-transformers' GISTEmbedLoss has them.
