@@ -6,7 +6,7 @@ No softmax, so no sum over a row is needed before a pair's loss and gradient are
 it is added, and around a ring a block of passages is met, paid for, and sent on. Its gradient is closed: with
 s = sigmoid(z + bias), dL/dz = s / B for negatives and -(1 - s) / B for positives.
 
-Zhai et al. 2023 (arXiv 2303.15343), equation (1) and section 3.3. Letters: W ranks, B queries, b of one rank, K hard
+Zhai et al. 2023 (arXiv 2303.15343), sections 3.2 and 3.3. Letters: W ranks, B queries, b of one rank, K hard
 negatives per query, N = B * (1 + K) passages, D dimensions.
 """
 
