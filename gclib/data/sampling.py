@@ -8,14 +8,19 @@ An epoch is a shuffle, cut into batches. Where pairs meet badly it is drawn anew
 out first, in turn to all batches; what then fits nowhere takes the place of the pairs that are in its way, which look
 for another one (ejection chains, as in timetabling). Only what still fits nowhere meets its twins, and is told.
 
-Letters: n pairs, B of them a batch, n // B batches an epoch.
+Pairs may have an id too (a class, a document, a user): those with the same id are kept apart as twins are. Several data
+sets may take turns, each batch of one of them (`draw_from_sources`), and texts with class labels are paired anew each
+epoch (`draw_class_batches`). Every process draws the same batches and takes its own rows of each, so what is true of a
+batch is true across processes.
+
+Letters: n pairs, B of them a batch, n // B batches an epoch; W processes.
 """
 
 import itertools
 import random
 import warnings
 from collections import Counter, defaultdict, deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from gclib.data.negatives import twin_numbers
@@ -30,7 +35,15 @@ PATIENCE = 1_000  # moves without a pair more in its place, after which the sear
 
 
 def draw_batches(
-    pairs: Sequence[TextPair], batch_size: int, *, seed: int, epoch: int = 0, batch: int = 0
+    pairs: Sequence[TextPair],
+    batch_size: int,
+    *,
+    seed: int,
+    epoch: int = 0,
+    batch: int = 0,
+    ids: Sequence[Hashable] | None = None,
+    rank: int = 0,
+    world_size: int = 1,
 ) -> Iterator[tuple[int, list[TextPair]]]:
     """(epoch, batch) without end: full batches only, n // B of them an epoch, each pair once in it.
 
@@ -39,21 +52,141 @@ def draw_batches(
     a UserWarning says, before the first batch, how many queries meet one: more twins than an epoch has batches can't be
     parted, and are spread evenly. It says too where a pair's own hard negative is right for its query.
 
-    epoch, batch: begin in this epoch, after so many of its batches. Raises ValueError for no pairs, unlike numbers of
-    hard negatives, a batch larger than the pairs, or a seed, epoch or batch below 0.
+    epoch, batch: begin in this epoch, after so many of its batches. ids: one for each pair, None for a pair without;
+    pairs with the same id are twins. rank, world_size: give this process's rows of each batch of all W processes.
+    Raises ValueError for no pairs, unlike numbers of hard negatives or of ids, a batch larger than the pairs or too
+    small for the processes, or a seed, epoch or batch below 0.
     """
     check_pairs(pairs)
-    if positive_int("batch_size", batch_size) > len(pairs):
-        raise refuse("batch_size", f"must be at most the number of pairs, {len(pairs)}", batch_size)
-    for name, value in (("seed", seed), ("epoch", epoch), ("batch", batch)):
-        int_at_least(name, value, 0)
-    texts = _Texts.of(pairs)
+    _check_place(batch_size, len(pairs), seed, epoch, batch)
+    rows = rows_of_rank(batch_size, rank, world_size)
+    if ids is not None and len(ids) != len(pairs):
+        raise refuse("ids", f"must be one for each of the {len(pairs)} pairs", f"{len(ids)} ids")
+    texts = _Texts.of(pairs, ids)
     if texts.own_faults:
         first, count = texts.own_faults[0], len(texts.own_faults)
         warnings.warn(f"{count} pairs have a hard negative that is right for their own query: {first}", stacklevel=2)
     drawn = _epoch(texts, batch_size, seed, epoch)
     _tell(texts, drawn)
-    return itertools.islice(_drawn(pairs, texts, drawn, seed, epoch), batch, None)
+    batches = itertools.islice(_drawn(pairs, texts, drawn, seed, epoch), batch, None)
+    return ((number, members[rows]) for number, members in batches)
+
+
+def draw_from_sources(
+    sources: Mapping[str, Sequence[TextPair]],
+    batch_size: int,
+    *,
+    seed: int,
+    epoch: int = 0,
+    batch: int = 0,
+    rank: int = 0,
+    world_size: int = 1,
+) -> Iterator[tuple[int, str, list[TextPair]]]:
+    """(epoch, source's name, batch) without end: each batch from one data set, as `draw_batches` draws it.
+
+    An epoch has all full batches of every source, in an order of its own: a source comes as often as it is large. In a
+    batch of one source the negatives are of the query's own kind. sources: pairs by name; those of different sources
+    may have unlike numbers of hard negatives. Other arguments, and ValueError, as in `draw_batches`.
+    """
+    if not isinstance(sources, Mapping) or not sources:
+        raise refuse("sources", "must be a mapping of at least one name to its pairs", type(sources).__name__)
+    for name, pairs in sources.items():
+        check_pairs(pairs, f"sources[{name!r}]")
+        _check_place(batch_size, len(pairs), seed, epoch, batch, of=f"pairs of {name!r}")
+    counts = {name: len(pairs) // batch_size for name, pairs in sources.items()}
+    before = Counter(itertools.islice(_turns(counts, seed, epoch), batch))
+    same = {"seed": seed, "epoch": epoch, "rank": rank, "world_size": world_size}
+    drawn = {name: draw_batches(pairs, batch_size, batch=before[name], **same) for name, pairs in sources.items()}
+    turns = itertools.islice(_turns(counts, seed, epoch), batch, None)
+    return ((number, name, members) for name in turns for number, members in [next(drawn[name])])
+
+
+def draw_class_batches(
+    texts: Sequence[str],
+    labels: Sequence[Hashable],
+    batch_size: int,
+    *,
+    seed: int,
+    epoch: int = 0,
+    batch: int = 0,
+    rank: int = 0,
+    world_size: int = 1,
+) -> Iterator[tuple[int, list[TextPair]]]:
+    """(epoch, batch) without end, of texts with class labels: `class_pairs` of each epoch, each class once a batch.
+
+    Two texts of one class are a query and its passage; a batch holds no second pair of their class, whose texts would
+    be false negatives, where there are batches enough (else a UserWarning says how many meet one; a mask of `SameIds`
+    takes them out). Other arguments, and ValueError, as in `draw_batches` and `class_pairs`.
+    """
+    count = len(class_pairs(texts, labels, seed=seed, epoch=epoch)[0])
+    _check_place(batch_size, count, seed, epoch, batch, of="pairs of the classes")
+
+    def batches() -> Iterator[tuple[int, list[TextPair]]]:
+        for number in itertools.count(epoch):
+            pairs, ids = class_pairs(texts, labels, seed=seed, epoch=number)
+            same = {"rank": rank, "world_size": world_size, "ids": ids}
+            drawn = draw_batches(pairs, batch_size, seed=seed, epoch=number, **same)
+            yield from itertools.islice(drawn, count // batch_size)
+
+    rows_of_rank(batch_size, rank, world_size)
+    return itertools.islice(batches(), batch, None)
+
+
+def class_pairs(
+    texts: Sequence[str], labels: Sequence[Hashable], *, seed: int, epoch: int = 0
+) -> tuple[list[TextPair], list[Hashable]]:
+    """Pairs of two texts of one class, and each pair's label: every text in one pair, paired anew each epoch.
+
+    In a class of an odd number the last text is paired with one that has a pair already. A class of one text has none,
+    which a UserWarning says. Raises ValueError for unlike numbers of texts and labels, and for no class of two.
+    """
+    if len(texts) != len(labels):
+        raise refuse("labels", f"must be one for each of the {len(texts)} texts", f"{len(labels)} labels")
+    generator, classes = random.Random(f"{seed}/{epoch}/classes"), defaultdict(list)
+    for text, label in zip(texts, labels, strict=True):
+        classes[label].append(text)
+    pairs, ids = [], []
+    for label, members in classes.items():
+        generator.shuffle(members)
+        if len(members) > 1 and len(members) % 2:
+            members = [*members, members[0]]
+        pairs += [TextPair(*two) for two in zip(members[::2], members[1::2], strict=False)]
+        ids += [label] * (len(members) // 2)
+    alone = sum(len(members) == 1 for members in classes.values())
+    if not pairs:
+        raise refuse("labels", "must have at least one class of two texts", f"{len(classes)} classes")
+    if alone:
+        warnings.warn(f"{alone} of {len(classes)} classes have one text, which has no pair", stacklevel=2)
+    return pairs, ids
+
+
+def rows_of_rank(batch_size: int, rank: int, world_size: int) -> slice:
+    """The rows of a batch that process `rank` of `world_size` takes: side by side, the first B % W take one more.
+
+    ValueError for a rank that is none, and for a batch too small to give each process a row.
+    """
+    if int_at_least("rank", rank, 0) >= positive_int("world_size", world_size):
+        raise refuse("rank", f"must be below world_size, {world_size}", rank)
+    if positive_int("batch_size", batch_size) < world_size:
+        raise refuse("batch_size", f"must give each of the {world_size} processes a row", batch_size)
+    size, longer = divmod(batch_size, world_size)
+    first = rank * size + min(rank, longer)
+    return slice(first, first + size + (rank < longer))
+
+
+def _check_place(batch_size: int, count: int, seed: int, epoch: int, batch: int, *, of: str = "pairs") -> None:
+    if positive_int("batch_size", batch_size) > count:
+        raise refuse("batch_size", f"must be at most the number of {of}, {count}", batch_size)
+    for name, value in (("seed", seed), ("epoch", epoch), ("batch", batch)):
+        int_at_least(name, value, 0)
+
+
+def _turns(counts: Mapping[str, int], seed: int, epoch: int) -> Iterator[str]:
+    """Whose batch comes next, without end: in each epoch every source as often as it has batches."""
+    for number in itertools.count(epoch):
+        turns = [name for name, count in counts.items() for _ in range(count)]
+        random.Random(f"{seed}/{number}/sources").shuffle(turns)
+        yield from turns
 
 
 @dataclass(frozen=True)
@@ -62,7 +195,8 @@ class _Texts:
 
     own: the query and the passage of each pair; pairs that have one in common can't be in one batch. right: its query
     and all that is right for it. held: its query, passage and hard negatives. twins: of each number, how many pairs
-    have it as their own. own_faults: pairs with a hard negative that is right for them, as words.
+    have it as their own. own_faults: pairs with a hard negative that is right for them, as words. An id that several
+    pairs have is a number too, own, right and held.
     """
 
     own: list[frozenset[int]]
@@ -70,9 +204,10 @@ class _Texts:
     held: list[frozenset[int]]
     twins: Counter[int]
     own_faults: list[str]
+    shared: str
 
     @classmethod
-    def of(cls, pairs: Sequence[TextPair]) -> "_Texts":
+    def of(cls, pairs: Sequence[TextPair], ids: Sequence[Hashable] | None = None) -> "_Texts":
         numbers = twin_numbers([text for pair in pairs for text in (pair.query, pair.passage, *pair.negatives)])
         size = 2 + len(pairs[0].negatives)
         rows = [numbers[start : start + size] for start in range(0, len(numbers), size)]
@@ -90,7 +225,13 @@ class _Texts:
             held.append(repeated.intersection(row))
             if not right[-1].isdisjoint(row[2:]):
                 faults.append(f"pairs[{place}]")
-        return cls(own, right, held, Counter(itertools.chain.from_iterable(own)), faults)
+        shared = [] if ids is None else [key for key, count in Counter(ids).items() if count > 1 and key is not None]
+        numbers_of_ids = {key: frozenset((-2 - place,)) for place, key in enumerate(shared)}
+        for place, number in ((place, numbers_of_ids.get(key, _NONE)) for place, key in enumerate(ids or ())):
+            for texts in (own, right, held):
+                texts[place] |= number
+        shared_by = "text" if ids is None else "text or id"
+        return cls(own, right, held, Counter(itertools.chain.from_iterable(own)), faults, shared_by)
 
     def meeting(self, batch: Sequence[int]) -> int:
         """How many pairs of the batch meet another one badly."""
@@ -124,7 +265,7 @@ def _tell(texts: _Texts, batches: list[list[int]]) -> bool:
         most, size = max(texts.twins.values(), default=1), len(batches[0])
         why = "which can't be parted" if most > len(batches) else "and no order was found that parts them"
         harm = f"{meeting} of an epoch's {rows} queries meet a false negative in their batch"
-        cause = f"one text belongs to {most} pairs, and an epoch has {len(batches)} batches of {size}, {why}"
+        cause = f"one {texts.shared} belongs to {most} pairs, and an epoch has {len(batches)} batches of {size}, {why}"
         warnings.warn(f"{harm}: {cause}; smaller batches have fewer of them", stacklevel=3)
     return bool(meeting)
 

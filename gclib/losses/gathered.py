@@ -53,7 +53,7 @@ def gathered_contrastive_loss(
     passages = gather_with_grad(passage_reps, rows=[group * count for count in rows])
     all_queries = gather_with_grad(query_reps, rows=rows) if {PQ, QQ} & set(wanted.names) else None
     positives = passage_reps[::group] if set(wanted.names) & {PQ, PP, POSITIVES} else None
-    known = [None, None] if rule is None else [Side.of(*part, group) for part in _known(rule, rows, group)]
+    known = known_of_all(rule, rows, group)
     side = passages.shape[0] if tile_size is None else tile_side(tile_size, query_reps)
     layout = Layout(wanted, side, group, first, rule, *known)
     if tile_size is None:
@@ -65,11 +65,16 @@ def gathered_contrastive_loss(
     return share + (mean_over_ranks(share) - share.detach())
 
 
-def _known(rule: Rule, rows: list[int], group: int) -> list[tuple[tuple[Tensor, ...], tuple[Tensor, ...]]]:
-    """What the rule knows of this rank's queries and passages, and of all."""
+def known_of_all(rule: Rule | None, rows: Sequence[int], group: int) -> tuple[Side | None, Side | None]:
+    """What the rule knows of this rank's queries and passages, and of all ranks'; rows: each rank's."""
+    if rule is None:
+        return None, None
+    own = Side.of(rule.queries, rule.passages, group)
+    if len(rows) == 1:
+        return own, own
     queries = tuple(gather_with_grad(tensor, rows=rows) for tensor in rule.queries)
     passages = tuple(gather_with_grad(tensor, rows=[group * count for count in rows]) for tensor in rule.passages)
-    return [(rule.queries, rule.passages), (queries, passages)]
+    return own, Side.of(queries, passages, group)
 
 
 def local_loss(query_reps: Tensor, passage_reps: Tensor, *, tile_size: int | str | None, **options: Any) -> Tensor:

@@ -72,7 +72,8 @@ class SameIds(Rule):
     query_ids (B,), passage_ids (N,): ints, equal for equal texts. Passage j is left out for query i where it is
     the same passage as i's positive (another row of it, a hard negative too), or the positive of a query with i's id.
     The same holds for i's positive against passage j; query i and query k are left out for each other where they
-    have one id, or positives of one id.
+    have one id, or positives of one id. Ids are compared, not followed: what is right by way of a third pair
+    stays.
 
     Raises ValueError for what is no vector of ints, and for an N that is no multiple of B.
     """
@@ -100,11 +101,11 @@ class GuideFilter(Rule):
         s_ij > s_i - margin   (kind "absolute"),      s_ij > s_i - |s_i| margin   (kind "relative").
 
     Other directions compare the guide's similarity of their own two texts with the same s_i. A twin of the positive has
-    s_ij = s_i up to rounding: a margin above rounding (1e-3, say) leaves it out for sure, 0 does not. A text is never its
-    own negative, whatever the margin; sentence-transformers leaves it out only where s_ii = 1 is above the threshold.
+    s_ij = s_i up to rounding: a margin above rounding (1e-3, say) leaves it out for sure, 0 does not. A text is never
+    its own negative, whatever the margin; sentence-transformers leaves it out only where 1 is above the threshold.
 
     Raises ValueError for representations that don't fit, a margin that is no finite number, or another kind.
-    Source: Solatorio 2024 (arXiv 2402.16829), section 3; the margins as sentence-transformers' GISTEmbedLoss has them.
+    Source: Solatorio 2024 (arXiv 2402.16829); the margins as sentence-transformers' GISTEmbedLoss has them.
     """
 
     def __init__(

@@ -70,15 +70,20 @@ def ring_contrastive_loss(
         return tiled_contrastive_loss(query_reps, passage_reps, **asked)
     check_representations(query_reps, passage_reps)
     check_temperature(temperature)
-    if is_gloo_on_cuda(passage_reps, group):
-        rule = "must be on the processor where the group is gloo's, which sends no CUDA tensors: take nccl, or gather"
-        raise refuse("representations", rule, str(passage_reps.device))
+    refuse_gloo_on_cuda(passage_reps, group)
     rule = as_rule(mask, query_reps.shape[0], passage_reps.shape[0], query_reps.device)
     wanted, side = Directions.of(symmetric, directions, partition), tile_side(tile_size, query_reps)
     rows = rows_of_ranks(query_reps, passage_reps, group=group)
     ring = Ring(rank_of(group), rows, passage_reps.shape[0] // query_reps.shape[0], side, wanted, rule, group)
     share = _RingLoss.apply(query_reps, passage_reps, temperature, ring)
     return share + (mean_over_ranks(share, group=group) - share.detach())
+
+
+def refuse_gloo_on_cuda(reps: Tensor, group: Any) -> None:
+    """ValueError for CUDA tensors in a group of gloo."""
+    if is_gloo_on_cuda(reps, group):
+        rule = "must be on the processor where the group is gloo's, which sends no CUDA tensors: take nccl, or gather"
+        raise refuse("representations", rule, str(reps.device))
 
 
 @dataclass(frozen=True)

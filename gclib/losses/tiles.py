@@ -278,6 +278,10 @@ class Softmax:
         """Whether there is a second direction."""
         return len(self.maxima) > 1
 
+    def of_tile(self, block: Logits, tile: Tile, logits: Tensor, scratch: Tensor) -> Tensor:
+        """dLoss/dlogits of one tile over the temperature; the logits, or with two directions `scratch`, hold it."""
+        return _gradient_of_logits(block, tile, logits, self, scratch)
+
 
 @dataclass
 class Gradients:
@@ -304,7 +308,7 @@ def add_gradients(logits: Logits, softmax: Softmax, gradients: Gradients) -> Non
                 finite = torch.clamp_min(
                     values, torch.finfo(values.dtype).min, out=_shaped(finite_values, values.shape)
                 )
-            of_logits = _gradient_of_logits(logits, tile, values, softmax, scratch)
+            of_logits = softmax.of_tile(logits, tile, values, scratch)
             if finite_values is not None:
                 of_temperature.add(finite.mul_(of_logits).sum())
             if gradients.passages is not None:

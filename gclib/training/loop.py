@@ -13,7 +13,7 @@ from torch.optim import Optimizer
 from tqdm import tqdm
 
 from gclib.data.pairs import TextPair
-from gclib.data.sampling import draw_batches
+from gclib.data.sampling import draw_batches, rows_of_rank
 from gclib.data.tokens import check_tokenizer, tokenize_pairs
 from gclib.randomness import RandomState
 from gclib.support.modules import training_mode
@@ -203,20 +203,6 @@ def temperature_of(loss_fn: Callable[..., Tensor]) -> float | None:
     if isinstance(temperature, Tensor) and temperature.numel() == 1:
         return float(temperature.detach())
     return float(temperature) if isinstance(temperature, (int, float)) else None
-
-
-def rows_of_rank(batch_size: int, rank: int, world_size: int) -> slice:
-    """The rows of a batch that process `rank` of `world_size` takes: side by side, the first B % W take one more.
-
-    ValueError for a rank that is none, and for a batch too small to give each process a row.
-    """
-    if int_at_least("rank", rank, 0) >= positive_int("world_size", world_size):
-        raise refuse("rank", f"must be below world_size, {world_size}", rank)
-    if positive_int("batch_size", batch_size) < world_size:
-        raise refuse("batch_size", f"must give each of the {world_size} processes a row", batch_size)
-    size, longer = divmod(batch_size, world_size)
-    first = rank * size + min(rank, longer)
-    return slice(first, first + size + (rank < longer))
 
 
 def learning_rate_factors(steps: int, *, warmup_steps: int = 0, schedule: str = "linear") -> list[float]:

@@ -5,12 +5,13 @@ import re
 import warnings
 from collections import Counter, defaultdict
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gclib.data.negatives import mine_hard_negatives, normal_form
 from gclib.data.pairs import TextPair
-from gclib.data.sampling import draw_batches
+from gclib.data.sampling import class_pairs, draw_batches, draw_class_batches, draw_from_sources
 
 
 def epochs(pairs, size, count=2, seed=0):
@@ -123,3 +124,106 @@ def test_an_epoch_begins_where_it_is_told_to():
         start = 7 * epoch + batch
         assert rest[: len(whole) - start] == whole[start : start + 3]
     assert len({tuple(batch) for _, batch in whole}) == len(whole)
+
+
+def test_pairs_with_the_same_id_are_parted_too():
+    pairs = [TextPair(f"q{n}", f"p{n}", (f"wrong {n % 7}",)) for n in range(40)]
+    ids = [n // 3 if n < 30 else None for n in range(40)]
+    id_of = {pair.query: key for pair, key in zip(pairs, ids, strict=True)}
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        drawn = list(itertools.islice(draw_batches(pairs, 8, seed=1, ids=ids), 10))
+    for _, batch in drawn:
+        shared = [id_of[pair.query] for pair in batch if id_of[pair.query] is not None]
+        assert len(set(shared)) == len(shared)
+    assert sorted(pair.query for _, batch in drawn[:5] for pair in batch) == sorted(pair.query for pair in pairs)
+    plain = itertools.islice(draw_batches(pairs, 8, seed=1), 10)
+    assert any(len({id_of[p.query] for p in batch if id_of[p.query] is not None}) < 6 for _, batch in plain)
+    with pytest.warns(UserWarning, match="one text or id belongs to 40 pairs"):
+        draw_batches(pairs, 8, seed=1, ids=[0] * 40)
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.integers(1, 5), st.integers(0, 7), st.integers(0, 9))
+def test_processes_share_each_batch_between_them(world_size, more, seed):
+    pairs = [TextPair(f"q{n}", f"p{n // 2}") for n in range(60)]
+    size = world_size + more
+    whole = list(itertools.islice(draw_batches(pairs, size, seed=seed, batch=1), 7))
+    parts = [
+        list(itertools.islice(draw_batches(pairs, size, seed=seed, batch=1, rank=rank, world_size=world_size), 7))
+        for rank in range(world_size)
+    ]
+    for number, (epoch, batch) in enumerate(whole):
+        own = [part[number] for part in parts]
+        assert [place for place, _ in own] == [epoch] * world_size
+        assert list(itertools.chain.from_iterable(rows for _, rows in own)) == batch
+        assert max(len(rows) for _, rows in own) - min(len(rows) for _, rows in own) <= 1
+
+
+def test_each_batch_is_of_one_source_and_every_pair_comes_once_an_epoch():
+    sources = {name: [TextPair(f"{name} q{n}", f"{name} p{n}") for n in range(size)] for name, size in SIZES.items()}
+    drawn = list(itertools.islice(draw_from_sources(sources, 4, seed=3), 2 * 14))
+    for epoch in (0, 1):
+        of_epoch = [(name, batch) for number, name, batch in drawn if number == epoch]
+        assert Counter(name for name, _ in of_epoch) == {"large": 10, "small": 3, "least": 1}
+        for name, batch in of_epoch:
+            assert len(batch) == 4 and all(pair.query.startswith(name) for pair in batch)
+        seen = Counter(pair.query for _, batch in of_epoch for pair in batch)
+        assert set(seen.values()) == {1} and sum(seen.values()) == 56
+    assert [name for _, name, _ in drawn[:14]] != [name for _, name, _ in drawn[14:]]
+    for epoch, batch in ((0, 5), (1, 2)):
+        rest = list(itertools.islice(draw_from_sources(sources, 4, seed=3, epoch=epoch, batch=batch), 6))
+        assert rest == drawn[14 * epoch + batch :][:6]
+    halves = [itertools.islice(draw_from_sources(sources, 4, seed=3, rank=rank, world_size=2), 28) for rank in (0, 1)]
+    for (_, _, whole), (_, _, left), (_, _, right) in zip(drawn, *halves, strict=True):
+        assert left + right == whole
+
+
+SIZES = {"large": 40, "small": 13, "least": 5}
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.lists(st.integers(2, 7), min_size=1, max_size=12), st.integers(0, 99))
+def test_texts_of_a_class_are_paired_each_once_an_epoch(sizes, seed):
+    labels = [label for label, size in enumerate(sizes) for _ in range(size)]
+    texts = [f"text {n}" for n in range(len(labels))]
+    label_of = dict(zip(texts, labels, strict=True))
+    pairs, ids = class_pairs(texts, labels, seed=seed)
+    for pair, label in zip(pairs, ids, strict=True):
+        assert label_of[pair.query] == label_of[pair.passage] == label and pair.query != pair.passage
+    uses = Counter(text for pair in pairs for text in (pair.query, pair.passage))
+    assert set(uses) == set(texts) and sum(uses.values()) == len(texts) + sum(size % 2 for size in sizes)
+
+
+def test_class_batches_hold_each_class_once_and_pair_anew():
+    labels = [n % 16 for n in range(96)]
+    texts = [f"text {n}" for n in range(96)]
+    label_of = dict(zip(texts, labels, strict=True))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        drawn = list(itertools.islice(draw_class_batches(texts, labels, 8, seed=0), 12))
+    assert [epoch for epoch, _ in drawn] == [0] * 6 + [1] * 6
+    for _, batch in drawn:
+        assert len({label_of[pair.query] for pair in batch}) == 8
+    first, second = ({frozenset((p.query, p.passage)) for e, batch in drawn if e == n for p in batch} for n in (0, 1))
+    assert len(first) == len(second) == 48 and first != second
+    assert list(itertools.islice(draw_class_batches(texts, labels, 8, seed=0, batch=4), 3)) == drawn[4:7]
+
+
+def test_classes_that_can_t_be_paired_are_told_or_refused():
+    with pytest.warns(UserWarning, match="1 of 2 classes have one text"):
+        assert class_pairs(["a", "b", "c"], [0, 0, 1], seed=0)[1] == [0]
+    with pytest.raises(ValueError, match="labels must have at least one class of two texts"):
+        class_pairs(["a", "b"], [0, 1], seed=0)
+    with pytest.raises(ValueError, match="labels must be one for each of the 2 texts"):
+        class_pairs(["a", "b"], [0], seed=0)
+    with pytest.raises(ValueError, match="batch_size must be at most the number of pairs of the classes, 1"):
+        draw_class_batches(["a", "b"], [0, 0], 2, seed=0)
+    with pytest.raises(ValueError, match="ids must be one for each of the 1 pairs"):
+        draw_batches([TextPair("q", "p")], 1, seed=0, ids=[1, 2])
+    with pytest.raises(ValueError, match="batch_size must be at most the number of pairs of 'a', 1"):
+        draw_from_sources({"a": [TextPair("q", "p")]}, 2, seed=0)
+    with pytest.raises(ValueError, match="sources must be a mapping"):
+        draw_from_sources({}, 2, seed=0)
+    with pytest.raises(ValueError, match="rank must be below world_size"):
+        draw_batches([TextPair("q", "p")], 1, seed=0, rank=1)

@@ -5,10 +5,14 @@ from functools import partial
 import pytest
 import torch
 from helpers.oracles import gradients, token_batch, worst_error
+from hypothesis import given
+from hypothesis import strategies as st
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn import functional as F
 
 from gclib import Encoder, grad_cache_step, naive_step
 from gclib.losses.max_sim import MaxSimLoss, max_sim
+from gclib.memory.ledger import record_memory
 
 
 @pytest.fixture
@@ -56,6 +60,67 @@ def test_the_cached_step_gives_its_gradient_with_hard_negatives(encoder, towers,
     assert truth[0].item() == pytest.approx(F.cross_entropy(scores / 0.3, torch.arange(0, 10, 2)).item())
 
 
+def by_choice(queries, passages, query_mask, passage_mask, of_scores):
+    """The scores, and the gradients of sum(of_scores * scores): each token and those nearest to it, one at a time."""
+    scores = torch.zeros_like(of_scores)
+    of_queries, of_passages = torch.zeros_like(queries), torch.zeros_like(passages)
+    for i, j in [(i, j) for i in range(len(queries)) for j in range(len(passages))]:
+        for s in query_mask[i].nonzero().flatten().tolist():
+            near = {t: float(queries[i, s] @ passages[j, t]) for t in passage_mask[j].nonzero().flatten().tolist()}
+            chosen = [t for t, product in near.items() if product == max(near.values())]
+            scores[i, j] += max(near.values())
+            for t in chosen:
+                of_queries[i, s] += of_scores[i, j] * passages[j, t] / len(chosen)
+                of_passages[j, t] += of_scores[i, j] * queries[i, s] / len(chosen)
+    return scores, [of_queries, of_passages]
+
+
+@given(st.integers(0, 2**31), st.integers(1, 4), st.integers(1, 5), st.sampled_from([1, 2, 3, 9]), st.booleans())
+def test_tiles_give_the_same_scores_and_gradients_ties_too(seed, batch, count, tile_size, whole_numbers):
+    torch.manual_seed(seed)
+    queries, passages = torch.randn(batch, 3, 2).double(), torch.randn(count, 4, 2).double()
+    if whole_numbers:
+        queries, passages = queries.round(), passages.round()
+    masks = [torch.rand(tokens.shape[:2]) < 0.7 for tokens in (queries, passages)]
+    for mask in masks:
+        mask[:, 0] = True
+    of_scores = torch.randn(batch, count).double()
+    scores, truth = by_choice(queries, passages, *masks, of_scores)
+    leaves = [queries.requires_grad_(), passages.requires_grad_()]
+    for side in (None, tile_size):
+        values = max_sim(*leaves, *masks, tile_size=side)
+        torch.testing.assert_close(values, scores, rtol=1e-12, atol=1e-12)
+        assert worst_error(torch.autograd.grad(values, leaves, of_scores), truth) <= 1e-12
+
+
+def test_the_loss_in_tiles_is_the_loss(encoder, towers):
+    masks = [tower["attention_mask"] for tower in towers]
+    truth, tiled = (
+        gradients(
+            [encoder], partial(naive_step, [encoder] * 2, towers, MaxSimLoss(*masks, temperature=0.3, tile_size=n))
+        )
+        for n in (None, 2)
+    )
+    assert abs(truth[0] - tiled[0]) <= 1e-12 and worst_error(tiled[1], truth[1]) <= 1e-12
+
+
+def test_a_batch_of_128_takes_a_twentieth_of_the_untiled_form():
+    """32 tokens against 128: peak bytes beside tokens and their gradients, by the ledger."""
+    peaks = {}
+    for tile_size in (None, 16):
+        with FakeTensorMode():
+            tokens = [torch.empty(128, length, 64, requires_grad=True) for length in (32, 128)]
+            masks = [torch.empty(128, length, dtype=torch.bool) for length in (32, 128)]
+            with record_memory() as ledger:
+                ledger.on_phase("loss", tensors=[("inputs", tensor) for tensor in (*tokens, *masks)])
+                start = ledger.events[-1].total_bytes
+                MaxSimLoss(*masks, tile_size=tile_size)(*tokens).backward()
+            gradients_bytes = sum(4 * tensor.numel() for tensor in tokens)
+            peaks[tile_size] = ledger.peak_bytes - start - gradients_bytes
+    assert peaks[None] >= 4 * 128 * 128 * 32 * 128
+    assert 0 < peaks[16] <= peaks[None] / 20
+
+
 def test_what_does_not_fit_is_refused():
     tokens, mask = torch.randn(3, 4, 2), torch.ones(3, 4)
     with pytest.raises(ValueError, match="query_tokens must be"):
@@ -66,3 +131,8 @@ def test_what_does_not_fit_is_refused():
         MaxSimLoss(mask[:2], mask)(tokens[:2], tokens)
     with pytest.raises(ValueError, match="temperature"):
         MaxSimLoss(mask, mask, temperature=0)
+    with pytest.raises(ValueError, match="tile_size must be an int of at least 1"):
+        MaxSimLoss(mask, mask, tile_size=0)
+    with pytest.raises(RuntimeError, match="max_sim in tiles has no second derivative"):
+        leaf = tokens.requires_grad_()
+        torch.autograd.grad(max_sim(leaf, tokens, mask, mask, tile_size=2).sum(), leaf, create_graph=True)
