@@ -81,6 +81,7 @@ class GradCacheLoss(nn.Module):
         if unknown := [name for name in directions if name not in DIRECTIONS]:
             raise refuse("directions", f"must be of {', '.join(map(repr, DIRECTIONS))}", unknown[0])
         self.model = model
+        self._tower = (Embedder(model),)  # in a tuple, so that no parameter is listed twice
         self.similarity_fct = similarity_fct
         self.cut = _checked_cut(chunk_size, chunk_tokens, retain_chunks, budget_bytes)
         self.verify = one_of("verify", verify, WHEN)
@@ -97,6 +98,13 @@ class GradCacheLoss(nn.Module):
         self.rule = HardnessWeight(hardness_strength, hardness_mode) if weighs else None
 
     @property
+    def encoder(self) -> "Embedder":
+        """The model as a tower takes it; the Trainer exchanges `model` for one that is wrapped."""
+        if self._tower[0].model is not self.model:
+            self._tower = (Embedder(self.model),)
+        return self._tower[0]
+
+    @property
     def temperature(self) -> float:
         """What similarities are divided by."""
         return self.contrastive.temperature
@@ -111,7 +119,7 @@ class GradCacheLoss(nn.Module):
             raise refuse("sentence_features", "must have two columns or more: anchor and positive", len(columns))
         _refuse_exchanged(self.model)
         trains = torch.is_grad_enabled()
-        step = [self._embed] * len(columns), columns, self._loss_of
+        step = [self.encoder] * len(columns), columns, self._loss_of
         with torch.enable_grad():
             cut = self.cut
             if "budget_bytes" in cut:
@@ -165,9 +173,6 @@ class GradCacheLoss(nn.Module):
             "}"
         )
 
-    def _embed(self, **features: Any) -> Tensor:
-        return self.model(features)["sentence_embedding"]
-
     def _loss_of(self, *reps: Tensor) -> Tensor:
         """The loss with its graph. A wrapper's calculate_loss leaves gradients instead: they are put into a graph,
         r . u - (r . u)' with u held fixed, whose value is 0 and whose gradient is u.
@@ -177,6 +182,18 @@ class GradCacheLoss(nn.Module):
         leaves = [rep.detach().requires_grad_() for rep in reps]
         value = self.calculate_loss([[leaf] for leaf in leaves], with_backward=True).detach()
         return value + sum(((r - r.detach()) * leaf.grad).sum() for r, leaf in zip(reps, leaves, strict=True))
+
+
+class Embedder(nn.Module):
+    """A SentenceTransformer as an encoder: from a column's features, by name, to representations (rows, D)."""
+
+    def __init__(self, model: nn.Module):
+        super().__init__()
+        self.model = model
+
+    def forward(self, **features: Any) -> Tensor:
+        """What stands beside tensors (a modality, a task) is handed on as it is."""
+        return self.model(features)["sentence_embedding"]
 
 
 def _temperature_of(temperature: float, scale: float | None) -> float:
