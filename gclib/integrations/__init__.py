@@ -4,7 +4,7 @@ In a `SentenceTransformerTrainer` the loss is exchanged, and nothing else:
 
     from gclib.integrations.sentence_transformers import GradCacheLoss
 
-    loss = GradCacheLoss(model, chunk_size=32)  # in place of CachedMultipleNegativesRankingLoss(model)
+    loss = GradCacheLoss(model)  # in place of CachedMultipleNegativesRankingLoss(model); it chooses its own chunks
 
 Elsewhere `gclib.grad_cache_loss` stands where the loss is taken, and backward() stays the trainer's own.
 

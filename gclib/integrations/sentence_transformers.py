@@ -12,13 +12,20 @@ from sentence_transformers.util import cos_sim, dot_score
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from gclib.losses.masks import HardnessWeight
 from gclib.losses.module import ContrastiveLoss
+from gclib.memory.step_plan import plan_step
 from gclib.steps import grad_cache_loss
-from gclib.support.validation import one_of, positive_int, positive_number, refuse
+from gclib.support.validation import int_at_least, one_of, positive_int, positive_number, refuse
+from gclib.verify import WHEN
 
 TEMPERATURE = 0.05
-PARTITIONS = ("joint", "per_direction")
-BOTH_WAYS = {"query_to_doc", "doc_to_query"}
+DIRECTIONS = {  # sentence-transformers' names, and ours
+    "query_to_doc": "query_to_passage",
+    "doc_to_query": "passage_to_query",
+    "query_to_query": "query_to_query",
+    "doc_to_doc": "passage_to_passage",
+}
 # What only stands in batches whose rows lie end to end, without an axis of texts that could be cut into chunks.
 WITHOUT_ROWS = ("offsets", "cu_seq_lens_q")
 
@@ -26,7 +33,7 @@ WITHOUT_ROWS = ("offsets", "cu_seq_lens_q")
 class GradCacheLoss(nn.Module):
     """Takes the place of `CachedMultipleNegativesRankingLoss`: the same loss and gradient, encoded by length.
 
-        loss = GradCacheLoss(model, chunk_size=32)
+        loss = GradCacheLoss(model)
         trainer = SentenceTransformerTrainer(model=model, args=args, train_dataset=pairs, loss=loss)
 
     Columns as there: anchor, positive, then any number of negatives. Each is a tower of its own, so that it keeps its
@@ -34,12 +41,15 @@ class GradCacheLoss(nn.Module):
     `ContrastiveLoss`: query i against all N passages, with its positive at i * (1 + K).
 
     temperature, or scale = 1 / temperature. similarity_fct: `cos_sim` or `dot_score` of sentence_transformers.util.
-    directions, partition_mode: ("query_to_doc",), or with "doc_to_query", each with a softmax of its own
-    ("per_direction"); others are refused. gather_across_devices: against the passages of all ranks, which may have
-    unlike numbers of rows. chunk_size, chunk_tokens, retain_chunks, verify: as in `gclib.grad_cache_step`. tile_size:
-    as in `ContrastiveLoss`. `MatryoshkaLoss` goes around it as around any cached loss.
+    directions, partition_mode, hardness_mode, hardness_strength: as there. gather_across_devices: against the texts of
+    all ranks, which may have unlike numbers of rows.
 
-    Raises ValueError for settings that can't be, columns that do not fit, and inputs without an axis of texts.
+    chunk_size "auto" plans each batch (`gclib.plan_step`): the chunks, and how many of them keep their graph, that take
+    the least time within budget_bytes (None: what is free on a card, half of it on a processor). Or chunk_size,
+    chunk_tokens, retain_chunks as in `gclib.grad_cache_step`. verify: as there. tile_size: as in `ContrastiveLoss`.
+
+    `MatryoshkaLoss` goes around it as around any cached loss. Raises ValueError for settings that can't be, columns
+    that do not fit, inputs without an axis of texts, and under AdaptiveLayerLoss.
     """
 
     uses_gradient_cache = True  # so MatryoshkaLoss puts its own calculate_loss before ours
@@ -51,11 +61,14 @@ class GradCacheLoss(nn.Module):
         temperature: float = TEMPERATURE,
         scale: float | None = None,
         similarity_fct: Callable[[Tensor, Tensor], Tensor] = cos_sim,
-        chunk_size: int | None = None,
+        chunk_size: int | str | None = "auto",
         chunk_tokens: int | None = None,
         retain_chunks: int = 0,
+        budget_bytes: int | None = None,
         directions: Sequence[str] = ("query_to_doc",),
         partition_mode: str = "joint",
+        hardness_mode: str | None = None,
+        hardness_strength: float = 0.0,
         gather_across_devices: bool = False,
         tile_size: int | str | None = None,
         verify: str = "first",
@@ -65,22 +78,31 @@ class GradCacheLoss(nn.Module):
             raise refuse("model", "must be the SentenceTransformer that is trained", type(model).__name__)
         if similarity_fct not in (cos_sim, dot_score):
             raise refuse("similarity_fct", "must be cos_sim or dot_score of sentence_transformers.util", similarity_fct)
-        if (chunk_size is None) == (chunk_tokens is None):
-            raise refuse("chunk_size", "or chunk_tokens: exactly one must be given", (chunk_size, chunk_tokens))
-        for name, value in (("chunk_size", chunk_size), ("chunk_tokens", chunk_tokens)):
-            if value is not None:
-                positive_int(name, value)
+        if unknown := [name for name in directions if name not in DIRECTIONS]:
+            raise refuse("directions", f"must be of {', '.join(map(repr, DIRECTIONS))}", unknown[0])
         self.model = model
+        self._tower = (Embedder(model),)  # in a tuple, so that no parameter is listed twice
         self.similarity_fct = similarity_fct
-        self.directions, self.partition_mode = _checked_directions(directions, partition_mode)
-        self.options = {"chunk_size": chunk_size, "chunk_tokens": chunk_tokens, "verify": verify}
-        self.retain_chunks = retain_chunks
+        self.cut = _checked_cut(chunk_size, chunk_tokens, retain_chunks, budget_bytes)
+        self.verify = one_of("verify", verify, WHEN)
+        self.directions, self.partition_mode = tuple(directions), partition_mode
+        self.hardness_mode, self.hardness_strength = hardness_mode, hardness_strength
         self.contrastive = ContrastiveLoss(
             _temperature_of(temperature, scale),
-            symmetric=len(self.directions) == 2,
+            directions=[DIRECTIONS[name] for name in directions],
+            partition=partition_mode,
             tile_size=tile_size,
             across="gather" if gather_across_devices else "none",
         )
+        weighs = hardness_mode is not None and hardness_strength != 0
+        self.rule = HardnessWeight(hardness_strength, hardness_mode) if weighs else None
+
+    @property
+    def encoder(self) -> "Embedder":
+        """The model as a tower takes it; the Trainer exchanges `model` for one that is wrapped."""
+        if self._tower[0].model is not self.model:
+            self._tower = (Embedder(self.model),)
+        return self._tower[0]
 
     @property
     def temperature(self) -> float:
@@ -97,10 +119,12 @@ class GradCacheLoss(nn.Module):
             raise refuse("sentence_features", "must have two columns or more: anchor and positive", len(columns))
         _refuse_exchanged(self.model)
         trains = torch.is_grad_enabled()
+        step = [self.encoder] * len(columns), columns, self._loss_of
         with torch.enable_grad():
-            retained = self.retain_chunks if trains else 0
-            towers = [self._embed] * len(columns)
-            loss = grad_cache_loss(towers, columns, self._loss_of, retain_chunks=retained, **self.options)
+            cut = self.cut
+            if "budget_bytes" in cut:
+                cut = plan_step(*step, **cut).options()
+            loss = grad_cache_loss(*step, **cut if trains else cut | {"retain_chunks": 0}, verify=self.verify)
         return loss if trains else loss.detach()
 
     def calculate_loss(
@@ -117,7 +141,7 @@ class GradCacheLoss(nn.Module):
         if self.similarity_fct is cos_sim:
             columns = [F.normalize(column, dim=1) for column in columns]
         queries, *passages = columns
-        loss = self.contrastive(queries, torch.stack(passages, dim=1).flatten(0, 1))
+        loss = self.contrastive(queries, torch.stack(passages, dim=1).flatten(0, 1), mask=self.rule)
         if with_backward:
             loss.backward()
             return loss.detach()
@@ -128,10 +152,11 @@ class GradCacheLoss(nn.Module):
         return {
             "temperature": self.temperature,
             "similarity_fct": self.similarity_fct.__name__,
-            **{name: value for name, value in self.options.items() if value is not None},
-            "retain_chunks": self.retain_chunks,
+            **({"chunk_size": "auto"} | self.cut),
             "directions": self.directions,
             "partition_mode": self.partition_mode,
+            "hardness_mode": self.hardness_mode,
+            "hardness_strength": self.hardness_strength,
             "gather_across_devices": self.contrastive.needs_whole_batch,
         }
 
@@ -148,9 +173,6 @@ class GradCacheLoss(nn.Module):
             "}"
         )
 
-    def _embed(self, **features: Any) -> Tensor:
-        return self.model(features)["sentence_embedding"]
-
     def _loss_of(self, *reps: Tensor) -> Tensor:
         """The loss with its graph. A wrapper's calculate_loss leaves gradients instead: they are put into a graph,
         r . u - (r . u)' with u held fixed, whose value is 0 and whose gradient is u.
@@ -162,6 +184,18 @@ class GradCacheLoss(nn.Module):
         return value + sum(((r - r.detach()) * leaf.grad).sum() for r, leaf in zip(reps, leaves, strict=True))
 
 
+class Embedder(nn.Module):
+    """A SentenceTransformer as an encoder: from a column's features, by name, to representations (rows, D)."""
+
+    def __init__(self, model: nn.Module):
+        super().__init__()
+        self.model = model
+
+    def forward(self, **features: Any) -> Tensor:
+        """What stands beside tensors (a modality, a task) is handed on as it is."""
+        return self.model(features)["sentence_embedding"]
+
+
 def _temperature_of(temperature: float, scale: float | None) -> float:
     if scale is None:
         return positive_number("temperature", temperature)
@@ -170,14 +204,20 @@ def _temperature_of(temperature: float, scale: float | None) -> float:
     return 1 / positive_number("scale", scale)
 
 
-def _checked_directions(directions: Sequence[str], partition_mode: str) -> tuple[tuple[str, ...], str]:
-    """Both, if there is a loss for them; ValueError else."""
-    one_of("partition_mode", partition_mode, PARTITIONS)
-    chosen = set(directions)
-    if chosen == {"query_to_doc"} or (chosen == BOTH_WAYS and partition_mode == "per_direction"):
-        return tuple(dict.fromkeys(directions)), partition_mode
-    rule = 'must be ("query_to_doc",), or with "doc_to_query" and partition_mode="per_direction"; others are not there'
-    raise refuse("directions", rule, f"{tuple(directions)}, {partition_mode!r}")
+def _checked_cut(chunk_size: Any, chunk_tokens: Any, retain_chunks: int, budget_bytes: Any) -> dict[str, Any]:
+    """How a batch is cut, as keywords: `grad_cache_loss`'s, or `plan_step`'s where chunks are to be planned."""
+    int_at_least("retain_chunks", retain_chunks, 0)
+    if chunk_size == "auto" and chunk_tokens is None:
+        if retain_chunks:
+            raise refuse("retain_chunks", 'must be 0 with chunk_size="auto", which chooses them', retain_chunks)
+        return {"budget_bytes": None if budget_bytes is None else positive_int("budget_bytes", budget_bytes)}
+    if budget_bytes is not None:
+        raise refuse("budget_bytes", 'must be None without chunk_size="auto"', budget_bytes)
+    if chunk_tokens is None:
+        return {"chunk_size": positive_int("chunk_size", chunk_size), "retain_chunks": retain_chunks}
+    if chunk_size not in ("auto", None):
+        raise refuse("chunk_size", "and chunk_tokens: one of them must be given", (chunk_size, chunk_tokens))
+    return {"chunk_tokens": positive_int("chunk_tokens", chunk_tokens), "retain_chunks": retain_chunks}
 
 
 def _refuse_exchanged(model: nn.Module) -> None:

@@ -27,6 +27,8 @@ import gclib.integrations  # noqa: E402
 from gclib.data.pairs import TextPair  # noqa: E402
 from gclib.data.tokens import train_tokenizer  # noqa: E402
 from gclib.integrations.sentence_transformers import GradCacheLoss  # noqa: E402
+from gclib.memory.ledger import record_memory  # noqa: E402
+from gclib.memory.step_plan import plan_step  # noqa: E402
 from gclib.models.encoder import Encoder  # noqa: E402
 from gclib.models.folder import save_model_folder  # noqa: E402
 from gclib.support import ROOT  # noqa: E402
@@ -50,6 +52,8 @@ WORDS = [
     "sour",
     "green",
 ]
+NAMES = ("query_to_doc", "doc_to_query", "query_to_query", "doc_to_doc")
+JOINT = [{"directions": names} for names in (NAMES[:1], NAMES[:2], NAMES[::2], NAMES)]
 BOTH_WAYS = {"directions": ("query_to_doc", "doc_to_query"), "partition_mode": "per_direction"}
 
 
@@ -99,7 +103,9 @@ def test_loss_and_gradient_are_those_of_sentence_transformers(folder, data):
     model, rows, columns = loaded(folder), data.draw(st.integers(1, 7)), data.draw(st.integers(2, 4))
     same = {"scale": data.draw(st.sampled_from([1.0, 7.5, 20.0]))}
     same |= data.draw(st.sampled_from([{}, {"similarity_fct": dot_score}]))
-    same |= data.draw(st.sampled_from([{}, {"partition_mode": "per_direction"}, BOTH_WAYS]))
+    same |= data.draw(st.sampled_from([{"partition_mode": "per_direction"}, BOTH_WAYS, *JOINT]))
+    if kind := data.draw(st.sampled_from([None, "in_batch_negatives", "hard_negatives", "all_negatives"])):
+        same |= {"hardness_mode": kind, "hardness_strength": data.draw(st.sampled_from([0.0, 3.0]))}
     cut = data.draw(st.sampled_from(["chunk_size", "chunk_tokens"]))
     own = {cut: data.draw(st.integers(1, 30)), "retain_chunks": data.draw(st.integers(0, 3))}
     own["tile_size"] = data.draw(st.sampled_from([None, 2, "auto"]))
@@ -159,6 +165,33 @@ def test_layers_that_are_left_out_for_the_first_forward_alone_are_refused(folder
     inner = losses.MatryoshkaLoss(model, GradCacheLoss(model, chunk_size=2), [32, 8])
     with pytest.warns(UserWarning), pytest.raises(ValueError, match="must not be wrapped"):
         gradient(model, losses.AdaptiveLayerLoss(model, inner.loss), features(model, 6, 2, 0))
+
+
+@pytest.mark.slow
+def test_auto_plans_each_batch_within_the_budget(folder):
+    model = loaded(folder)
+    theirs, batch, other = losses.MultipleNegativesRankingLoss(model), *(features(model, 24, 3, n) for n in (0, 9))
+    free = plan_of(GradCacheLoss(model), batch, None)
+    assert_same(model, GradCacheLoss(model), theirs, batch)
+    budget = free.peak_bytes // 2
+    loss_fn = GradCacheLoss(model, budget_bytes=budget)
+    assert_same(model, loss_fn, theirs, batch)  # once, for the laws of the encoder
+    for columns in (batch, other):
+        plan = plan_of(loss_fn, columns, budget)
+        assert 0 < plan.retain_chunks < free.retain_chunks and "measured" not in plan.reason
+        with record_memory(model, loss_fn) as ledger:
+            loss_fn([dict(column) for column in columns]).backward()
+        assert 0.5 * budget <= ledger.peak_bytes <= budget
+    assert_same(model, loss_fn, theirs, other)
+    with torch.no_grad():
+        assert float(loss_fn(batch)) == pytest.approx(float(theirs(batch, None)), abs=1e-12)
+    with pytest.raises(ValueError, match="budget_bytes must be at least"):
+        GradCacheLoss(model, budget_bytes=1_000)(batch)
+
+
+def plan_of(loss_fn, columns, budget_bytes):
+    step = [loss_fn.encoder] * len(columns), [dict(column) for column in columns], loss_fn._loss_of
+    return plan_step(*step, budget_bytes=budget_bytes)
 
 
 def test_an_evaluation_is_in_chunks_and_has_no_graph(folder):
@@ -245,7 +278,7 @@ def train_on_two(here, folder, output, options):
     with Counting(sum(weight.numel() for weight in right)) as counted:
         model, trainer = train(
             folder,
-            lambda model: GradCacheLoss(model, chunk_size=2, gather_across_devices=True),
+            lambda model: GradCacheLoss(model, chunk_size=2, gather_across_devices=True, directions=NAMES),
             f"{output}/two",
             per_device_train_batch_size=4,
             **options,
@@ -254,10 +287,15 @@ def train_on_two(here, folder, output, options):
     return [off, counted.count, [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]]
 
 
+@pytest.mark.slow
 def test_two_ranks_that_gather_train_what_one_process_does(folder, tmp_path):
     options = {"rows": 8, "max_steps": 3, "gradient_accumulation_steps": 1}
     model, trainer = train(
-        folder, lambda model: GradCacheLoss(model, chunk_size=3), tmp_path, per_device_train_batch_size=8, **options
+        folder,
+        lambda model: losses.MultipleNegativesRankingLoss(model, directions=NAMES),
+        tmp_path,
+        per_device_train_batch_size=8,
+        **options,
     )
     torch.save([weight.detach() for weight in model.parameters()], tmp_path / "one.pt")
     for off, reductions, values in run_ranks(train_on_two, 2, tmp_path, folder, str(tmp_path), options):
@@ -265,6 +303,7 @@ def test_two_ranks_that_gather_train_what_one_process_does(folder, tmp_path):
         assert values == pytest.approx([entry["loss"] for entry in trainer.state.log_history if "loss" in entry])
 
 
+@pytest.mark.slow
 def test_the_line_of_the_readme_and_of_the_recipe_takes_the_place_of_theirs(folder, tmp_path):
     section = (ROOT / "README.md").read_text("utf-8").partition("## In the trainer you use")[2]
     swaps = [re.search(r"```python\n(.*?)```", section, re.DOTALL)[1]]
@@ -287,16 +326,26 @@ def test_the_line_of_the_readme_and_of_the_recipe_takes_the_place_of_theirs(fold
 @pytest.mark.parametrize(
     ("settings_", "words"),
     [
-        ({"chunk_size": 2, "chunk_tokens": 8}, "exactly one must be given"),
+        ({"chunk_size": 2, "chunk_tokens": 8}, "one of them must be given"),
+        ({"chunk_size": None}, "chunk_size must be an int of at least 1"),
+        ({"chunk_size": "big"}, "chunk_size must be an int of at least 1"),
+        ({"retain_chunks": -1}, "retain_chunks must be an int of at least 0"),
+        ({"chunk_size": "auto", "retain_chunks": 1}, 'retain_chunks must be 0 with chunk_size="auto"'),
+        ({"budget_bytes": 2**30}, "budget_bytes must be None without"),
+        ({"chunk_size": "auto", "budget_bytes": 0}, "budget_bytes must be an int of at least 1"),
+        ({"verify": "twice"}, "verify must be one of"),
+        ({"hardness_mode": "some", "hardness_strength": 1.0}, "kind must be one of"),
+        ({"hardness_mode": "all_negatives", "hardness_strength": -1.0}, "strength must be"),
         ({"chunk_size": 0}, "chunk_size must be an int of at least 1"),
         ({"temperature": 0.0}, "temperature must be"),
         ({"scale": -1.0}, "scale must be"),
         ({"scale": 20.0, "temperature": 0.1}, "scale must not be given beside a temperature"),
         ({"similarity_fct": torch.cdist}, "similarity_fct must be cos_sim or dot_score"),
-        ({"directions": ("query_to_doc", "doc_to_query")}, 'directions must be .*partition_mode="per_direction"'),
-        ({"directions": ("query_to_doc", "query_to_query")}, "directions must be"),
+        ({"directions": ("query_to_doc", "query_to_passage")}, "directions must be of"),
+        ({"directions": ("doc_to_query",)}, "directions must be"),
         ({"directions": ()}, "directions must be"),
-        ({"partition_mode": "both"}, "partition_mode must be one of"),
+        ({"partition_mode": "both"}, "partition must be one of"),
+        ({"directions": NAMES, "partition_mode": "per_direction"}, "partition must be 'joint'"),
         ({"tile_size": 0}, "tile_size"),
     ],
 )
