@@ -147,6 +147,10 @@ class FakeStep:
         """The rows of a run's chunk: side by side, as in a padded batch."""
         return tuple(range(first, first + rows))
 
+    def chunk_width(self, tower: int, width: int | None) -> int:
+        """The width of a run's chunk that leaves its rows as they are."""
+        return width or 1
+
     def encoder_index(self, tower: int) -> int:
         """The first tower that has the same encoder: tied towers share laws and gradients."""
         return next(number for number, other in enumerate(self.encoders) if other is self.encoders[tower])
@@ -280,7 +284,8 @@ class FakeStep:
     ) -> dict[tuple[str, bool], Piece]:
         """A step with a tower of chunks of these sizes: pieces by (phase, whether it is the first)."""
         starts = [sum(sizes[:number]) for number in range(len(sizes))]
-        chunks = [Chunk(self.in_order(at, size), width or 1) for at, size in zip(starts, sizes, strict=True)]
+        wide = self.chunk_width(encoder, width)
+        chunks = [Chunk(self.in_order(at, size), wide) for at, size in zip(starts, sizes, strict=True)]
         options = {"plan": chunks, "retain_chunks": len(sizes) if retained else 0, "until": until}
         ends: list[int] = []
 

@@ -82,12 +82,12 @@ def test_the_options_give_the_naive_gradient_in_both_steps(job, lengths):
         def by_loss(plan=plan):
             value = grad_cache_loss(job.encoders, job.inputs, job.loss, **plan.options())
             value.backward()
-            return value
+            return value.detach()
 
         for step in (lambda plan=plan: grad_cache_step(job.encoders, job.inputs, job.loss, **plan.options()), by_loss):
             value, seen = gradients(modules, step)
-            assert value == pytest.approx(loss, rel=1e-12) and worst_error(seen, truth) <= 1e-12
-    assert steps == ({"naive", "grad_cache"} if lengths == "full" else {"grad_cache"})
+            assert float(value) == pytest.approx(float(loss), rel=1e-12) and worst_error(seen, truth) <= 1e-12
+    assert steps == {"naive", "grad_cache"}
 
 
 def test_the_naive_step_by_its_options_is_the_naive_step_to_the_bit_and_nearly_to_the_byte(job):
@@ -127,20 +127,16 @@ def test_a_callable_that_is_no_module_is_measured(job):
     def call(**inputs):
         return encoder(**inputs)
 
-    wrapped = Job([call, call], job.inputs, job.loss, 0)
-    least = None
-    for budget in (2**30, 3 * MIB, MIB // 2):
-        try:
-            plan = planned(wrapped, budget_bytes=budget)
-        except ValueError as error:
-            assert "budget_bytes must be at least" in str(error)
-            continue
-        assert "small chunk was run and measured" in plan.reason
-        assert torch.equal(encoder.out.weight.grad, torch.ones_like(encoder.out.weight)) or least is not None
-        assert torch.equal(torch.get_rng_state(), state) or least is not None
-        least = Job(job.encoders, job.inputs, job.loss, 0).ledger_bytes(**plan.options())
-        assert least <= plan.peak_bytes <= budget
-    assert least is not None
+    wrapped, sizes = Job([call, call], job.inputs, job.loss, 0), []
+    assert "small chunk was run and measured" in planned(wrapped, budget_bytes=2**30).reason
+    assert torch.equal(encoder.out.weight.grad, torch.ones_like(encoder.out.weight))
+    assert encoder.table.weight.grad is None and torch.equal(torch.get_rng_state(), state)
+    encoder.zero_grad()
+    for budget in (2**30, 2 * MIB, MIB):
+        plan = planned(wrapped, budget_bytes=budget)
+        sizes.append(job.ledger_bytes(**plan.options()))
+        assert sizes[-1] <= plan.peak_bytes <= budget
+    assert sizes[0] > sizes[-1]
 
 
 def test_a_loss_that_reads_values_is_measured(job):
