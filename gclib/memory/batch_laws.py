@@ -29,7 +29,7 @@ from gclib.memory.ledger import record_memory
 from gclib.steps import grad_cache_step
 from gclib.support.modules import modules_of
 from gclib.support.validation import refuse
-from gclib.towers import Tower, generators_of, row_lengths, take
+from gclib.towers import Tower, generators_of, row_lengths, take, trimmed_names
 
 WIDTHS = (2, 5, 11)  # three for a parabola; the batch's own width is a fourth
 PLAIN = (bool, int, float, str)
@@ -170,6 +170,10 @@ class BatchStep(FakeStep):
         """The rows of a chunk, not side by side where there is more than one."""
         return tuple(range(first + rows - 1, first - 1, -1))
 
+    def chunk_width(self, tower: int, width: int | None) -> int:
+        """The batch's own width where rows are not trimmed, though they have a mask."""
+        return width or untrimmed_width(self.batch(tower, 1, width))
+
     def encoder_index(self, tower: int) -> int:
         """The first tower with the same encoder and the same entries: they share laws."""
         own = self.encoders[tower], self.entries[tower]
@@ -279,6 +283,11 @@ class BatchStep(FakeStep):
         return float(forward[4]) if forward[4] > 0 else 2.0 * weights
 
 
+def untrimmed_width(inputs: Any) -> int:
+    """The width at which a step leaves these inputs as they are."""
+    return inputs["attention_mask"].shape[1] if trimmed_names(inputs) else 1
+
+
 def _line(law: Law) -> np.ndarray:
     """(events, 2): the value at no rows and the growth a row, of all kinds together."""
     few, slope = (difference.sum(axis=1) for difference in law.differences)
@@ -334,7 +343,8 @@ class MeasuredStep(BatchStep):
                 rows.append((tuple(reps.shape[1:]), reps.dtype))
                 return reps.sum()
 
-            options = {"plan": [Chunk(half, tower.width or 1) for half in halves], "retain_chunks": 2}
+            inputs = take(tower.inputs, picked, tower.trimmed)
+            options = {"plan": [Chunk(half, untrimmed_width(inputs)) for half in halves], "retain_chunks": 2}
             options |= {"verify": "never", "on_phase": ledger.on_phase}
             counter.step(
                 grad_cache_step, [tower.encoder], [take(tower.inputs, picked, tower.trimmed)], total, **options

@@ -21,6 +21,7 @@ from gclib.distributed import average_gradients, rehearsal
 from gclib.memory.cuda_operations import CudaKernels
 from gclib.memory.fake_modules import encoders_of, fake_copy, fake_encoders, padded_batch
 from gclib.memory.fingerprint import Indescribable, fingerprint
+from gclib.memory.flops import count_flops
 from gclib.memory.law_files import LawFiles
 from gclib.memory.laws import CHECKED, FEW, MANY, Law, LawBroken, Piece
 from gclib.memory.ledger import KINDS, MemoryLedger, Segment, record_memory
@@ -166,6 +167,10 @@ class FakeStep:
         """The rows of a run's chunk: side by side, as in a padded batch."""
         return tuple(range(first, first + rows))
 
+    def chunk_width(self, tower: int, width: int | None) -> int:
+        """The width of a run's chunk that leaves its rows as they are."""
+        return width or 1
+
     def encoder_index(self, tower: int) -> int:
         """The first tower that has the same encoder: tied towers share laws and gradients."""
         return next(number for number, other in enumerate(self.encoders) if other is self.encoders[tower])
@@ -220,6 +225,25 @@ class FakeStep:
         with self._faked():
             row = self.batch(tower, 1, width)
         return rows * sum(tensor.nbytes for tensor in row.values())
+
+    def row_flops(self, tower: int, width: int | None) -> tuple[float, float]:
+        """FLOPs of one row's forward and backward, as `count_flops` counts those of two."""
+        key = f"flops {self.encoder_index(tower)} {width}"
+        return self._once(key, lambda: self._row_flops(tower, width))
+
+    def _row_flops(self, tower: int, width: int | None) -> tuple[float, float]:
+        encoder, outputs = self.encoders[tower], []
+        with self._faked():
+            inputs = self.batch(tower, 2, width)
+            forward = count_flops(lambda: outputs.append(encode(encoder, inputs)))
+            reps = outputs.pop()
+            return forward / 2, count_flops(reps.sum().backward) / 2 if reps.requires_grad else 0.0
+
+    def token_flops(self, tower: int, width: int | None) -> float:
+        """FLOPs of one token's forward; of a picture's patch those of a product with each matrix."""
+        if width is not None:
+            return self.row_flops(tower, width)[0] / width
+        return 2.0 * sum(p.numel() for p in self.encoders[tower].parameters() if p.ndim > 1)
 
     def whole(
         self, step: str, queries: int, negatives: int, widths: tuple[int | None, ...]
@@ -280,7 +304,8 @@ class FakeStep:
     ) -> dict[tuple[str, bool], Piece]:
         """A step with a tower of chunks of these sizes: pieces by (phase, whether it is the first)."""
         starts = [sum(sizes[:number]) for number in range(len(sizes))]
-        chunks = [Chunk(self.in_order(at, size), width or 1) for at, size in zip(starts, sizes, strict=True)]
+        wide = self.chunk_width(encoder, width)
+        chunks = [Chunk(self.in_order(at, size), wide) for at, size in zip(starts, sizes, strict=True)]
         options = {"plan": chunks, "retain_chunks": len(sizes) if retained else 0, "until": until}
         ends: list[int] = []
 

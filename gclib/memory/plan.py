@@ -1,24 +1,27 @@
 """What fits a card: the largest batch or chunk, the most retained chunks, and the step that takes the least time.
 
-All candidates of `best_plan` give the same gradient: the naive step, and gradient caching. Time is the cost model's: 1
-for the naive step, 1 + (1 - r) / 3 for gradient caching with the share r of its tokens in retained chunks
-(`gclib.memory.flops.time_ratio`). Bytes are the forecasts'. So nothing is run.
+All candidates of `best_plan` give the same gradient: the naive step, and gradient caching. Time is counted FLOPs, each
+chunk's second forward among them unless it is retained, and the price of each call (`gclib.chunks.price_of_a_call`).
+Bytes are the forecasts'. So nothing is run. Plans whose times are within 1 % of the least count as equally quick: of
+them the one with the largest chunk is taken.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import cache
 from typing import Any
 
+from gclib.chunks import price_of_a_call
 from gclib.losses.module import ContrastiveLoss
-from gclib.memory.fake_steps import fake_step
-from gclib.memory.flops import time_ratio
-from gclib.memory.forecast import MemoryForecast, forecast_workload
+from gclib.memory.fake_steps import FakeStep, fake_step
+from gclib.memory.forecast import MemoryForecast, chunk_groups, forecast_workload
 from gclib.memory.workload import LENGTHS, Workload
 from gclib.support.validation import one_of, positive_int, refuse
 from gclib.support.words import format_bytes
 
 TILE_SIDES = (None, 4_096, 1_024)  # the dense loss, then tiles of which one takes 64 and 4 MiB in float32
-USUAL_CHUNKS = tuple(2**power for power in range(11))
+USUAL_CHUNKS = tuple(sorted({*range(1, 17), *(round(2 ** (n / 8)) for n in range(32, 105))}))  # up to 8,192
+NEARLY = 1.01  # of the least time: such plans count as equally quick
 MOST_TILES = 4_096  # beyond this a forecast, which runs each tile once with fake tensors, takes minutes
 
 
@@ -82,16 +85,16 @@ def choose_retained(budget_bytes: int, **same: Any) -> int:
     return _most_retained(Workload(step="grad_cache", **same), budget_bytes)
 
 
-def _most_retained(workload: Workload, budget_bytes: int) -> int:
-    peak = forecast_workload(workload).peak_bytes
+def _most_retained(workload: Workload, budget_bytes: int, fake: FakeStep | None = None) -> int:
+    peak = forecast_workload(workload, fake).peak_bytes
     if peak > budget_bytes:
         raise refuse("budget_bytes", f"must be at least the {peak} bytes of a step that retains nothing", budget_bytes)
-    return _largest("retain_chunks", workload, budget_bytes, workload.chunk_count)
+    return _largest("retain_chunks", workload, budget_bytes, workload.chunk_count, fake)
 
 
-def _largest(name: str, workload: Workload, budget_bytes: int, largest: int) -> int:
+def _largest(name: str, workload: Workload, budget_bytes: int, largest: int, fake: FakeStep | None = None) -> int:
     """The largest value of this field with which the forecast of the workload stays within budget_bytes."""
-    fake = fake_step(workload)
+    fake = fake or fake_step(workload)
     return last_true(
         lambda n: forecast_workload(replace(workload, **{name: n}), fake).peak_bytes <= budget_bytes, largest
     )
@@ -115,9 +118,9 @@ def best_plan(
     """The plan that takes the least time among those whose forecast stays within budget_bytes.
 
     The naive step where it fits. Else gradient caching: dense logits before tiles, and of the usual chunks (powers of
-    two, and the largest that fits) the one whose memory leaves room to retain the largest share of the tokens; of
-    equals the largest chunk, because it asks the least of a device. `same`: the other arguments of `forecast_step`,
-    without step, loss, chunks and retained chunks; lengths are those of a padded batch.
+    two and steps between, the largest that fits, and all next to the best) the one that is quickest with as many
+    chunks retained as fit; of nearly equal ones the largest, because it asks the least of a device. `same`: the other
+    arguments of `forecast_step`, without step, loss, chunks and retained chunks; lengths are those of a padded batch.
 
     Raises ValueError where nothing fits, and names the bytes of the smallest step.
     """
@@ -162,38 +165,67 @@ def _naive(naive: MemoryForecast, workload: Workload, tile: int | None, budget_b
 
 
 def _cached(budget_bytes: int, naive_bytes: int, tile: int | None, row_by_row: Workload) -> StepPlan:
-    """Gradient caching: the chunk with the least time."""
-    largest = _largest("chunk_size", row_by_row, budget_bytes, row_by_row.rows[1])
-    sizes = sorted({largest, *(size for size in USUAL_CHUNKS if size < largest)})
-    plans = [_with_retained(budget_bytes, tile, replace(row_by_row, chunk_size=size)) for size in sizes]
-    best = min(plans, key=lambda plan: (plan.time_ratio, -plan.chunk_size))
+    """Gradient caching: the chunk with the least time; of nearly equal ones the largest."""
+    fake, workload = fake_step(row_by_row), row_by_row
+    largest = _largest("chunk_size", workload, budget_bytes, workload.rows[1])
+    price = StepPrice.of(workload, fake)
+
+    @cache
+    def plan(size: int) -> StepPlan:
+        return _with_retained(budget_bytes, tile, replace(workload, chunk_size=size), fake, price)
+
+    sizes = [size for size in USUAL_CHUNKS if size < largest] + [largest]
+    limit = NEARLY * min(plan(size).time_ratio for size in sizes)
+    coarse = max(size for size in sizes if plan(size).time_ratio <= limit)
+    between = range(coarse, min(size for size in [*sizes, largest + 1] if size > coarse))
+    best = plan(max(size for size in between if plan(size).time_ratio <= limit))
     tiles = "" if tile is None else f" The dense logits alone would not leave room for a row, so tiles of {tile:,}."
     reason = (
         f"The whole batch at once takes {format_bytes(naive_bytes)}, more than {format_bytes(budget_bytes)}.{tiles} "
         f"Chunks of {best.chunk_size:,} rows take {format_bytes(best.peak_bytes)} with {best.retain_chunks:,} of them "
-        f"retained: {best.time_ratio:.2f} of the naive step's time, by the cost model."
+        f"retained: {best.time_ratio:.2f} of the naive step's time, by counted FLOPs and the price of calls."
     )
     return replace(best, reason=reason)
 
 
-def _with_retained(budget_bytes: int, tile: int | None, workload: Workload) -> StepPlan:
+def _with_retained(
+    budget_bytes: int, tile: int | None, workload: Workload, fake: FakeStep, price: "StepPrice"
+) -> StepPlan:
     """The plan for these chunks, with as many of them retained as fit."""
-    retained = _most_retained(workload, budget_bytes)
-    cached = forecast_workload(replace(workload, retain_chunks=retained))
-    ratio = time_ratio(1.0, retained_share(cached, workload))
-    return StepPlan("grad_cache", workload.chunk_size, retained, tile, cached.peak_bytes, ratio, "")
+    retained = _most_retained(workload, budget_bytes, fake)
+    workload = replace(workload, retain_chunks=retained)
+    peak = forecast_workload(workload, fake).peak_bytes
+    return StepPlan("grad_cache", workload.chunk_size, retained, tile, peak, price.time_ratio(workload), "")
 
 
-def retained_share(cached: MemoryForecast, workload: Workload) -> float:
-    """r: the share of a padded batch's tokens whose chunks are encoded once (pictures count as one token each).
-
-    Read off the forecast's timeline: what is replayed was not retained.
+@dataclass(frozen=True)
+class StepPrice:
+    """The time of a padded batch's steps, in FLOPs: a row's forward and backward of each tower, as they are counted
+    (texts and pictures alike), and a forward that could be done in the time of a call.
     """
-    widths = [width or 1 for width in workload.widths]
-    tokens = sum(count * width for count, width in zip(workload.rows, widths, strict=True))
-    replayed = sum(
-        piece.rows * piece.repeats * widths[piece.tower]
-        for piece in cached.timeline
-        if piece.phase == "replay" and piece.rows
-    )
-    return 1 - replayed / tokens
+
+    forward: tuple[float, ...]
+    backward: tuple[float, ...]
+    call: tuple[float, ...]
+
+    @classmethod
+    def of(cls, workload: Workload, fake: FakeStep) -> "StepPrice":
+        """Counted with fake tensors, once for the encoders."""
+        widths = workload.widths
+        counts = [fake.row_flops(tower, width) for tower, width in enumerate(widths)]
+        tokens = price_of_a_call(workload.device)
+        calls = tuple(tokens * fake.token_flops(tower, width) for tower, width in enumerate(widths))
+        return cls(tuple(f for f, _ in counts), tuple(b for _, b in counts), calls)
+
+    def time_ratio(self, workload: Workload) -> float:
+        """Time of a "grad_cache" workload over the naive step's."""
+        groups = chunk_groups(workload.rows, workload.widths, workload.chunk_rows, workload.retain_chunks)
+        time = sum(self._chunk(tower, rows, retained) * count for tower, rows, count, retained in groups)
+        return time / sum(self._chunk(tower, rows, retained=True) for tower, rows in enumerate(workload.rows))
+
+    def _chunk(self, tower: int, rows: int, retained: bool) -> float:
+        """One chunk: a forward, a backward (twice a forward's calls), and a second forward unless it is retained."""
+        trained = self.backward[tower] > 0
+        forwards = 1 + (trained and not retained)
+        calls = self.call[tower] * (forwards + 2 * trained)
+        return rows * (forwards * self.forward[tower] + self.backward[tower]) + calls

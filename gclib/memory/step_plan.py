@@ -24,7 +24,7 @@ from gclib.memory.batch_laws import ChunkLaws, LossBytes, batch_step
 from gclib.memory.calibration import load
 from gclib.memory.devices import HOPPER_WORKSPACE_BYTES, memory_of
 from gclib.memory.ledger import record_memory
-from gclib.memory.plan import TILE_SIDES, StepPlan, fits_tiles, last_true
+from gclib.memory.plan import NEARLY, TILE_SIDES, StepPlan, fits_tiles, last_true
 from gclib.memory.workload import OPTIMIZERS
 from gclib.support.modules import modules_of
 from gclib.support.validation import one_of, positive_int, refuse
@@ -35,7 +35,6 @@ from gclib.verify import Verification, check_towers
 UNCALIBRATED = 1.05  # measured over forecast, at most, of the cards in data/recordings
 SCALARS = 1_024  # bytes for what grad_cache_loss adds to the step: the loss once more, and the gradient that arrives
 STEPS_AN_OCTAVE = 4  # of the sizes that are tried
-NEARLY = 1.01  # of the least time: among such plans the one with the fewest, largest chunks is taken
 
 
 def plan_step(

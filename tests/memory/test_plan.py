@@ -1,9 +1,15 @@
 """A plan fits, no other plan is quicker, and the reason says the numbers."""
 
+import random
+
 import pytest
 
-from gclib import ContrastiveLoss, best_plan, forecast_step, largest_chunk
-from gclib.memory.plan import USUAL_CHUNKS
+from gclib import ContrastiveLoss, Encoder, best_plan, forecast_step, largest_chunk
+from gclib.memory.fake_steps import fake_step
+from gclib.memory.flops import encoder_cost
+from gclib.memory.forecast import forecast_workload
+from gclib.memory.plan import StepPrice, last_true
+from gclib.memory.workload import Workload
 
 SAME = {"config": "tiny", "query_length": 8, "passage_length": 12}
 MIB = 2**20
@@ -34,20 +40,64 @@ def test_the_naive_step_where_it_fits():
     assert "nothing has to be encoded twice" in plan.reason
 
 
-def test_no_other_chunk_and_share_that_fits_is_quicker():
-    budget, batch = 12 * MIB, 128
-    plan = best_plan(budget, batch_size=batch, **SAME)
-    assert plan.step == "grad_cache" and plan.tile_size is None
-    loss = {"loss": ContrastiveLoss()}
-    assert plan.peak_bytes == peak("grad_cache", batch_size=batch, **loss, **plan.options()) <= budget
-    for size in USUAL_CHUNKS[:7]:  # by hand: retained passages (12 tokens) first, then queries (8)
-        chunks = -(-batch // size)
-        for retained in range(0, 2 * chunks + 1, max(1, chunks // 4)):
-            if peak("grad_cache", batch_size=batch, chunk_size=size, retain_chunks=retained, **loss) <= budget:
-                passages = min(retained, chunks) * size * 12
-                queries = max(0, retained - chunks) * size * 8
-                assert 1 + (1 - (passages + queries) / (batch * 20)) / 3 >= plan.time_ratio - 1e-9
-    assert f"{plan.time_ratio:.2f}" in plan.reason and f"{plan.chunk_size:,}" in plan.reason
+def ratio(costs, rows, widths, size, retained, call_tokens=128):
+    """Time over the naive step's by hand: every chunk, the most tokens first, the first `retained` encoded once."""
+    chunks = [(t, min(size, rows[t] - at), widths[t]) for t in (0, 1) for at in range(0, rows[t], size)]
+    chunks.sort(key=lambda chunk: -chunk[1] * chunk[2])
+
+    def time(tower, count, width, forwards):
+        cost = costs[tower]
+        call = call_tokens * cost.forward.at(1, width) / width
+        return forwards * (cost.forward.at(count, width) + call) + cost.backward.at(count, width) + 2 * call
+
+    cached = sum(time(*chunk, 1 if n < retained else 2) for n, chunk in enumerate(chunks))
+    return cached / sum(time(tower, rows[tower], widths[tower], 1) for tower in (0, 1))
+
+
+JOBS = [0, 1, 2, *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(3, 100))]
+
+
+@pytest.mark.parametrize("seed", JOBS)
+def test_no_other_chunk_and_share_that_fits_is_quicker_or_nearly_so_and_larger(seed):
+    """Every chunk size and every number of retained chunks, by counted FLOPs plus calls."""
+    dice = random.Random(seed)
+    batch, negatives, widths = dice.randint(8, 64), dice.choice([0, 1, 3]), (dice.randint(4, 16), dice.randint(8, 48))
+    rows, cost = (batch, batch * (1 + negatives)), encoder_cost(Encoder.from_config("tiny").train())
+    same = {"config": "tiny", "batch_size": batch, "negatives": negatives, "loss": ContrastiveLoss()}
+    same |= dict(zip(("query_length", "passage_length"), widths, strict=True))
+    fake = fake_step(Workload(step="grad_cache", chunk_size=1, **same))
+
+    def peak(size, retained):
+        workload = Workload(step="grad_cache", chunk_size=size, retain_chunks=retained, **same)
+        return forecast_workload(workload, fake).peak_bytes
+
+    naive = forecast_step("naive", **same).peak_bytes
+    budget = int(peak(1, 0) + dice.random() * (naive - peak(1, 0)))
+    same.pop("loss")
+    plan = best_plan(budget, **same)
+    assert plan.step == "grad_cache" and plan.peak_bytes == peak(plan.chunk_size, plan.retain_chunks) <= budget
+    assert plan.time_ratio == pytest.approx(ratio([cost] * 2, rows, widths, plan.chunk_size, plan.retain_chunks))
+    best = {}
+    for size in range(1, max(rows) + 1):
+        count = sum(-(-n // size) for n in rows)
+        most = last_true(lambda n, size=size: peak(size, n) <= budget, count) if peak(size, 0) <= budget else None
+        if most is not None:
+            best[size] = ratio([cost] * 2, rows, widths, size, most)
+    assert plan.time_ratio <= 1.01 * min(best.values()) + 1e-9
+    nearly = [size for size, time in best.items() if time <= 1.01 * min(best.values())]
+    assert plan.chunk_size >= max(nearly)
+
+
+def test_a_picture_counts_by_its_flops():
+    """CLIP L/14: a picture costs a dozen texts, so texts that are retained save little."""
+    vision, text = (f"clip-vit-l-14-{kind}" for kind in ("vision", "text"))
+    workload = Workload(
+        **{"step": "grad_cache", "config": [vision, text], "batch_size": 4_096, "chunk_size": 128},
+        **{"query_length": None, "passage_length": 77, "retain_chunks": 14},
+    )
+    price = StepPrice.of(workload, fake_step(workload))
+    assert price.forward[0] == pytest.approx(155.5e9, rel=0.01) and price.forward[1] == pytest.approx(13.1e9, rel=0.01)
+    assert price.time_ratio(workload) == pytest.approx(1.322, abs=0.004)
 
 
 def test_tiles_where_the_logits_alone_are_too_big():

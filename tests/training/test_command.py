@@ -136,7 +136,11 @@ def test_chunks_are_chosen_once_and_kept(typed, tmp_path):
     assert commands.main(typed(tmp_path / "run", small=small)) == 0
     config = json.loads((tmp_path / "run" / "config.json").read_text())
     settings = config["settings"]
-    assert "chunk_size" in config["chosen"] and isinstance(settings["chunk_size"], int) and settings["chunk_tokens"] is None
+    assert (
+        "chunk_size" in config["chosen"]
+        and isinstance(settings["chunk_size"], int)
+        and settings["chunk_tokens"] is None
+    )
     assert settings["retain_chunks"] == 16  # so small a batch fits as a whole
     (tmp_path / "run" / "checkpoint-000004").rename(tmp_path / "later")
     for more in ("--resume", "--resume --chunk-size auto"):
