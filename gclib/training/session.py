@@ -206,7 +206,7 @@ class Session:
             write_checkpoint(self.output, checkpoint, keep=self.settings.keep)
 
     def export(self) -> None:
-        """The trained encoder as a folder that others load, model/; adapters are merged there, and alone in adapter/."""
+        """The trained encoder as a folder that others load: model/, adapters merged, and adapter/, they alone."""
         if self.rank.is_first:
             kept = [self.encoder.rules.max_length, positions_of(self.encoder.model.config)]
             longest = min(n for n in kept if n) if kept[0] else max(self.training.lengths.values())
