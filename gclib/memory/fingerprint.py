@@ -35,6 +35,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from gclib.support import PACKAGE
 
@@ -45,7 +46,7 @@ SEQUENCES = (list, tuple, deque, set, frozenset)
 CONTENTS = (list, tuple, set, frozenset, dict, str, bytes, int, float)  # what classes may be derived of
 MAPPINGS = (dict, OrderedDict, defaultdict, MappingProxyType)
 NAMED_ONLY = (logging.Logger, BuiltinFunctionType, type(list.append), type(list.__add__), type("".__add__))
-NAMED_ONLY += (GetSetDescriptorType, MemberDescriptorType)
+NAMED_ONLY += (GetSetDescriptorType, MemberDescriptorType, RemovableHandle)
 SKIPPED = frozenset(("__doc__", "__module__", "__dict__", "__weakref__", "__annotations__", "__annotate__"))
 SKIPPED |= {"__static_attributes__", "__firstlineno__", "__orig_bases__", "__parameters__", "__type_params__"}
 SKIPPED |= {"_abc_impl", "__abstractmethods__", "__dataclass_fields__", "__dataclass_params__", "__slots__"}
@@ -133,7 +134,7 @@ class _Walk:
         yield kind
         for name in _slots(kind):
             yield name, getattr(thing, name, NotImplemented)
-        yield dict(getattr(thing, "__dict__", {}))
+        yield _attributes(thing)
         for base in CONTENTS:
             if isinstance(thing, base):
                 yield base(thing)
@@ -258,6 +259,16 @@ class _Walk:
             owner = thing.__self__
             if owner is not None and not isinstance(owner, (ModuleType, type)):
                 yield owner
+
+
+def _attributes(thing: Any) -> dict[str, Any]:
+    """A thing's attributes. A module's hooks are numbered in their order; torch numbers all that there ever were."""
+    attributes = dict(getattr(thing, "__dict__", {}))
+    if not isinstance(thing, nn.Module):
+        return attributes
+    hooks = {name: value for name, value in attributes.items() if "_hooks" in name and isinstance(value, dict)}
+    places = {number: place for place, number in enumerate(sorted({n for value in hooks.values() for n in value}))}
+    return attributes | {name: {places[n]: hook for n, hook in value.items()} for name, value in hooks.items()}
 
 
 def _exactly(*kinds: type) -> Any:

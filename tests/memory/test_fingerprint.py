@@ -14,10 +14,12 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.nn import functional as F
 from transformers import BertConfig
 
-from gclib import ContrastiveLoss, forecast_step
+from gclib import ContrastiveLoss, Encoder, forecast_step
 from gclib.losses.matryoshka import MatryoshkaLoss
 from gclib.memory.fake_modules import fake_copy
+from gclib.memory.fake_steps import fake_step
 from gclib.memory.fingerprint import Indescribable, fingerprint
+from gclib.memory.workload import Workload
 
 SMALL = {"vocab_size": 60, "hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
 
@@ -225,3 +227,21 @@ def test_the_old_weight_norm_is_copied():
     layer(torch.ones(1, 3))
     copied = fake_copy(nn.Sequential(layer), FakeTensorMode())
     assert isinstance(copied[0].weight, FakeTensor)
+
+
+def test_hooks_count_and_the_numbers_that_torch_gives_them_do_not():
+    """Checkpointing hangs a hook on the token table; torch numbers all hooks that there ever were."""
+
+    def checkpointed():
+        return Encoder.from_config("tiny").checkpoint_activations()
+
+    first = fingerprint(checkpointed())
+    torch.nn.Linear(1, 1).register_forward_hook(wide_hook)
+    assert fingerprint(checkpointed()) == first
+    assert fingerprint(Encoder.from_config("tiny")) != first
+    workload = Workload(
+        step="naive", config="tiny", batch_size=2, query_length=8, passage_length=8, gradient_checkpointing=True
+    )
+    fake = fake_step(workload)
+    torch.nn.Linear(1, 1).register_forward_hook(wide_hook)
+    assert fake_step(workload) is fake

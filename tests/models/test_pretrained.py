@@ -94,7 +94,7 @@ def test_an_adapter_and_a_damaged_file_are_refused(folder):
     with pytest.raises(ValueError, match="name_or_folder must hold a model that can be loaded"):
         Encoder.from_pretrained(folder)
     (folder / "adapter_config.json").write_text("{}")
-    with pytest.raises(ValueError, match="must be a whole model: merge the adapter"):
+    with pytest.raises(ValueError, match="must hold an adapter_config.json that PEFT wrote"):
         Encoder.from_pretrained(folder)
 
 

@@ -168,6 +168,18 @@ def test_pictures_and_widgets_are_loaded_below_course_alone(name):
     assert folder_of(name) == "course" or not loaded & SHOWING, f"{name} imports {loaded & SHOWING}"
 
 
+def test_peft_is_an_extra_that_adapters_alone_import_and_only_when_they_need_it():
+    def with_peft(*, at_import_only):
+        return {
+            name
+            for name in MODULES
+            if "peft" in {p.split(".")[0] for p in imports(name, at_import_only=at_import_only)}
+        }
+
+    assert with_peft(at_import_only=False) == {"gclib.models.adapters"}
+    assert with_peft(at_import_only=True) == set()
+
+
 def test_the_package_shows_the_method_and_nothing_else():
     assert len(list(PACKAGE.glob("*.py"))) <= 9
     assert {path.name for path in PACKAGE.iterdir() if path.is_dir()} - {"__pycache__"} <= {
