@@ -147,22 +147,28 @@ two_batch_sizes = Exercise(
 
 
 def _phases(rng: np.random.Generator, rows: tuple[int, ...], order: list[int] | None = None) -> Inputs:
-    """A flat and a steep phase, 1 and 2, whose lines cross at about 60 rows, and two that are never the highest.
+    """A flat and a steep phase, 1 and 2, whose lines cross at about 60 rows, and others that are never the highest.
 
-    In `order`, or else with those two around the others.
+    In `order`, or else with some of those around the two, and among them.
     """
-    fixed = np.array([500, 900, 100, 400]) + rng.integers(0, 60, 4)
-    per_row = np.array([7, 2, 15, 5]) + rng.integers(0, 3, 4)
-    order = order or [0, *rng.permutation([1, 2]), 3]
+    fixed = np.array([500, 900, 100, 400, 450, 350, 300]) + rng.integers(0, 60, 7)
+    per_row = np.array([7, 2, 15, 5, 4, 6, 3]) + rng.integers(0, 3, 7)
+    if order is None:
+        between = rng.permutation([1, 2, *range(4, 4 + int(rng.integers(0, 4)))])
+        order = [0, *between.tolist(), 3]
     return {"fixed": fixed[order].tolist(), "per_row": per_row[order].tolist(), "rows": int(rng.choice(rows))}
 
 
 def _few_rows(rng: np.random.Generator) -> Inputs:
-    return _phases(rng, (5, 10, 35, 45))
+    return _phases(rng, (35, 40, 45))
 
 
 def _many_rows(rng: np.random.Generator) -> Inputs:
     return _phases(rng, (80, 90, 120, 300))
+
+
+def _the_middle_is_highest(rng: np.random.Generator) -> Inputs:
+    return _phases(rng, (5, 10, 35, 45), [0, 5, 1, 2, 3])
 
 
 def _first_is_highest(rng: np.random.Generator) -> Inputs:
@@ -188,7 +194,7 @@ peak_of_step = Exercise(
     spec="the step's peak in bytes: phase i holds fixed[i] + per_row[i] * rows bytes while it runs (an int).",
     line_budget=1,
     oracle=_highest_phase,
-    makers=(_few_rows, _many_rows, _first_is_highest, _last_is_highest),
+    makers=(_few_rows, _many_rows, _the_middle_is_highest, _first_is_highest, _last_is_highest),
     misconceptions=(
         Misconception(
             "phases added up",
@@ -257,6 +263,11 @@ peak_of_step = Exercise(
             lambda fixed, per_row, rows: _highest_phase(fixed, per_row, rows) / 2**20,
         ),
         Misconception(
+            "middle phase only",
+            "That is what the phase in the middle of the list holds: a peak can be anywhere in the step.",
+            lambda fixed, per_row, rows: fixed[len(fixed) // 2] + per_row[len(fixed) // 2] * rows,
+        ),
+        Misconception(
             "first phase only",
             "That is what the first phase holds: a peak can be anywhere in the step.",
             lambda fixed, per_row, rows: fixed[0] + per_row[0] * rows,
@@ -297,7 +308,8 @@ def _card(rng: np.random.Generator, chunk: float, *, exactly: bool) -> Inputs:
     flat, steep = int(rng.integers(3, 6)), int(rng.integers(15, 30))
     forecast = _Forecast((int(rng.integers(400, 600)), int(rng.integers(40, 80))), (flat, steep))
     spare = 0 if exactly else int(rng.integers(1, steep - 1))
-    return {"forecast_peak": forecast, "budget": forecast(round(chunk)) + spare, "batch_size": 500}
+    batch_size = int(rng.integers(300, 800))
+    return {"forecast_peak": forecast, "budget": forecast(round(chunk)) + spare, "batch_size": batch_size}
 
 
 def _roomy_card(rng: np.random.Generator) -> Inputs:

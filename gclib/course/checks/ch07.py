@@ -46,6 +46,33 @@ price = Exercise(
     atol=1e-9,
     misconceptions=(
         Misconception(
+            "always 4/3",
+            "That is 4/3 whatever the tokens. It is the price where nothing is trimmed and nothing retained: here "
+            "`encoded` is less than `padded`, or `retained` more than 0.",
+            lambda padded, encoded, retained: 4 / 3,
+        ),
+        Misconception(
+            "retained tokens taken for their share",
+            "It looks as if `retained` were the share r. It is a number of tokens: r is retained / encoded.",
+            lambda padded, encoded, retained: encoded / padded * (1 + (1 - retained) / 3),
+        ),
+        Misconception(
+            "encoded tokens taken for their share",
+            "It looks as if `encoded` were the share rho. It is a number of tokens: rho is encoded / padded.",
+            lambda padded, encoded, retained: encoded * (1 + (1 - retained / encoded) / 3),
+        ),
+        Misconception(
+            "tokens and no shares",
+            "It looks as if `encoded` and `retained` were shares. They are numbers of tokens: rho is encoded / padded, "
+            "and r is retained / encoded.",
+            lambda padded, encoded, retained: encoded * (1 + (1 - retained) / 3),
+        ),
+        Misconception(
+            "retained share added",
+            "The sign: what is retained saves a forward, 1 - r. Here it was added, 1 + r.",
+            lambda padded, encoded, retained: (4 * encoded + retained) / (3 * padded),
+        ),
+        Misconception(
             "backward counted as one forward",
             "It looks as if a backward cost as much as a forward. It needs two products for each one of the forward: "
             "one for the input's gradient, one for the weight's.",

@@ -166,6 +166,8 @@ online_log_sum_exp = Exercise(
         partial(_rows_of_logits, low=-3, high=3),
         partial(_rows_of_logits, low=800, high=1600, short=0),
         partial(_rows_of_logits, low=-1600, high=-800),
+        partial(_rows_of_logits, low=-5000, high=-4000),
+        partial(_rows_of_logits, low=4000, high=5000, short=2),
         _rows_far_apart,
         _tiles_of_extremes,
     ),
@@ -180,6 +182,12 @@ online_log_sum_exp = Exercise(
             "It looks as if the log-sum-exp of nothing were 0. exp(0) = 1, so that counts one logit of 0 that nobody "
             "has. Nothing yet is a sum of 0, whose logarithm is minus infinity.",
             partial(_merged, start=(0.0, 1.0)),
+        ),
+        Misconception(
+            "maximum started at -1,000",
+            "Right as long as a logit is not far below -1,000. Logits go down to -5,000, and a maximum that nobody has "
+            "makes all their exponentials 0: start it at minus infinity.",
+            partial(_merged, start=(-1000.0, 0.0)),
         ),
         Misconception(
             "maximum started at 0",
@@ -400,6 +408,20 @@ def _both_directions(logits: CountedLogits, batch_size: int, tile_size: int) -> 
     return (_LossOfTiles()(logits, batch_size, tile_size) + _down_the_columns(logits, batch_size, tile_size)) / 2
 
 
+def _bare_exponentials(logits: CountedLogits, batch_size: int, tile_size: int) -> Tensor:
+    """Sums of exponentials, and their logarithm at the end."""
+    losses, blocks = [], _parts(batch_size, tile_size)
+    for rows in blocks:
+        total = torch.zeros(rows.stop - rows.start, dtype=torch.float64)
+        for columns in blocks:
+            tile = logits(rows, columns)
+            total = total + tile.exp().sum(1)
+            if rows == columns:
+                positives = tile.diagonal().clone()
+        losses.append(total.log() - positives)
+    return torch.cat(losses).mean()
+
+
 def _everything_at_once(logits: CountedLogits, batch_size: int, tile_size: int) -> Tensor:
     whole = logits(slice(0, batch_size), slice(0, batch_size))
     return F.cross_entropy(whole, torch.arange(batch_size))
@@ -523,6 +545,22 @@ tiled_loss = Exercise(
             "only the last tile",
             "It looks as if each tile replaced the one before: the last block of columns alone is in the denominator.",
             _LossOfTiles(merge=lambda before, tile: tile),
+        ),
+        Misconception(
+            "exponentials without the maximum",
+            "Right for small logits only: at a low temperature exp of a logit is infinite, or all are 0. "
+            "tile.logsumexp(1) takes the maximum off first, and torch.logaddexp merges what it gives.",
+            _bare_exponentials,
+        ),
+        Misconception(
+            "minus the loss",
+            "The sign: the loss is the log-sum-exp less the positive's logit, and never below 0.",
+            lambda logits, batch_size, tile_size: -_LossOfTiles()(logits, batch_size, tile_size),
+        ),
+        Misconception(
+            "positive added",
+            "The sign: the positive's logit is subtracted from the log-sum-exp, and here it was added.",
+            _LossOfTiles(positive=-1.0),
         ),
         Misconception(
             "sum instead of mean",
@@ -690,6 +728,16 @@ tile_gradient = Exercise(
             _TileGradient(column=_nothing, positive=1.0, weight=lambda tile, batch, t: 1 / (2 * batch * t)),
         ),
         Misconception(
+            "minus the gradient",
+            "The sign: that is minus the gradient, the way that descent goes. dLoss/ds is p, less 1 for the positive.",
+            _TileGradient(weight=lambda tile, batch, t: -1 / (2 * batch * t)),
+        ),
+        Misconception(
+            "positive's 1 added",
+            "The sign: 1 is subtracted where the positive stands, once for each direction, and here it was added.",
+            _TileGradient(positive=-2.0),
+        ),
+        Misconception(
             "both directions added",
             "It looks as if the two directions were added. The symmetric loss is their mean: half of that.",
             _TileGradient(weight=lambda tile, batch, t: 1 / (batch * t)),
@@ -753,6 +801,12 @@ def _a_card(rng: np.random.Generator, *, exact: bool) -> Inputs:
     return {"budget": 4 * buffers * batch**2 + spare, "buffers": buffers}
 
 
+def _a_huge_card(rng: np.random.Generator) -> Inputs:
+    """A little less than some large B x B take: a root in float32 rounds up, and one in float64 does not."""
+    batch, buffers = int(rng.integers(2**23, 2**24)), int(rng.integers(3, 6))
+    return {"budget": 4 * buffers * (batch**2 - 1), "buffers": buffers}
+
+
 def _search(budget: int, buffers: int) -> int:
     """By bisection on the bytes."""
     low, high = 0, 2**40
@@ -776,7 +830,7 @@ largest_dense_batch = Exercise(
     line_budget=1,
     oracle=_search,
     note=_too_many,
-    makers=(partial(_a_card, exact=False), partial(_a_card, exact=True)),
+    makers=(partial(_a_card, exact=False), partial(_a_card, exact=True), _a_huge_card),
     whole=True,
     rtol=0,
     atol=0,
@@ -812,6 +866,12 @@ largest_dense_batch = Exercise(
             "not rounded down",
             "The root is right, but a batch is a whole number: round down. math.isqrt does both.",
             lambda budget, buffers: math.sqrt(budget / (4 * buffers)),
+        ),
+        Misconception(
+            "root in float32",
+            "The root was taken in float32, which has 24 bits: too few for such a number, and it was rounded "
+            "up to a batch that does not fit. math.isqrt is exact.",
+            lambda budget, buffers: int(np.sqrt(np.float32(budget / (4 * buffers)))),
         ),
         Misconception(
             "one too many",

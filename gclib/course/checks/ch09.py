@@ -245,6 +245,18 @@ def _zero_for_nobody(gradients: list[list[Gradient]]) -> list[Tensor | float]:
     return [0.0 if mean is None else mean for mean in _reference_mean(gradients)]
 
 
+def _tensor_for_nobody(gradients: list[list[Gradient]]) -> list[Tensor]:
+    """Zeros of a shape that nobody can know; the check takes any."""
+    return [torch.zeros(()) if mean is None else mean for mean in _reference_mean(gradients)]
+
+
+def _zeros_as_one(result: object, *_: object) -> object:
+    """The answer; zeros of any shape and type count as one, for there nobody has a shape."""
+    if not isinstance(result, list | tuple):
+        return result
+    return [torch.zeros(()) if isinstance(g, Tensor) and g.numel() and not g.any() else g for g in result]
+
+
 average_over_ranks = Exercise(
     chapter=9,
     name="average_over_ranks",
@@ -252,6 +264,7 @@ average_over_ranks = Exercise(
     "rank has a gradient for keeps None.",
     line_budget=5,
     oracle=_reference_mean,
+    outcome=_zeros_as_one,
     makers=(
         partial(_gradients_of_ranks, ranks=3, missing=True),
         partial(_gradients_of_ranks, ranks=2, missing=False),
@@ -283,6 +296,12 @@ average_over_ranks = Exercise(
             "It looks as if a parameter that no rank has a gradient for got a zero. It keeps None: optimizers skip "
             "what has no gradient, and a zero would still be decayed.",
             _zero_for_nobody,
+        ),
+        Misconception(
+            "torch.zeros where nobody has one",
+            "It looks as if a parameter that no rank has a gradient for got a tensor of zeros. It keeps None: "
+            "optimizers skip what has no gradient, and a zero would still be decayed.",
+            _tensor_for_nobody,
         ),
         Misconception(
             "None left out of the list",

@@ -213,7 +213,7 @@ def _fault(task: Task, case: Case, outcome: tuple) -> str | None:
     """What is wrong with one outcome, in words; None when nothing is."""
     found, gradients, changed = outcome
     if changed is not None:
-        return f"It changes its input `{changed}` in place: work on a copy."
+        return f"It changes its input `{changed}` in place, and this exercise does not allow that: work on a copy."
     if fault := _difference(task, case.expected, found):
         note = "" if task.note is None else task.note(case.expected, found, *case.inputs.values())
         return f"{fault[0].upper()}{fault[1:]}.{note and f' {note}'}"
