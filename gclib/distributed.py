@@ -9,11 +9,12 @@ Letters: W ranks, B queries of the whole batch, b of one rank (ranks may differ)
 """
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
+from weakref import WeakValueDictionary
 
 import torch
 import torch.distributed as dist
@@ -183,6 +184,29 @@ def average_gradients(*modules: nn.Module, group: Any = None) -> None:
     trained = {id(p): p for module in modules for p in module.parameters() if p.requires_grad}.values()
     for kind in dict.fromkeys((p.dtype, p.device) for p in trained):
         _average([p for p in trained if (p.dtype, p.device) == kind], group)
+
+
+class _Modules(dict):
+    """What a backward pass averages when it ends. (A dict can't be weakly referenced.)"""
+
+
+_averaged_at_the_end: WeakValueDictionary[int, _Modules] = WeakValueDictionary()
+
+
+def average_after_backward(modules: Iterable[nn.Module]) -> None:
+    """Inside of a backward pass: `average_gradients` of these modules, once, when the pass ends, whoever else asks.
+
+    So several cached losses added up cost one all-reduce, as one does, and what else the pass adds is averaged too.
+    (The pass's callback alone holds the modules: after an error nothing is left of them.)
+    """
+    if not (asked := {id(module): module for module in modules}):
+        return
+    number = torch._C._current_graph_task_id()
+    waiting = _averaged_at_the_end.get(number)
+    if waiting is None:
+        waiting = _averaged_at_the_end[number] = _Modules()
+        torch.autograd.Variable._execution_engine.queue_callback(lambda: average_gradients(*waiting.values()))
+    waiting |= asked
 
 
 @torch.no_grad()

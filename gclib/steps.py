@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from gclib.chunks import Chunk, plan_chunks
-from gclib.distributed import average_gradients, own_sync_off, world_size
+from gclib.distributed import average_after_backward, own_sync_off, world_size
 from gclib.randomness import RandomState
 from gclib.support.validation import describe, positive_int, refuse
 from gclib.towers import Job, Tower, encode, encode_chunk, generators_back_on_error, generators_of, take
@@ -168,9 +168,9 @@ def grad_cache_loss(
     Step 1 and the loss are taken now, steps 2 and 3 in its backward(), which adds to `.grad` as the step does, times
     the gradient that arrives. Until then it holds representations, the loss's graph (B * N logits where it is dense),
     generators' states and retained graphs; they go with the loss. The replay runs under the autocast of this call;
-    where DistributedDataParallel synchronises now, gradients are averaged once, at the end. Arguments as in
-    `grad_cache_step`. Raises ValueError from backward() for a second one, create_graph=True, and weights, inputs or modes (train, eval)
-    that are other ones by then. `torch.autograd.grad` and backward(inputs=) see no parameters: use backward().
+    where DistributedDataParallel synchronises now, gradients are averaged once, when backward() ends. Arguments as in
+    `grad_cache_step`. Raises ValueError from backward() for a second one, create_graph=True, and weights, inputs or
+    modes that are other ones by then. `torch.autograd.grad` and backward(inputs=) see no parameters: use backward().
     """
     cut = {"chunk_size": chunk_size, "chunk_tokens": chunk_tokens, "plan": plan, "sort_by_length": sort_by_length}
     options = {"mask": mask, "on_phase": on_phase, "scaler": None, "token_inputs": token_inputs}
@@ -223,19 +223,19 @@ class _Deferred(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, step: CachedStep, loss: Tensor, _: Tensor) -> Tensor:
-        ctx.step, ctx.then = step, Conditions(step.encoders, step.towers)
+        ctx.held = step, Conditions(step.encoders, step.towers)
         return loss.clone()
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[None, None, None]:
         if torch.is_grad_enabled():
             raise refuse("create_graph", "must be False: what is replayed has no graph of its gradient", True)
-        step, ctx.step = ctx.step, None
+        (step, then), ctx.held = ctx.held, (None, None)
         if step is None:
             raise refuse("loss", "must be backpropagated once: take grad_cache_loss again", "a second backward()")
-        with ctx.then.restored(), step.by_itself():
+        with then.restored(), step.by_itself():
             step.backward(gradient)
-        average_gradients(*ctx.then.synchronised)
+        average_after_backward(then.synchronised)
         return None, None, None
 
 
