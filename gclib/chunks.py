@@ -111,6 +111,17 @@ def check_plan(plan: Sequence[Chunk], rows: int, width: int) -> list[Chunk]:
     return list(plan)
 
 
+def halved_to(plan: Sequence[Chunk], count: int) -> list[Chunk]:
+    """The plan in `count` chunks, at least as many as it has and at most as many as rows: the one that holds the most
+    tokens is halved until there are so many; ties go to the earliest."""
+    chunks = list(plan)
+    while len(chunks) < count:
+        place = max((n for n, chunk in enumerate(chunks) if len(chunk) > 1), key=lambda n: chunks[n].tokens)
+        rows, width, half = chunks[place].rows, chunks[place].width, -(-len(chunks[place]) // 2)
+        chunks[place : place + 1] = [Chunk(rows[:half], width), Chunk(rows[half:], width)]
+    return chunks
+
+
 def choose_largest(plans: Sequence[Sequence[Chunk]], count: int) -> set[tuple[int, int]]:
     """The `count` chunks, as (tower, chunk), that hold the most padded tokens; ties go to the earliest.
 

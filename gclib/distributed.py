@@ -5,16 +5,34 @@ other words: every rank's loss has the value of the whole batch's loss, and a gr
 of it. `average_gradients` then divides the sum over ranks by W, and what every parameter is left with, the
 temperature too, is the gradient that one process would have had for the whole batch.
 
+Weights may be sharded too: FSDP2 (`torch.distributed.fsdp.fully_shard`) works with every step as it is, and averages
+what it shards by itself. A unit is a module that fully_shard was called on. A step with n chunks (of all its towers,
+R of them retained) runs a model of L units and a root around them n + (n - R) times forward and n times backward:
+
+- as FSDP does it, a unit's weights are gathered before each of its forwards and backwards, the root's once for each
+  backward: (3n - R) * L + n all-gathers, and n * (L + 1) reduce-scatters of gradients. Never more than the root and two
+  units whole. The sum of the chunks' averages is the average of their sum: the gradient is right.
+- inside `weights_kept`: L + 1 of each, however many chunks there are, for a whole model's weights and gradients.
+
+DeepSpeed cannot be run by this project's tests; this is read off its design and its issue tracker. ZeRO-2 reduces a
+parameter's gradient from a hook, once in an `engine.backward`; the cached step runs n backwards inside of that one, and
+the second ends in the assertion "Gradient computed twice for this partition" (as two towers of one model do there, and
+reentrant checkpointing). `engine.no_sync()` is refused by stages 2 and 3. ZeRO-3 gathers each module's weights for each
+of its 2n - R forwards and n backwards, reduces n times, and wants the same calls on every rank. What to do: ZeRO-1,
+whose gradients stay whole until one reduction; or FSDP2, which shards what ZeRO-3 does by itself, and inside
+`weights_kept(reduce_once=False)` what ZeRO-2 does: gradients and optimizer states, a reduction a chunk.
+
 Letters: W ranks, B queries of the whole batch, b of one rank (ranks may differ), K hard negatives per query.
 """
 
 import os
+import sys
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
-from weakref import WeakValueDictionary
+from weakref import WeakSet, WeakValueDictionary
 
 import torch
 import torch.distributed as dist
@@ -26,6 +44,7 @@ from gclib.support.validation import one_of, positive_number, refuse
 
 BACKENDS = ("gloo", "nccl")
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+_kept: WeakSet[nn.Module] = WeakSet()  # the units inside `weights_kept`
 
 
 @dataclass(frozen=True)
@@ -125,11 +144,8 @@ def rows_of_ranks(*tensors: Tensor, group: Any = None) -> list[int]:
             got = f"shape {tuple(tensor.shape)} of {tensor.dtype}"
             raise refuse("representations", "must be floating point, with at least one row on every rank", got)
     own = [(t.shape[0], t[0].numel(), DTYPES.index(t.dtype)) for t in tensors]
-    sizes = torch.tensor(own, device=tensors[0].device).flatten()
-    received = [torch.empty_like(sizes) for _ in range(world_size(group))]
-    with waiting_for_ranks("the exchange of shapes"):
-        all_gather(received, sizes, group=group)
-    ranks = [part.view(-1, 3).tolist() for part in received]
+    flat = numbers_of_ranks([number for sizes in own for number in sizes], tensors[0].device, group=group)
+    ranks = [list(zip(*[iter(numbers)] * 3, strict=True)) for numbers in flat]
     for place in range(len(tensors)):
         alike = {(r[place][0] / r[0][0], r[place][1], r[place][2]) for r in ranks}
         if len(alike) > 1:
@@ -138,6 +154,15 @@ def rows_of_ranks(*tensors: Tensor, group: Any = None) -> list[int]:
             )
             raise refuse("representations", "must have the same columns, dtype and K on all ranks", got)
     return [rank[0][0] for rank in ranks]
+
+
+def numbers_of_ranks(own: Sequence[int], device: torch.device, *, group: Any = None) -> list[list[int]]:
+    """Every rank's ints, equally many on each, in one small message; a card waits until they are read."""
+    numbers = torch.tensor(own, device=device)
+    received = [torch.empty_like(numbers) for _ in range(world_size(group))]
+    with waiting_for_ranks("the exchange of shapes"):
+        all_gather(received, numbers, group=group)
+    return [part.tolist() for part in received]
 
 
 def all_gather(received: Sequence[Tensor], own: Tensor, *, group: Any = None) -> None:
@@ -171,9 +196,11 @@ def average_gradients(*modules: nn.Module, group: Any = None) -> None:
     modules: all that was trained, the loss too if its temperature is learnable; tied towers count once. Parameters
     without a gradient on any rank keep none; one that some rank lacks counts as zero there. What is trained
     (`requires_grad`) must be the same on all ranks. Parameters of k dtypes take k all-reduces. Alone it does nothing.
-    Call it before clipping and before the optimizer's step.
+    What `fully_shard` shards is left as it is: FSDP averaged it already. Call it before clipping and before the
+    optimizer's step, and after `weights_kept`.
 
-    Raises ValueError for what is not a module, RuntimeError where another rank does not answer.
+    Raises ValueError for what is not a module, for other DTensors and inside `weights_kept`, RuntimeError where another
+    rank does not answer.
     Source: Gao et al. 2021, section 3.4: the one reduction of step 4.
     """
     for number, module in enumerate(modules):
@@ -181,7 +208,16 @@ def average_gradients(*modules: nn.Module, group: Any = None) -> None:
             raise refuse(f"modules[{number}]", "must be a torch module", type(module).__name__)
     if world_size(group) == 1:
         return
-    trained = {id(p): p for module in modules for p in module.parameters() if p.requires_grad}.values()
+    units = sharded_units(modules)
+    if _kept.intersection(units):
+        raise refuse("modules", "must be averaged after weights_kept, which reduces at its end", "a call inside of it")
+    for unit in units:
+        unit.reshard()
+    reduced = {id(p) for unit in units for p in unit.parameters() if is_dtensor(p)}
+    every = {id(p): p for module in modules for p in module.parameters() if p.requires_grad}
+    trained = [parameter for key, parameter in every.items() if key not in reduced]
+    if any(map(is_dtensor, trained)):
+        raise refuse("modules", "must hold plain parameters, or such as fully_shard shards", "other DTensors")
     for kind in dict.fromkeys((p.dtype, p.device) for p in trained):
         _average([p for p in trained if (p.dtype, p.device) == kind], group)
 
@@ -266,16 +302,123 @@ def data_parallel(encoders: Sequence[Any], *, synchronising: bool = False) -> li
     return [part for part in wrapped if part.require_backward_grad_sync or not synchronising]
 
 
+def sharded_units(modules: Sequence[Any]) -> list[Any]:
+    """The modules inside these that FSDP2's `fully_shard` was called on, outermost first."""
+    fsdp = sys.modules.get("torch.distributed.fsdp")
+    kind = getattr(fsdp, "FSDPModule", ())
+    inner = [part for thing in modules for module in modules_of(thing) for part in module.modules()]
+    return [part for part in dict.fromkeys(inner) if isinstance(part, kind)]
+
+
+def is_dtensor(tensor: Tensor) -> bool:
+    """Whether it is one rank's part of a tensor of all ranks."""
+    return hasattr(tensor, "full_tensor")
+
+
+def refuse_flat_shards(argument: str, encoder: Any) -> None:
+    """ValueError for FullyShardedDataParallel (FSDP1): it is not made for several forwards before a backward."""
+    fsdp = sys.modules.get("torch.distributed.fsdp")
+    kind = getattr(fsdp, "FullyShardedDataParallel", ())
+    if any(isinstance(part, kind) for module in modules_of(encoder) for part in module.modules()):
+        rule = "must be sharded by FSDP2 (torch.distributed.fsdp.fully_shard) for a step in chunks"
+        raise refuse(argument, rule, "FullyShardedDataParallel")
+
+
 @contextmanager
 def own_sync_off(encoders: Sequence[Any]) -> Iterator[None]:
-    """DistributedDataParallel modules inside the encoders leave the gradients alone meanwhile.
+    """DistributedDataParallel modules inside the encoders leave the gradients alone meanwhile; FSDP2's shard as ever.
 
-    Their hooks average what the first chunk's backward pass added, and nothing of what the next ones add: with several
+    DDP's hooks average what the first chunk's backward pass added, and nothing of what the next ones add: with several
     chunks the ranks would end with unlike gradients. `average_gradients` does it instead, once and for all chunks. A
     module that is made inside a call cannot be seen. (Hidden, its hooks send a message a chunk, and ranks with unlike
     numbers of chunks end in an error of gloo's that nobody can catch.)
+
+    FSDP2 reduces after each backward, which adds up right. Two habits of its are put right here. A root stays whole
+    after its forward, until a backward: a step that ends without one would leave weights there that the next
+    optimizer's step does not reach, so all are sharded at the end. And inside of a backward (that of
+    `grad_cache_loss`) no unit is sharded after its forward, so that a whole model would be there: the inner ones are.
     """
+    units = [unit for unit in sharded_units(encoders) if unit not in _kept]
+    task = torch._C._current_graph_task_id()
     with ExitStack() as stack:
         for module in data_parallel(encoders):
             stack.enter_context(module.no_sync())
+        for unit in units if task != -1 else ():
+            if unit not in roots_of(units):
+                stack.callback(unit.register_forward_hook(_sharding_again(task)).remove)
+        for unit in units:
+            stack.callback(unit.reshard)
         yield
+
+
+def _sharding_again(task: int) -> Any:
+    """A forward hook that shards the unit again; not while a backward inside of this one runs it (checkpointing)."""
+
+    def shard_again(unit: Any, inputs: Any, output: Any) -> None:
+        if torch._C._current_graph_task_id() == task:
+            unit.reshard()
+
+    return shard_again
+
+
+def roots_of(units: Sequence[Any]) -> list[Any]:
+    """The units that are in no other one."""
+    inner = {part for unit in units for part in unit.modules() if part is not unit}
+    return [unit for unit in units if unit not in inner]
+
+
+@contextmanager
+def weights_kept(*modules: nn.Module, reduce_once: bool = True) -> Iterator[None]:
+    """FSDP2 units inside `modules` gather their weights once for all that runs inside, and reduce gradients once.
+
+    Put it around a step, or around `grad_cache_loss` and its backward(); the optimizer's step comes after it. Holds a
+    whole model's weights from the first forward to the end, and with reduce_once its gradients until they are reduced
+    (P bytes each for P bytes of weights, where FSDP itself holds those of the root and two units). Without reduce_once
+    gradients are reduced after each chunk. One all-gather a unit, and one reduce-scatter a unit (without reduce_once:
+    a unit and chunk), instead of the counts in this module's docstring; the same gradient, up to rounding.
+
+    At the end all weights are sharded and FSDP is set to its defaults: inner units are sharded after a forward, all
+    after a backward. After an error gradients that were not reduced are dropped. Raises ValueError for what is not a
+    module, where nothing is sharded by fully_shard, and inside of another one.
+    """
+    for number, module in enumerate(modules):
+        if not isinstance(module, nn.Module):
+            raise refuse(f"modules[{number}]", "must be a torch module", type(module).__name__)
+    units = sharded_units(modules)
+    if not units or _kept.intersection(units):
+        rule = "must hold modules that fully_shard was called on, and not be kept already"
+        raise refuse("modules", rule, "kept ones" if units else "none")
+    _set_keeping(units, True, reduce_once)
+    names = {unit: [name for name, p in unit.named_parameters() if is_dtensor(p)] for unit in units}
+    _kept.update(units)
+    try:
+        yield
+        for unit in roots_of(units) if reduce_once else ():
+            unit.set_requires_gradient_sync(True)
+            _reduce_what_is_held(unit)
+    except BaseException:
+        for unit in roots_of(units):
+            for name in names[unit]:
+                parameter = unit.get_parameter(name)
+                if not is_dtensor(parameter):
+                    parameter.grad = None
+            unit.reset_iter_state()
+        raise
+    finally:
+        _kept.difference_update(units)
+        _set_keeping(units, False, reduce_once)
+
+
+def _set_keeping(units: Sequence[Any], on: bool, reduce_once: bool) -> None:
+    """FSDP's switches, and all weights sharded: what was gathered before may be of older weights."""
+    roots = roots_of(units)
+    for unit in units:
+        unit.set_reshard_after_forward(not on and unit not in roots, recurse=False)
+        unit.set_reshard_after_backward(not on, recurse=False)
+        unit.set_requires_gradient_sync(not (on and reduce_once), recurse=False)
+        unit.reshard()
+
+
+def _reduce_what_is_held(root: Any) -> None:
+    """What FSDP does when a backward through this root is over: reduce what its units hold. It has no public name."""
+    root._get_fsdp_state()._root_post_backward_final_callback()

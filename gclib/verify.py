@@ -19,8 +19,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from gclib.chunks import Chunk
-from gclib.distributed import data_parallel, world_size
+from gclib.chunks import Chunk, choose_largest, halved_to
+from gclib.distributed import data_parallel, numbers_of_ranks, refuse_flat_shards, sharded_units, world_size
 from gclib.support.modules import Autocast, modules_of, refuse_batch_norm, training_mode
 from gclib.support.validation import check_mask, has_values, one_of, refuse
 from gclib.towers import (
@@ -83,6 +83,7 @@ def check_towers(
         _check_devices(towers[-1])
         if in_chunks:
             refuse_batch_norm(f"encoders[{number}]", encoder, "a chunk")
+            refuse_flat_shards(f"encoders[{number}]", encoder)
             _refuse_history(towers[-1])
     _check_positives_stay(mask, towers)
     return towers
@@ -160,17 +161,48 @@ def plan_verified(towers: Sequence[Tower], verify: str, **cut: Any) -> tuple[lis
     """
     one_of("verify", verify, WHEN)
     jobs = plan_jobs(towers, **cut)
-    checks = Verification(jobs, verify)
-    padded = checks.find_padded()
+    padded = Verification(jobs, verify).find_padded()
     if padded and cut["plan"] is not None:
         rule = f"must not trim the rows of towers {sorted(padded)}, whose encoders depend on padding"
         raise refuse("plan", rule, "chunks that are narrower than the batch")
     if padded:
         towers = [replace(tower, trimmed=(), width=0) if tower.number in padded else tower for tower in towers]
         jobs = plan_jobs(towers, **cut)
-        checks = Verification(jobs, verify)
+    if world_size() > 1 and sharded_units([tower.encoder for tower in towers]):
+        jobs = same_calls(jobs)
+    checks = Verification(jobs, verify)
     checks.check_company()
     return jobs, checks
+
+
+def same_calls(jobs: Sequence[Job]) -> list[Job]:
+    """The jobs, in as many chunks a tower, and with as many of them retained, on this rank as on every other.
+
+    Sharded encoders communicate at each call, and a rank that calls once less leaves the others waiting. The tower's
+    biggest chunk is halved until there are as many as the rank with the most has. How many of a tower are retained is
+    decided alike on all ranks: those of the tower with the most tokens a chunk first. One message, read before the step
+    begins. Raises ValueError, on every rank, where one has fewer rows than another has chunks.
+    """
+    towers = sorted({job.tower.number: job.tower for job in jobs}.values(), key=lambda tower: tower.number)
+    own = [(len(tower.plan), tower.rows, sum(chunk.tokens for chunk in tower.plan)) for tower in towers]
+    flat = [number for numbers in own for number in numbers]
+    retain = sum(job.retained for job in jobs)
+    *ranks, retained = zip(*numbers_of_ranks([*flat, retain], towers[0].tensors[0].device), strict=True)
+    left, evened = max(retained), []
+    counts = [max(chunks) for chunks in ranks[::3]]
+    for number, (count, rows) in enumerate(zip(counts, map(min, ranks[1::3]), strict=True)):
+        if rows < count:
+            rule = (
+                f"must make at most {rows} chunks, the rows of the smallest rank: sharded encoders need as many on all"
+            )
+            raise refuse(f"the cut of inputs[{number}]", rule, f"{count} on one rank")
+    sizes = [sum(tokens) / count for tokens, count in zip(ranks[2::3], counts, strict=True)]
+    for place in sorted(range(len(towers)), key=lambda place: -sizes[place]):
+        plan = halved_to(towers[place].plan, counts[place])
+        largest = choose_largest([plan], left)
+        tower, left = replace(towers[place], plan=tuple(plan)), left - len(largest)
+        evened += [Job(tower, number, chunk, (0, number) in largest) for number, chunk in enumerate(plan)]
+    return sorted(evened, key=lambda job: (job.retained, job.tower.number))
 
 
 class Conditions:
@@ -344,18 +376,21 @@ def whole_shape(job: Job, output: Tensor) -> list[int]:
     """The shape of all representations of a tower, by one chunk's: token representations get the full width.
 
     What is a token is decided by how the output's width moves with the chunk's, once for an encoder: two rows are
-    encoded at full width too. ValueError where it moves in another way.
+    encoded at another width too, full or, where several processes all have to look, one less. ValueError where it moves
+    in another way.
     """
     tower, missing = job.tower, job.tower.width - job.chunk.width
     shape = [tower.rows, *output.shape[1:]]
-    if output.ndim == 3 and missing > 0:
+    if output.ndim == 3 and (missing > 0 or (job.chunk.width > 1 and tower.trimmed and world_size() > 1)):
         if (follows := _follows_tokens.get(_subject(tower.encoder))) is None:
+            more = missing or -1
             with torch.no_grad(), _generators_kept(tower):
-                moved = _encode_rows(tower, job.chunk.rows[:2], tower.width).shape[1] - output.shape[1]
-            if moved not in (0, missing):
+                other = _encode_rows(tower, job.chunk.rows[:2], job.chunk.width + more)
+            moved = other.shape[1] - output.shape[1]
+            if moved not in (0, more):
                 rule = "must return one vector a token, or as many for every text, or be given sort_by_length=False"
-                raise refuse(f"encoders[{tower.number}]", rule, f"{moved} more vectors for {missing} more tokens")
-            follows = _follows_tokens[_subject(tower.encoder)] = moved == missing
+                raise refuse(f"encoders[{tower.number}]", rule, f"{moved} more vectors for {more} more tokens")
+            follows = _follows_tokens[_subject(tower.encoder)] = moved == more
         shape[1] += missing * follows
     return shape
 

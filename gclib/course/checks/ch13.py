@@ -1,4 +1,4 @@
-"""Chapter 13, Bigger models, real trainers: negatives and updates, a trainer's loss, bytes with LoRA, a scaled update."""
+"""Chapter 13, Bigger models, real trainers: negatives, a trainer's loss, bytes with LoRA, updates with a scaler."""
 
 import copy
 import math
@@ -429,8 +429,8 @@ bytes_with_lora = Exercise(
         ),
         Misconception(
             "states forgotten",
-            "Eight bytes for an adapter's weight, and not sixteen: its gradient counts, and AdamW keeps two numbers more. "
-            "All four are float32, whatever the base's precision.",
+            "Eight bytes for an adapter's weight, and not sixteen: its gradient counts, and AdamW keeps two numbers "
+            "more. All four are float32, whatever the base's precision.",
             _Lora(trained=8),
         ),
         Misconception(
@@ -447,7 +447,7 @@ bytes_with_lora = Exercise(
         ),
         Misconception(
             "a whole matrix times the rank",
-            "It looks as if an adapter had rank * out * in weights. It is two thin factors: (rank, in) and (out, rank).",
+            "It looks as if an adapter had rank * out * in weights. It is two thin factors: (rank, in), (out, rank).",
             _Lora(size=lambda rows, columns, rank: rank * rows * columns),
         ),
         Misconception(
@@ -468,7 +468,7 @@ bytes_with_lora = Exercise(
     ),
     hints=(
         "Two kinds of weights: the frozen ones have nothing beside them. What do the trained ones have?",
-        "A matrix (out, in) gets rank * (out + in) weights, each with 4 bytes four times: itself, gradient, two states.",
+        "A matrix (out, in) gets rank * (out + in) weights, each with 4 bytes four times: itself, gradient, 2 states.",
         "return base_weights * base_bytes + 16 * sum(rank * (rows + columns) for rows, columns in shapes)",
     ),
 )
@@ -555,8 +555,8 @@ class _Updates:
 scaled_updates = Exercise(
     chapter=13,
     name="scaled_updates",
-    spec="an update for each batch, with a GradScaler: old gradients cleared, setup.model(batch) is the loss, gradients "
-    "clipped to the norm setup.max_norm, a step that overflowed left out, the scale brought up to date.",
+    spec="an update for each batch, with a GradScaler: old gradients cleared, setup.model(batch) is the loss, "
+    "gradients clipped to the norm setup.max_norm, a step that overflowed left out, the scale brought up to date.",
     line_budget=7,
     oracle=_reference_updates,
     makers=(_amp, partial(_amp, small=True), partial(_amp, overflow=True)),
@@ -568,8 +568,8 @@ scaled_updates = Exercise(
     slips=(
         Slip(
             "unscaled twice",
-            "scaler.unscale_ was called twice in one update, or scaler.update(), which ends one and sets the scale anew, "
-            "was not called at all.",
+            "scaler.unscale_ was called twice in one update, or scaler.update(), which ends one and sets the scale "
+            "anew, was not called at all.",
             "unscale_\\(\\) has already been called",
         ),
         Slip(
@@ -625,8 +625,8 @@ scaled_updates = Exercise(
         ),
         Misconception(
             "scale not updated",
-            "The weights may be right, but the scale stayed as it was: scaler.update() makes it larger after a good step "
-            "and smaller after an overflow.",
+            "The weights may be right, but the scale stayed as it was: scaler.update() makes it larger after a good "
+            "step and smaller after an overflow.",
             _Updates(update=False),
         ),
     ),

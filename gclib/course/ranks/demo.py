@@ -218,9 +218,21 @@ def launch(rows: Sequence[int], *, chunks: int = 3, peak_pairs: int = 384) -> li
     if not 1 <= len(rows) <= MOST_RANKS:
         raise refuse("rows", f"must be 1 to {MOST_RANKS} numbers, one a rank", list(rows))
     chunk_sizes(rows, chunks)
+    results, said = run_ranks(
+        "gclib.course.ranks.demo", len(rows), [*_typed(rows, chunks), "--peak-pairs", str(peak_pairs)]
+    )
+    print(said, end="")
+    return results
+
+
+def run_ranks(module: str, ranks: int, arguments: Sequence[str]) -> tuple[list[dict[str, Any]], str]:
+    """What each of `ranks` processes that run `module` leaves in its folder, in their order, and what they print.
+
+    RuntimeError with the ranks' own words where one fails, or all of them are late.
+    """
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PET_LOCAL_ADDR": "localhost"}
     with TemporaryDirectory() as folder:
-        line = [sys.executable, *command(rows, chunks)[1:], "--peak-pairs", str(peak_pairs), "--folder", folder]
+        line = [sys.executable, *_torchrun(ranks), module, *arguments, "--folder", folder]
         with subprocess.Popen(
             line, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE
         ) as started:
@@ -235,8 +247,7 @@ def launch(rows: Sequence[int], *, chunks: int = 3, peak_pairs: int = 384) -> li
                 raise
         if started.returncode:
             raise RuntimeError(f"the ranks failed: {_own_words(complained)}")
-        print(said, end="")
-        return [torch.load(Path(folder, f"rank{rank}.pt"), weights_only=True) for rank in range(len(rows))]
+        return [torch.load(Path(folder, f"rank{rank}.pt"), weights_only=True) for rank in range(ranks)], said
 
 
 def _own_words(complained: str) -> str:
@@ -247,8 +258,15 @@ def _own_words(complained: str) -> str:
 
 def command(rows: Sequence[int], chunks: int = 3) -> list[str]:
     """The command line that starts one rank for each of `rows`, as one would type it; `chunks` of each rank's rows."""
-    start = ["python", "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(len(rows))]
-    return [*start, "-m", "gclib.course.ranks.demo", "--rows", *map(str, rows), "--chunks", str(chunks)]
+    return ["python", *_torchrun(len(rows)), "gclib.course.ranks.demo", *_typed(rows, chunks)]
+
+
+def _torchrun(ranks: int) -> list[str]:
+    return ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks), "-m"]
+
+
+def _typed(rows: Sequence[int], chunks: int) -> list[str]:
+    return ["--rows", *map(str, rows), "--chunks", str(chunks)]
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
