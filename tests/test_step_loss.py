@@ -8,12 +8,12 @@ from unittest import mock
 import pytest
 import torch
 from helpers.cases import cases, whole_batch
+from helpers.counting import Counting
 from helpers.oracles import InfoNCE, TinyEncoder, token_batch, unique_parameters, worst_error
 from helpers.ranks import message_of, run_ranks
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from gclib import (
     ContrastiveLoss,
@@ -359,19 +359,6 @@ def test_200_steps_leak_nothing(backward):
 # --- several processes ------------------------------------------------------------------------------------------
 
 ROWS = [3, 2]
-
-
-class Counting(TorchDispatchMode):
-    """Counts the all-reduces of gradients, DistributedDataParallel's own too: those of at least that many numbers."""
-
-    def __init__(self, numbers):
-        super().__init__()
-        self.numbers, self.count = numbers, 0
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        if "allreduce" in func.name():
-            self.count += sum(tensor.numel() for tensor in args[0]) >= self.numbers
-        return func(*args, **(kwargs or {}))
 
 
 def own_rows_of(inputs, rank):

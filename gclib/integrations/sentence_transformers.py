@@ -95,6 +95,7 @@ class GradCacheLoss(nn.Module):
         columns = [_as_inputs(features, number) for number, features in enumerate(sentence_features)]
         if len(columns) < 2:
             raise refuse("sentence_features", "must have two columns or more: anchor and positive", len(columns))
+        _refuse_exchanged(self.model)
         trains = torch.is_grad_enabled()
         with torch.enable_grad():
             retained = self.retain_chunks if trains else 0
@@ -177,6 +178,18 @@ def _checked_directions(directions: Sequence[str], partition_mode: str) -> tuple
         return tuple(dict.fromkeys(directions)), partition_mode
     rule = 'must be ("query_to_doc",), or with "doc_to_query" and partition_mode="per_direction"; others are not there'
     raise refuse("directions", rule, f"{tuple(directions)}, {partition_mode!r}")
+
+
+def _refuse_exchanged(model: nn.Module) -> None:
+    """ValueError where another loss has put a forward of its own before a module's, and will take it off again."""
+    for part in model.modules():
+        own = type(vars(part).get("forward"))
+        if own.__module__.startswith("sentence_transformers."):
+            rule = (
+                "must not be wrapped while its loss is taken, as AdaptiveLayerLoss and Matryoshka2dLoss do: backward() "
+                "would encode without the wrapper, and train something else (MatryoshkaLoss may go around)"
+            )
+            raise refuse("model", rule, own.__name__)
 
 
 def _as_inputs(features: Mapping[str, Any], column: int) -> dict[str, Any]:
