@@ -11,6 +11,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from gclib.memory.fingerprint import Indescribable, fingerprint
 from gclib.memory.workload import LENGTHS, Workload
+from gclib.models.adapters import add_lora
 from gclib.models.encoder import Encoder
 from gclib.support.validation import refuse
 
@@ -28,7 +29,7 @@ def encoders_of(workload: Workload) -> list[nn.Module]:
     """The encoder of each tower, as given; those of configs on "meta", where they take no memory."""
     if workload.encoders is not None:
         return list(workload.encoders)
-    options = (workload.dtype, workload.gradient_checkpointing)
+    options = (workload.dtype, workload.gradient_checkpointing, workload.lora)
     made = [_Made(place, *each, *options).encoder() for place, each in enumerate(workload.configs)]
     return [made[0], made[-1]]
 
@@ -36,8 +37,8 @@ def encoders_of(workload: Workload) -> list[nn.Module]:
 class _Made:
     """An encoder of a config, in training mode, made once for all that describes it; towers have their own."""
 
-    def __init__(self, place: int, config: Any, pooling: str, dtype: torch.dtype, checkpointing: bool):
-        self.options = config, pooling, dtype, checkpointing
+    def __init__(self, place: int, *options: Any):
+        self.options = options  # config, pooling, dtype, gradient checkpointing, LoRA
         try:
             self.key: Any = place, fingerprint(*self.options)
         except Indescribable:
@@ -55,10 +56,12 @@ class _Made:
 
     def make(self) -> Encoder:
         """On "meta", where it takes no memory."""
-        config, pooling, dtype, checkpointing = self.options
+        config, pooling, dtype, checkpointing, lora = self.options
         with torch.device("meta"):
             encoder = Encoder.from_config(config, pooling=pooling).to(dtype).train()
-        return encoder.checkpoint_activations() if checkpointing else encoder
+            if lora is not None:
+                add_lora(encoder, lora)
+        return encoder.checkpoint_activations(reentrant=checkpointing == "reentrant") if checkpointing else encoder
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, _Made) and self.key == other.key

@@ -22,6 +22,7 @@ from gclib.memory.fake_steps import FakeStep, Place, fake_step, relative
 from gclib.memory.laws import LawBroken
 from gclib.memory.ledger import KINDS, Segment
 from gclib.memory.workload import Workload
+from gclib.models.adapters import LoRA
 from gclib.steps import STEPS
 from gclib.support.validation import refuse
 
@@ -65,7 +66,8 @@ def forecast_step(
     passage_length: int | Sequence[int] | None,
     tied: bool = True,
     pooling: str | None = None,
-    gradient_checkpointing: bool = False,
+    gradient_checkpointing: bool | str = False,
+    lora: LoRA | None = None,
     dtype: torch.dtype = torch.float32,
     autocast: torch.dtype | None = None,
     retain_chunks: int = 0,
@@ -76,8 +78,9 @@ def forecast_step(
 
     config: whatever `Encoder.from_config` takes (a size, a preset, a transformers config, the path of a config.json),
     or two of them, one a tower; or encoders: two modules in training or eval mode (the same one twice: tied). tied
-    (one encoder for both towers), pooling, gradient_checkpointing and dtype (of the parameters) say how encoders are
-    made of a config; they are in training mode. loss: any loss_fn(query_reps, passage_reps), by default
+    (one encoder for both towers), pooling, gradient_checkpointing (also "reentrant", torch's older way), lora (what is
+    trained beside frozen weights: `gclib.models.adapters.LoRA`) and dtype (of the parameters) say how encoders are made
+    of a config; they are in training mode. Frozen parameters have neither gradients nor optimizer states. loss: any loss_fn(query_reps, passage_reps), by default
     `ContrastiveLoss()`.
 
     batch_size: B. negatives: K. For gradient caching exactly one of chunk_size, C rows a chunk, and chunk_tokens,

@@ -11,6 +11,8 @@ import zipfile
 from collections.abc import Sequence
 from contextlib import suppress
 from functools import lru_cache
+from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -71,4 +73,5 @@ def _versions() -> tuple[str, ...]:
     import torch
     import transformers
 
-    return torch.__version__, transformers.__version__, code_digest("support", "", "losses", "models", "memory")
+    peft = version("peft") if find_spec("peft") else ""
+    return torch.__version__, transformers.__version__, peft, code_digest("support", "", "losses", "models", "memory")

@@ -16,6 +16,7 @@ from torch import nn
 from gclib.chunks import Chunk, plan_chunks, price_of_a_call
 from gclib.losses.module import ContrastiveLoss
 from gclib.memory.devices import DEVICES
+from gclib.models.adapters import LoRA
 from gclib.models.encoder import config_for, pooling_for
 from gclib.models.presets import positions_of
 from gclib.steps import STEPS
@@ -23,6 +24,7 @@ from gclib.support.validation import int_at_least, one_of, positive_int, refuse
 
 OPTIMIZERS = (None, "sgd", "adamw")
 LENGTHS = ("query_length", "passage_length")
+CHECKPOINTING = (False, True, "reentrant")
 CUTS = {"naive": (), "accumulation": ("chunk_size",), "grad_cache": ("chunk_size", "chunk_tokens")}
 
 
@@ -46,7 +48,8 @@ class Workload:
     passage_length: int | Sequence[int] | None
     tied: bool = True
     pooling: str | None = None
-    gradient_checkpointing: bool = False
+    gradient_checkpointing: bool | str = False
+    lora: LoRA | None = None
     optimizer: str | None = None
     device: str = "cpu"
     dtype: torch.dtype = torch.float32
@@ -60,7 +63,9 @@ class Workload:
         int_at_least("retain_chunks", self.retain_chunks, 0)
         if self.retain_chunks and self.step != "grad_cache":
             raise refuse("retain_chunks", "must be 0 unless step is 'grad_cache'", self.retain_chunks)
-        one_of("gradient_checkpointing", self.gradient_checkpointing, (False, True))
+        one_of("gradient_checkpointing", self.gradient_checkpointing, CHECKPOINTING)
+        if self.lora is not None and not isinstance(self.lora, LoRA):
+            raise refuse("lora", "must be a gclib.models.adapters.LoRA, or None", self.lora)
         one_of("device", self.device, DEVICES)
         for name in ("dtype",) if self.autocast is None else ("dtype", "autocast"):
             value = getattr(self, name)
@@ -82,10 +87,10 @@ class Workload:
             if isinstance(self.config, (list, tuple)) and len(self.config) != 2:
                 raise refuse("config", "must be one config, or one for each of the two towers", self.config)
             return
-        if self.pooling is not None or self.gradient_checkpointing:
-            rule = "and gradient_checkpointing must be left alone where encoders are given: they have their own"
-            got = f"pooling={self.pooling!r}, gradient_checkpointing={self.gradient_checkpointing}"
-            raise refuse("pooling", rule, got)
+        made = {name: getattr(self, name) for name in ("pooling", "gradient_checkpointing", "lora")}
+        if any(made.values()):
+            rule = "gradient_checkpointing and lora must be left alone where encoders are given: they have their own"
+            raise refuse("pooling,", rule, ", ".join(f"{name}={value!r}" for name, value in made.items()))
         if len(self.encoders) != 2 or not all(isinstance(encoder, nn.Module) for encoder in self.encoders):
             raise refuse("encoders", "must be two modules, the same one twice where tied", self.encoders)
 

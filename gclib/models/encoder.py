@@ -132,17 +132,19 @@ class Encoder(nn.Module):
         """Whether `forward` takes pixel_values (rows, channels, height, width) and not token ids."""
         return getattr(self.model, "main_input_name", "input_ids") == "pixel_values"
 
-    def checkpoint_activations(self) -> "Encoder":
+    def checkpoint_activations(self, *, reentrant: bool = False) -> "Encoder":
         """From now on keep each layer's input alone, and compute the rest again in the backward; returns the encoder.
 
-        Chen et al. 2016 (arXiv 1604.06174). ValueError for a model that transformers can't checkpoint.
+        Chen et al. 2016 (arXiv 1604.06174). reentrant: by the older of torch's two ways, which needs inputs
+        that ask for a gradient: token vectors do from now on. ValueError for a model that transformers can't checkpoint.
         """
-        names = ("activation_checkpointing_enable", "gradient_checkpointing_enable")  # newer transformers, older ones
-        enable = next((method for name in names if (method := getattr(self.model, name, None)) is not None), None)
+        # The names of newer transformers, and of older ones
+        names = {f"{kind}_checkpointing_enable": f"{kind}_checkpointing_kwargs" for kind in ("activation", "gradient")}
+        enable = next((name for name in names if getattr(self.model, name, None) is not None), None)
         if enable is None or not getattr(self.model, "supports_gradient_checkpointing", True):
             rule = "must be one that transformers can checkpoint (supports_gradient_checkpointing)"
             raise refuse("model", rule, type(self.model).__name__)
-        enable()
+        getattr(self.model, enable)(**{names[enable]: {"use_reentrant": reentrant}})
         return self
 
     def forward(

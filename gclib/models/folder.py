@@ -5,6 +5,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from gclib.models.adapters import is_adapted, name_base
 from gclib.models.encoder import Encoder
 from gclib.models.sentence_folder import write_sentence_folder
 from gclib.support.validation import positive_int, refuse
@@ -24,6 +25,8 @@ def save_model_folder(encoder: Encoder, tokenizer: Any, folder: Path, *, max_len
         raise refuse(
             "encoder", f"must not have layers behind pooling {encoder.pooling}, which no folder can keep", "some"
         )
+    if is_adapted(encoder):
+        name_base(encoder)
     part = folder.with_name(f".{folder.name}.part")
     shutil.rmtree(part, ignore_errors=True)
     part.mkdir(parents=True)

@@ -9,6 +9,7 @@ import torch
 from safetensors import SafetensorError
 from torch import nn
 
+from gclib.models.adapters import base_of, load_adapter
 from gclib.models.presets import model_class
 from gclib.models.sentence_folder import SentenceFolder, TextRules, find_file, read_sentence_folder
 from gclib.support.modules import training_mode
@@ -32,7 +33,8 @@ def described_folder(place: str, argument: str) -> SentenceFolder:
 def load_model(place: str, subfolder: str, dtype: torch.dtype | None, argument: str) -> tuple[nn.Module, bool, bool]:
     """The model that a folder or a name on the hub holds; whether it has a projection; whether its pooler is fresh.
 
-    ValueError, naming the argument, where there is none, where weights are missing, in an adapter or quantized.
+    An adapter comes with its base. ValueError, naming the argument, where there is none, where weights are missing or
+    quantized.
     """
     from transformers import AutoConfig
 
@@ -43,9 +45,7 @@ def load_model(place: str, subfolder: str, dtype: torch.dtype | None, argument: 
     except LOADING_ERRORS as error:
         raise refuse(argument, f"{A_FOLDER} ({first_line(error)})", place) from error
     if adapter:
-        raise refuse(
-            argument, "must be a whole model: merge the adapter into it (merge_and_unload), and save that", place
-        )
+        return _load_adapted(place, subfolder, dtype, argument)
     if quantized := getattr(config, "quantization_config", None):
         raise refuse(argument, "must hold weights that can be trained, not quantized ones", str(quantized))
     try:
@@ -59,6 +59,26 @@ def load_model(place: str, subfolder: str, dtype: torch.dtype | None, argument: 
         rule = f"must hold all weights of its {type(model).__name__}: {len(missing)} are missing, such as {missing[0]}"
         raise refuse(argument, rule, place)
     return model, projected, bool(about["missing_keys"])
+
+
+def _load_adapted(place: str, subfolder: str, dtype: torch.dtype | None, argument: str) -> tuple[nn.Module, bool, bool]:
+    """`load_model` of the adapter's base, with the adapter in it."""
+    names = ("adapter_config.json", "adapter_model.safetensors", "config.json")
+    about, weights, config = (find_file(place, f"{subfolder}/{name}" if subfolder else name) for name in names)
+    base = base_of(about, argument)
+    if weights is None:
+        raise refuse(argument, "must hold its adapter as adapter_model.safetensors (others may be pickled)", place)
+    if config is not None:
+        raise refuse(argument, "must hold a model or an adapter, and not both", place)
+    model, projected, fresh_pooler = load_model(base, described_folder(base, argument).weights, dtype, argument)
+    try:
+        missing = load_adapter(model, about.parent)
+    except LOADING_ERRORS as error:
+        raise refuse(argument, f"must hold an adapter that can be loaded ({first_line(error)})", place) from error
+    if missing:
+        rule = f"must hold all weights of its adapter: {len(missing)} are missing, such as {missing[0]}"
+        raise refuse(argument, rule, place)
+    return model, projected, fresh_pooler
 
 
 def load_tokenizer(name_or_folder: str | Path, argument: str = "name_or_folder") -> Any:
