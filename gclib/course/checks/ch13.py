@@ -568,13 +568,13 @@ scaled_updates = Exercise(
     slips=(
         Slip(
             "unscaled twice",
-            "scaler.unscale_ was called twice in one update, or scaler.update(), which ends one and sets the scale "
-            "anew, was not called at all.",
+            "scaler.unscale_ was called twice in one update. Once is enough, and scaler.step sees that it was.",
             "unscale_\\(\\) has already been called",
         ),
         Slip(
-            "unscaled after the step",
-            "unscale_ comes after the step, which had done it already: too late for the clipping.",
+            "an update that was not ended",
+            "scaler.step was called, and unscale_ came after it. Either they are in the wrong order, or scaler.update() is "
+            "missing: it ends an update, and sets the scale for the next one.",
             "unscale_\\(\\) is being called after step",
         ),
         Slip(

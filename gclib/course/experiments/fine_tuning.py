@@ -98,6 +98,7 @@ def fine_tune(model: Any, pairs: Sequence[TextPair], row: Row, *, seed: int, lea
     from datasets import Dataset
     from sentence_transformers import SentenceTransformerTrainer, SentenceTransformerTrainingArguments
     from sentence_transformers.sentence_transformer.losses import MultipleNegativesRankingLoss
+    from transformers.trainer_callback import PrinterCallback
 
     from gclib.integrations.sentence_transformers import GradCacheLoss
 
@@ -120,6 +121,7 @@ def fine_tune(model: Any, pairs: Sequence[TextPair], row: Row, *, seed: int, lea
             seed=seed,
         )
         trainer = SentenceTransformerTrainer(model, arguments, train_dataset=Dataset.from_dict(columns), loss=loss)
+        trainer.remove_callback(PrinterCallback)  # it prints every logged line
         trainer.train()
     return [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
 
