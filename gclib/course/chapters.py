@@ -1,4 +1,4 @@
-"""The course as data: thirteen chapters, what each one needs, and a picture of that.
+"""The course as data: fourteen chapters, what each one needs, and a picture of that.
 
 A chapter counts as written when its notebook is there; nothing here opens a notebook.
 """
@@ -133,6 +133,14 @@ CHAPTERS = (
         "choose, predict, train and defend",
         (9, 10, 11),
         (1, 8),
+    ),
+    Chapter(
+        13,
+        "13_bigger_models",
+        "Bigger models, real trainers",
+        "use it in your trainer; LoRA, shards, NaN",
+        (9, 11),
+        (2, 8),
     ),
 )
 

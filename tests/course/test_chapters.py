@@ -7,13 +7,13 @@ from gclib.course.chapters import CHAPTERS, describe_map, plot_map, written_chap
 
 
 def test_chapters_are_numbered_in_order_and_need_only_earlier_ones():
-    assert [chapter.number for chapter in CHAPTERS] == list(range(13))
+    assert [chapter.number for chapter in CHAPTERS] == list(range(14))
     for chapter in CHAPTERS:
         assert chapter.file.startswith(f"{chapter.number:02d}_")
         assert all(number < chapter.number for number in chapter.needs)
 
 
-def test_every_chapter_but_the_last_leads_somewhere():
+def test_every_chapter_before_the_capstone_leads_somewhere():
     assert {number for chapter in CHAPTERS for number in chapter.needs} == set(range(12))
 
 
@@ -35,7 +35,7 @@ def test_the_picture_says_planned_exactly_where_the_notebook_is_missing():
     axes = Figure().add_subplot()
     plot_map(axes, {0, 1, 6})
     texts = [text.get_text() for text in axes.texts if text.get_text()]
-    assert sum(text.startswith("planned: ") for text in texts) == 10
+    assert sum(text.startswith("planned: ") for text in texts) == 11
     for chapter in CHAPTERS:
         assert f"{chapter.number:02d}  {chapter.title}" in texts
         assert (f"planned: {chapter.able_to}" in texts) == (chapter.number not in {0, 1, 6})
@@ -50,7 +50,7 @@ def test_the_words_say_what_the_picture_shows():
     assert "02 The memory wall (planned) builds on 01." in words
 
 
-@pytest.mark.parametrize("written", [{13}, {-1}, {0, 99}])
+@pytest.mark.parametrize("written", [{14}, {-1}, {0, 99}])
 def test_a_number_that_is_no_chapter_is_refused(written):
-    with pytest.raises(ValueError, match="written must hold chapter numbers from 0 to 12"):
+    with pytest.raises(ValueError, match="written must hold chapter numbers from 0 to 13"):
         plot_map(Figure().add_subplot(), written)
