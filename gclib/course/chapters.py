@@ -128,11 +128,11 @@ CHAPTERS = (
     ),
     Chapter(
         12,
-        "12_capstone",
-        "Capstone",
-        "choose, predict, train and defend",
-        (9, 10, 11),
-        (1, 8),
+        "12_what_goes_into_the_batch",
+        "What goes into the batch",
+        "mask, compose, choose harder negatives",
+        (10,),
+        (2, 6),
     ),
     Chapter(
         13,
@@ -140,7 +140,23 @@ CHAPTERS = (
         "Bigger models, real trainers",
         "use it in your trainer; LoRA, shards, NaN",
         (9, 11),
-        (2, 8),
+        (1, 8),
+    ),
+    Chapter(
+        14,
+        "14_other_ways_out",
+        "Other ways out",
+        "queue, sigmoid and bank beside the cache",
+        (12,),
+        (2, 7),
+    ),
+    Chapter(
+        15,
+        "15_capstone",
+        "Capstone",
+        "choose, predict, train and defend",
+        (13, 14),
+        (1, 9),
     ),
 )
 

@@ -1,4 +1,4 @@
-"""The widgets of chapters 06, 08 and 12 in Notebook 7: shown, and their sliders moved with keys, as in JupyterLab."""
+"""The widgets of chapters 06, 08 and 15 in Notebook 7: shown, and their sliders moved with keys, as in JupyterLab."""
 
 import importlib.util
 

@@ -1,4 +1,4 @@
-"""Chapter 12's exercises: a peak and a training time by hand, a plan for any card, and which plans survive.
+"""Chapter 15's exercises: a peak and a training time by hand, a plan for any card, and which plans survive.
 
 The peak's model: `fixed` bytes of parameters, gradients and AdamW's states; 4 B representations and cached gradients of
 `rep` bytes; 3 matrices of float32 logits; `row` bytes of graph for each row that is encoded with one.
@@ -66,7 +66,7 @@ def _sum_of(**changed: Callable) -> Callable:
 
 
 predict_peak = Exercise(
-    chapter=12,
+    chapter=15,
     name="predict_peak",
     spec="peak in GiB of a gradient-cache step: fixed + 4 B rep + the larger of (R graphs of C rows + 12 side², the "
     "logits) and (one graph of C rows); side is the tile, or B where tile is None.",
@@ -196,7 +196,7 @@ def _right_ratio(encoded: float, retained: float) -> float:
 
 
 predict_time = Exercise(
-    chapter=12,
+    chapter=15,
     name="predict_time",
     spec="hours of a training by gradient caching: updates (a last batch that is not full counts) times the seconds "
     "of a naive update times rho (1 + (1 - r) / 3).",
@@ -346,7 +346,7 @@ def _reference_plan(batch: int, budget: int, need: Need) -> dict[str, Any]:
 
 
 plan = Exercise(
-    chapter=12,
+    chapter=15,
     name="plan",
     spec="a dict of step, chunk_size, retain_chunks, tile_size: 'naive' (None, 0, None) if it fits; else 'grad_cache', "
     "tile 1024 only if with dense logits not even C = 4, R = 0 fits; the largest C of 4, 8, 16, 32, 64; then the "
@@ -492,7 +492,7 @@ def _reference_defence(plans: list[dict], card_gib: int, deadline: int) -> list[
 
 
 defend = Exercise(
-    chapter=12,
+    chapter=15,
     name="defend",
     spec="places in `plans` of those that fit the card and keep the deadline: most negatives first, of equals the "
     "least hours (a list of ints; accumulation sees the negatives of its chunk).",

@@ -1,11 +1,11 @@
-"""Chapter 12's checks: mistakes written in other words are recognised; the course's record, kept or not."""
+"""Chapter 15's checks: mistakes written in other words are recognised; the course's record, kept or not."""
 
 import math
 
 import pytest
 
 from gclib.course.capstone.briefs import SCENARIOS, TrainingPlan, forecast, peak_bytes
-from gclib.course.checks import ch12, record
+from gclib.course.checks import ch15, record
 from gclib.course.checks.predictions import record_prediction
 
 
@@ -19,7 +19,7 @@ def test_the_peak_by_hand_is_near_the_forecast():
     few, more = (peak_bytes(scenario, TrainingPlan("grad_cache", size, None, 32, retained)) for retained in (2, 4))
     weights = forecast(scenario, TrainingPlan("grad_cache", size, None, 32)).at_peak()["parameters"]
     row, chunk, retained = round((more - few) / 64), 32, 3
-    said = ch12.predict_peak.oracle(4 * weights, row, 4 * 384, size, chunk, retained, None)
+    said = ch15.predict_peak.oracle(4 * weights, row, 4 * 384, size, chunk, retained, None)
     assert said == pytest.approx(
         peak_bytes(scenario, TrainingPlan("grad_cache", size, None, chunk, retained)) / 2**30, rel=0.05
     )
@@ -66,7 +66,7 @@ def greedy(batch, budget, need):
 
 
 def tiled_always(batch, budget, need):
-    found = ch12.plan.oracle(batch, budget, need)
+    found = ch15.plan.oracle(batch, budget, need)
     if found["step"] == "naive":
         return found
     found |= {"tile_size": 1024, "chunk_size": max(c for c in (4, 8, 16, 32, 64) if need(c, 0, 1024) <= budget)}
@@ -88,17 +88,17 @@ def by_hours(plans, card_gib, deadline):
 @pytest.mark.parametrize(
     ("exercise", "answer", "name"),
     [
-        (ch12.predict_peak, everything_kept, "the naive step's peak"),
-        (ch12.predict_peak, no_graphs, "retained graphs forgotten"),
-        (ch12.predict_peak, all_at_once, "retained graphs beside a replay"),
-        (ch12.predict_peak, decimal, "GB instead of GiB"),
-        (ch12.predict_time, doubled, "2 instead of 4/3"),
-        (ch12.predict_time, whole_batches, "last batch lost"),
-        (ch12.predict_time, all_twice, "retained chunks forgotten"),
-        (ch12.plan, greedy, "nothing retained"),
-        (ch12.plan, tiled_always, "tiles without need"),
-        (ch12.defend, by_batch, "accumulation's batch taken for its negatives"),
-        (ch12.defend, by_hours, "the fastest first"),
+        (ch15.predict_peak, everything_kept, "the naive step's peak"),
+        (ch15.predict_peak, no_graphs, "retained graphs forgotten"),
+        (ch15.predict_peak, all_at_once, "retained graphs beside a replay"),
+        (ch15.predict_peak, decimal, "GB instead of GiB"),
+        (ch15.predict_time, doubled, "2 instead of 4/3"),
+        (ch15.predict_time, whole_batches, "last batch lost"),
+        (ch15.predict_time, all_twice, "retained chunks forgotten"),
+        (ch15.plan, greedy, "nothing retained"),
+        (ch15.plan, tiled_always, "tiles without need"),
+        (ch15.defend, by_batch, "accumulation's batch taken for its negatives"),
+        (ch15.defend, by_hours, "the fastest first"),
     ],
 )
 def test_a_misconception_is_recognised_however_it_is_written(exercise, answer, name):
@@ -116,7 +116,7 @@ def test_right_answers_in_other_words_are_right():
             best = ("grad_cache", chunk, retained, tile)
         return dict(zip(("step", "chunk_size", "retain_chunks", "tile_size"), best, strict=True))
 
-    assert ch12.plan.judge(plan).status == "correct"
+    assert ch15.plan.judge(plan).status == "correct"
 
 
 # --- the record -----------------------------------------------------------------------------------------------
@@ -164,14 +164,14 @@ def test_an_error_is_told_in_words(predicted, found, said):
 
 
 def test_the_certificate_counts_what_is_solved(capsys):
-    ch12.predict_peak(no_graphs)
-    ch12.predict_peak(ch12.predict_peak.oracle)
+    ch15.predict_peak(no_graphs)
+    ch15.predict_peak(ch15.predict_peak.oracle)
     assert "Solved: 1 of " in record.certificate()
-    row = next(line for line in record.certificate().splitlines() if "12 Capstone" in line)
+    row = next(line for line in record.certificate().splitlines() if "15 Capstone" in line)
     assert "1 of 4" in row and row.split()[-2:] == ["2", "1"]
 
 
 def test_a_damaged_record_is_no_record(tmp_path):
-    (tmp_path / "exercises.json").write_text('{"ch12.predict_peak": 7}')
+    (tmp_path / "exercises.json").write_text('{"ch15.predict_peak": 7}')
     (tmp_path / "predictions.json").write_text("[1")
     assert "Nothing is recorded" in record.certificate() and "No prediction" in record.predictions_page()
