@@ -6,7 +6,7 @@ Fake tensors have shapes, dtypes and devices, and no numbers. What is run is `gc
 import math
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager, nullcontext, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from gclib.chunks import Chunk
+from gclib.memory.cpu_operations import CpuKernels
 from gclib.memory.cuda_operations import CudaKernels
 from gclib.memory.fake_modules import encoders_of, fake_copy, fake_encoders, padded_batch
 from gclib.memory.fingerprint import Indescribable, fingerprint
@@ -339,7 +340,7 @@ class FakeStep:
     def _faked(self) -> Iterator[None]:
         """Fake tensors and the autocast of the forecast, one thread at a time, with no gradients left over."""
         context = torch.autocast("cpu", self.autocast, enabled=self.autocast is not None)
-        kernels = CudaKernels() if self.device == "cuda" else nullcontext()
+        kernels = CudaKernels() if self.device == "cuda" else CpuKernels()
         with self.lock, torch.inference_mode(False), torch.enable_grad(), self.mode, context, kernels:
             for module in self.modules:
                 module.zero_grad(set_to_none=True)
