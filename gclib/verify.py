@@ -403,7 +403,7 @@ def _check_company(tower: Tower, size: int) -> None:
 
     Seen are 2 to `SAMPLED` rows from all over the batch, as many as a chunk has: each of them beside others at the same
     place, in the encoder's own mode and with the same random numbers; then in reversed order, and two alone. Where
-    random numbers are drawn, they fall otherwise on other places: that is seen in eval mode.
+    random numbers are drawn, they fall otherwise on other places: that is seen in eval mode, if none are drawn there.
     """
     count, planned = max(2, min(size, SAMPLED)), [row for chunk in tower.plan for row in chunk.rows]
     order, width = planned or range(tower.rows), max((chunk.width for chunk in tower.plan), default=tower.width)
@@ -419,12 +419,9 @@ def _check_company(tower: Tower, size: int) -> None:
             _furthest(encoded(other), together, [r == o for r, o in zip(rows, other, strict=True)]) for other in twice
         )
         with training_mode([tower.encoder], False) if drew else nullcontext():
-            alone = encoded(rows) if drew else together
-            off = max(
-                off,
-                _furthest(encoded(backwards).flip(0), alone),
-                _furthest(encoded(backwards[:: count - 1]).flip(0), alone[:: count - 1]),
-            )
+            alone, draws = again(lambda: _encode_rows(tower, rows, width), told=True) if drew else (together, False)
+            for turned, step in ((backwards, 1), (backwards[:: count - 1], count - 1)) if not draws else ():
+                off = max(off, _furthest(encoded(turned).flip(0), alone[::step]))
         if off > tolerance(together):
             check_again(f"encoders[{tower.number}]", encoded(rows), together)
             raise _in_company(tower, off)
