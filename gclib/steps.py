@@ -133,8 +133,8 @@ def grad_cache_step(
     2 - (retained rows / all rows) times. Their graphs live during the loss. Other arguments as in `naive_step`.
 
     verify: "first" checks an encoder in its first step, "always" in each, "never" trusts it (`gclib.verify`): that it
-    encodes a chunk the second time as the first, a row alike in any company, and trimmed as untrimmed. It costs two to
-    four forwards of two rows, 16 numbers a chunk and their comparison; no bytes of tensors beside a later step's.
+    encodes a chunk the second time as the first, a row alike in any company, and trimmed as untrimmed. It costs five to
+    eight forwards of two to eight rows and 16 numbers a chunk, compared; no bytes of tensors beside a later step's.
 
     Holds, beside one chunk's graph: all representations, then their gradients (the cache), and the generators' states.
     After an error or a raise from on_phase these are as at entry. BatchNorm in training mode is refused.

@@ -10,7 +10,7 @@ encoder looks; later ones trust it.
 import random
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import replace
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -39,6 +39,7 @@ PASSED_THROUGH = (bool, int, float, str, type(None))  # what inputs may hold bes
 WHEN = ("first", "always", "never")
 # How far two forwards of the same rows may be apart, ||difference|| / ||representations||: their kernels may differ.
 TOLERANCES = {torch.float64: 1e-9, torch.float32: 1e-4, torch.float16: 5e-3, torch.bfloat16: 3e-2}
+SAMPLED = 8  # rows that are looked at in other company, at most
 TF32_TOLERANCE = 5e-3  # float32 products on a card that rounds their factors to 10 bits
 TINY = float(np.finfo(np.float64).tiny)
 CAUSES = (
@@ -277,7 +278,7 @@ class Verification:
         """ValueError for a tower whose rows depend on each other, unless it is one chunk: so the naive step has it."""
         for tower in self._towers.values():
             if (len(tower.plan) > 1 or world_size() > 1) and self._is_new(tower, "company"):
-                _check_company(tower, tower.plan[0])
+                _check_company(tower, max(map(len, tower.plan)))
                 learn(tower.encoder, "company", tower.kind, True)
 
     def keep(self, reps: Sequence[Tensor]) -> None:
@@ -362,7 +363,7 @@ def faults_of(tower: Tower) -> dict[str, str]:
         except ValueError as error:
             return {"replay": str(error)}
         try:
-            _check_company(tower, whole)
+            _check_company(tower, third)
             if not drew and (off := _distance(first, encode_chunk(tower, whole))) > tolerance(first):
                 raise _in_company(tower, off)
         except ValueError as error:
@@ -438,19 +439,39 @@ def refuse_untrained(loss_fn: Callable[..., Tensor]) -> None:
         raise refuse("encoders", rule, "representations without a graph")
 
 
-def _check_company(tower: Tower, chunk: Chunk) -> None:
-    """Two rows beside each other and each beside itself, in the encoder's own mode and with the same random numbers."""
-    pair = sorted(chunk.rows)[1::-1] if len(chunk) > 1 else (tower.rows - 1, 0)
+def _check_company(tower: Tower, size: int) -> None:
+    """ValueError where a row's representation goes with the rows beside it, its place or how many they are.
+
+    Seen are 2 to `SAMPLED` rows from all over the batch, as many as a chunk has: each of them beside others at the same
+    place, in the encoder's own mode and with the same random numbers; then in reversed order, and two alone. Where
+    random numbers are drawn, they fall otherwise on other places: that is seen in eval mode, if none are drawn there.
+    """
+    count, planned = max(2, min(size, SAMPLED)), [row for chunk in tower.plan for row in chunk.rows]
+    order, width = planned or range(tower.rows), max((chunk.width for chunk in tower.plan), default=tower.width)
+    rows = [order[place * (tower.rows - 1) // (count - 1)] for place in range(count)]
+    backwards, twice = (
+        rows[::-1],
+        [[rows[min(place // 2 * 2 + odd, count - 1)] for place in range(count)] for odd in (0, 1)],
+    )
     with torch.no_grad(), _generators_kept(tower) as again:
-        together = again(lambda: _encode_rows(tower, pair, chunk.width))
-        for place, row in enumerate(pair):
-            itself = again(lambda row=row: _encode_rows(tower, (row, row), chunk.width))
-            off = _distance(itself[place], together[place])
-            if off > tolerance(together):
-                check_again(
-                    f"encoders[{tower.number}]", again(lambda: _encode_rows(tower, pair, chunk.width)), together
-                )
-                raise _in_company(tower, off)
+        encoded = lambda rows: again(lambda: _encode_rows(tower, rows, width))  # noqa: E731
+        together, drew = again(lambda: _encode_rows(tower, rows, width), told=True)
+        off = max(
+            _furthest(encoded(other), together, [r == o for r, o in zip(rows, other, strict=True)]) for other in twice
+        )
+        with training_mode([tower.encoder], False) if drew else nullcontext():
+            alone, draws = again(lambda: _encode_rows(tower, rows, width), told=True) if drew else (together, False)
+            for turned, step in ((backwards, 1), (backwards[:: count - 1], count - 1)) if not draws else ():
+                off = max(off, _furthest(encoded(turned).flip(0), alone[::step]))
+        if off > tolerance(together):
+            check_again(f"encoders[{tower.number}]", encoded(rows), together)
+            raise _in_company(tower, off)
+
+
+def _furthest(reps: Tensor, others: Tensor, where: Sequence[bool] | None = None) -> float:
+    """How far the row that is furthest off is from the same one among others, of all rows or of those `where`."""
+    places = [place for place in range(len(reps)) if where is None or where[place]]
+    return max(_distance(reps[place], others[place]) for place in places)
 
 
 def _in_company(tower: Tower, off: float) -> ValueError:

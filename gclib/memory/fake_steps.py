@@ -6,7 +6,7 @@ Fake tensors have shapes, dtypes and devices, and no numbers. What is run is `gc
 import math
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager, nullcontext, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -18,6 +18,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from gclib.chunks import Chunk
 from gclib.distributed import average_gradients, rehearsal
+from gclib.memory.cpu_operations import CpuKernels
 from gclib.memory.cuda_operations import CudaKernels
 from gclib.memory.fake_modules import encoders_of, fake_copy, fake_encoders, padded_batch
 from gclib.memory.fingerprint import Indescribable, fingerprint
@@ -394,7 +395,7 @@ class FakeStep:
     def _faked(self) -> Iterator[None]:
         """Fake tensors and the autocast of the forecast, one thread at a time, with no gradients left over."""
         context = torch.autocast("cpu", self.autocast, enabled=self.autocast is not None)
-        kernels = CudaKernels() if self.device == "cuda" else nullcontext()
+        kernels = CudaKernels() if self.device == "cuda" else CpuKernels()
         with (
             self.lock,
             torch.inference_mode(False),

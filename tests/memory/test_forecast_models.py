@@ -108,6 +108,35 @@ def test_equal_to_the_byte(step, options, name):
     assert_equal(*both(step, name, lengths=lengths, **options))
 
 
+BEHIND_A_LAYER = {
+    "RoFormer, accumulation": ("RoFormerConfig", "accumulation", {"chunk_size": 2, "negatives": 1}),
+    "RoFormer, gradient cache, one row": ("RoFormerConfig", "grad_cache", {"chunk_size": 1}),
+    "RoFormer, gradient cache": ("RoFormerConfig", "grad_cache", {"chunk_size": 4, "retain_chunks": 1}),
+    "ELECTRA, naive": ("ElectraConfig", "naive", {}),
+    "ELECTRA, naive, one query": ("ElectraConfig", "naive", {"batch_size": 1, "negatives": 2}),
+    "ELECTRA, gradient cache": ("ElectraConfig", "grad_cache", {"chunk_size": 4, "tied": False}),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", BEHIND_A_LAYER)
+def test_normalizations_of_bfloat16_with_weights_of_float32(case):
+    """Embeddings behind a linear layer are in bfloat16 under autocast, and so is what every layer normalizes."""
+    name, step, options = BEHIND_A_LAYER[case]
+    config = getattr(transformers, name)(**SMALL | {"num_hidden_layers": 1, "embedding_size": 16})
+    options = {"batch_size": 5, "query_length": 3, "passage_length": 12, **options}
+    loss, autocast = ContrastiveLoss(0.1, learnable=True, tile_size=4), torch.bfloat16
+    forecast = forecast_step(step, config=copy.deepcopy(config), loss=loss, autocast=autocast, **options)
+    made = [Encoder.from_config(copy.deepcopy(config)).train() for _ in range(1 if options.pop("tied", True) else 2)]
+    rows, negatives = options.pop("batch_size"), options.pop("negatives", 0)
+    lengths = options.pop("query_length"), options.pop("passage_length")
+    inputs = [batch(count, width) for count, width in zip((rows, rows * (1 + negatives)), lengths, strict=True)]
+    options |= {"verify": "never"} if step == "grad_cache" else {}
+    with torch.autocast("cpu", autocast), record_memory(*made, loss) as ledger:
+        STEPS[step]([made[0], made[-1]], inputs, loss, on_phase=ledger.on_phase, **options)
+    assert (forecast.peak_bytes, forecast.at_peak()) == (ledger.peak_bytes, ledger.at_peak())
+
+
 def late_interaction(query_reps, passage_reps):
     """ColBERT's score (Khattab and Zaharia 2020) in a softmax over the batch: token representations (rows, T, D)."""
     scores = torch.einsum("btd,nsd->bnts", query_reps, passage_reps).amax(dim=3).sum(dim=2)
