@@ -42,12 +42,12 @@ def planned_chunks(
     if plan.tile_size != settings.tile_size:
         rule = "must be given: the logits leave no room for a chunk; there is with"
         raise refuse("--tile-size", rule, f"{settings.tile_size}; {plan.tile_size} would do")
-    return _as_settings(plan, sum(rows.values()))
+    return _as_settings(plan, list(rows.values()))
 
 
-def _as_settings(plan: StepPlan, rows: int) -> dict[str, int | None]:
+def _as_settings(plan: StepPlan, rows: Sequence[int]) -> dict[str, int | None]:
     if plan.step == "naive":
-        return {"chunk_size": max(plan.chunk_size), "chunk_tokens": None, "retain_chunks": rows}
+        return {"chunk_size": max(rows), "chunk_tokens": None, "retain_chunks": sum(rows)}
     return {"chunk_size": plan.chunk_size, "chunk_tokens": plan.chunk_tokens, "retain_chunks": plan.retain_chunks}
 
 
