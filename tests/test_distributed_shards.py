@@ -12,7 +12,7 @@ from torch import nn
 from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard
 from torch.distributed.tensor import Replicate, distribute_tensor, init_device_mesh
 from torch.nn import functional as F
-from torch.utils.checkpoint import checkpoint
+from torch.utils.checkpoint import checkpoint, set_checkpoint_early_stop
 
 from gclib.chunks import Chunk, halved_to
 from gclib.course.ranks.shards import Watch
@@ -246,9 +246,10 @@ def recomputed_layers(here):
     rows, errors = ROWS[2], []
     inputs = [own_part(batch, rows, here.rank) for batch in batches(rows)]
     _, expected = truth(rows, True)
-    for as_loss in (False, True):
+    for as_loss, early in itertools.product((False, True), repeat=2):
         encoders, loss_fn = models(True, sharded=True, recomputed=True), temperature_loss(across="gather")
-        run_case(here, ("gather", "two retained", "a chunk", True, as_loss), rows, encoders, loss_fn, inputs)
+        with set_checkpoint_early_stop(early):  # without, a unit's forward hooks run inside of a backward too
+            run_case(here, ("gather", "two retained", "a chunk", True, as_loss), rows, encoders, loss_fn, inputs)
         errors.append(worst_error(whole_gradients(encoders, loss_fn), expected))
     return errors
 
