@@ -92,6 +92,17 @@ def normal_form(text: str) -> str:
     return signs.rstrip(_CLOSING) or signs
 
 
+def pair_ids(pairs: Sequence[TextPair]) -> tuple[list[int], list[int]]:
+    """(query ids (B,), passage ids (N,)) of a batch, equal for twins: what `gclib.losses.masks.SameIds` takes.
+
+    Passages stand as in `false_negative_mask`, whose B x N numbers the ids replace; that mask leaves out too what is
+    right for a query by way of a third pair. Raises ValueError for no pairs, or unlike numbers of negatives.
+    """
+    size = 2 + len(check_pairs(pairs)[0].negatives)
+    numbers = twin_numbers([text for pair in pairs for text in (pair.query, pair.passage, *pair.negatives)])
+    return numbers[::size], [number for place, number in enumerate(numbers) if place % size]
+
+
 def twin_numbers(texts: Sequence[str]) -> list[int]:
     """A number for each text, the same for twins: texts of one `normal_form`.
 

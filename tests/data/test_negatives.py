@@ -10,9 +10,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gclib.data.negatives import false_negative_mask, mine_hard_negatives, normal_form, twin_numbers
+from gclib.data.negatives import false_negative_mask, mine_hard_negatives, normal_form, pair_ids, twin_numbers
 from gclib.data.pairs import TextPair
 from gclib.losses.dense import contrastive_loss
+from gclib.losses.masks import SameIds
 from gclib.support import ROOT
 
 TOPICS = ["matrix product", "file reader", "socket server", "date parser", "colour map"]
@@ -199,3 +200,15 @@ def test_mining_starts_no_other_library_that_takes_a_card(tmp_path):
 def test_twins_have_the_same_number(texts):
     numbers, forms = twin_numbers(texts), [normal_form(text) for text in texts]
     assert [[a == b for b in numbers] for a in numbers] == [[a == b for b in forms] for a in forms]
+
+
+def test_ids_of_a_batch_leave_out_what_the_whole_mask_does():
+    """The same passage under two queries, and the same query with two passages, in other case; hard negatives."""
+    texts = [("how", "one", "two"), ("why", "One.", "six"), ("when", "three", "one"), ("When?", "four", "five")]
+    pairs = [TextPair(query, passage, (wrong,)) for query, passage, wrong in texts]
+    queries, passages = torch.randn(4, 3), torch.randn(8, 3)
+    by_ids, by_mask, plain = (
+        contrastive_loss(queries, passages, temperature=0.2, symmetric=True, mask=mask)
+        for mask in (SameIds(*pair_ids(pairs)), false_negative_mask(pairs), None)
+    )
+    assert torch.equal(by_ids, by_mask) and not torch.equal(by_ids, plain)

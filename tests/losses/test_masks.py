@@ -167,7 +167,7 @@ def test_own_positives_stay_whatever_the_rule_says():
 
 # --- Across processes -----------------------------------------------------------------------------------------------
 
-CASES = 24
+CASES = 16
 
 
 def across_ranks(here):
