@@ -245,11 +245,6 @@ def _zero_for_nobody(gradients: list[list[Gradient]]) -> list[Tensor | float]:
     return [0.0 if mean is None else mean for mean in _reference_mean(gradients)]
 
 
-def _tensor_for_nobody(gradients: list[list[Gradient]]) -> list[Tensor]:
-    """Zeros of a shape that nobody can know; the check takes any."""
-    return [torch.zeros(()) if mean is None else mean for mean in _reference_mean(gradients)]
-
-
 def _zeros_as_one(result: object, *_: object) -> object:
     """The answer; zeros of any shape and type count as one, for there nobody has a shape."""
     if not isinstance(result, list | tuple):
@@ -296,12 +291,6 @@ average_over_ranks = Exercise(
             "It looks as if a parameter that no rank has a gradient for got a zero. It keeps None: optimizers skip "
             "what has no gradient, and a zero would still be decayed.",
             _zero_for_nobody,
-        ),
-        Misconception(
-            "torch.zeros where nobody has one",
-            "It looks as if a parameter that no rank has a gradient for got a tensor of zeros. It keeps None: "
-            "optimizers skip what has no gradient, and a zero would still be decayed.",
-            _tensor_for_nobody,
         ),
         Misconception(
             "None left out of the list",

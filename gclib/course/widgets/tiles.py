@@ -34,7 +34,7 @@ BATCHES = tuple(2**power for power in range(10, 21))
 TILES = (64, 128, 256, 512, 1024, 2048, 4096, 8192)
 DIMENSIONS = (64, 128, 256, 512, 768, 1024)
 TEMPERATURE = 0.05
-ENCODER, CHUNK_ROWS, TOKENS = "bert-base-uncased", 32, 64
+ENCODER, ENCODER_DIMENSIONS, CHUNK_ROWS, TOKENS = "bert-base-uncased", 768, 32, 64
 CARD = "A100 or H100 (80 GB)"
 MOST_MEASURED = 4096  # queries: three B x B matrices of it are 192 MiB, four 256
 ROUNDS = 3
@@ -339,10 +339,15 @@ class TileLab(MeasuredLab):
             peaks.append(f"{name} {format_bytes(peak)}, which {fits}")
         times = forecast.dense / forecast.tiled
         ratio = f"{times:,.1f} times less" if times >= 1 else "which is more"
+        own = settings.dimensions == ENCODER_DIMENSIONS
+        encoder = (
+            ENCODER if own else f"a model as large as {ENCODER} whose representations have D = {settings.dimensions}"
+        )
         return (
             f"B = {settings.batch_size:,}: the dense loss takes {format_bytes(forecast.dense)}; in tiles of "
             f"{settings.tile_size:,} it takes {format_bytes(forecast.tiled)}, {ratio}. Peak of a gradient-cache step "
-            f"({ENCODER}, {TOKENS} tokens, chunks of {CHUNK_ROWS}): {'; '.join(peaks)}, on a card of 80 GB."
+            f"({encoder}, {TOKENS} tokens, chunks of {CHUNK_ROWS}; a processor's operations, no optimizer): "
+            f"{'; '.join(peaks)}, on a card of 80 GB."
         )
 
     def _figure(self) -> Figure:

@@ -178,3 +178,12 @@ def test_an_answer_that_changes_the_gradients_in_place_is_told():
         return gradients[0].split(rows)[rank]
 
     assert "changes its input `gradients`" in ch09.gather_backward.judge(gather_backward).explanation
+
+
+def test_zeros_of_any_shape_for_a_gradient_that_nobody_has_are_named():
+    def answer(gradients):
+        means = ch09.average_over_ranks.oracle(gradients)
+        return [torch.zeros(3) if mean is None else mean for mean in means]
+
+    verdict = ch09.average_over_ranks.judge(answer, seed=0)
+    assert (verdict.status, verdict.misconception) == ("wrong", "zero where nobody has one")
