@@ -159,7 +159,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     typed = parser.parse_args(arguments)
     typed.output.parent.mkdir(parents=True, exist_ok=True)
     with typed.output.open("w", newline="") as file:
-        writer = csv.DictWriter(file, COLUMNS)
+        writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
         writer.writeheader()
         writer.writerow(_line({"row": "before"}, pretrained_model()))
         for seed in typed.seeds:
