@@ -573,7 +573,7 @@ scaled_updates = Exercise(
         ),
         Slip(
             "an update that was not ended",
-            "scaler.step was called, and unscale_ came after it. Either they are in the wrong order, or scaler.update() is "
+            "scaler.step was called, and unscale_ came after it. Either their order is wrong, or scaler.update() is "
             "missing: it ends an update, and sets the scale for the next one.",
             "unscale_\\(\\) is being called after step",
         ),

