@@ -168,6 +168,8 @@ def plan_verified(towers: Sequence[Tower], verify: str, **cut: Any) -> tuple[lis
     A tower that padding changes is planned untrimmed, with a warning; ValueError where a ready plan would trim it.
     """
     one_of("verify", verify, WHEN)
+    for tower in towers if verify != "never" else ():
+        _check_hooks(tower)
     jobs = plan_jobs(towers, **cut)
     padded = Verification(jobs, verify).find_padded()
     if padded and cut["plan"] is not None:
@@ -181,6 +183,24 @@ def plan_verified(towers: Sequence[Tower], verify: str, **cut: Any) -> tuple[lis
     checks = Verification(jobs, verify)
     checks.check_company()
     return jobs, checks
+
+
+def _check_hooks(tower: Tower) -> None:
+    """ValueError for parameters that are stepped as soon as they have a gradient; a warning for hooks on gradients.
+
+    Both run once a chunk: an optimizer would step on a part of the gradient, and what is not linear (a clamp) gives
+    another one than on the whole.
+    """
+    named = [(name, p) for module in modules_of(tower.encoder) for name, p in module.named_parameters()]
+    for name, parameter in named:
+        if parameter._post_accumulate_grad_hooks:
+            rule = "must have no hooks that run as soon as a gradient is there: in a chunked step it is a chunk's"
+            raise refuse(f"encoders[{tower.number}]", rule, f"one on {name}")
+    hooked = [name for name, parameter in named if parameter._backward_hooks]
+    if hooked and seen(tower.encoder, "hooks", tower.kind) is None:
+        learn(tower.encoder, "hooks", tower.kind, True)
+        words = "runs once a chunk, not once a step: right if it is linear; clip or clamp after the step instead."
+        warnings.warn(f"encoders[{tower.number}]: the gradient hook on {hooked[0]} {words}", stacklevel=6)
 
 
 def same_calls(jobs: Sequence[Job]) -> list[Job]:

@@ -489,3 +489,22 @@ def test_a_distance_whose_second_forward_is_another_is_refused():
 def test_verify_is_one_of_three_words():
     with pytest.raises(ValueError, match="verify must be one of 'first', 'always', 'never', got 'once'"):
         CACHED([TinyEncoder()] * 2, [texts(), texts()], InfoNCE(), verify="once")
+
+
+def test_hooks_on_gradients_are_told_once_and_linear_ones_are_right():
+    encoder = TinyEncoder().double()
+    encoder.table.weight.register_hook(lambda gradient: 2 * gradient)
+    with pytest.warns(UserWarning, match=r"encoders\[0\]: the gradient hook on table.weight runs once a chunk"):
+        assert error(encoder, [texts(), texts(seed=1)]) <= 1e-12
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert error(encoder, [texts(), texts(seed=1)]) <= 1e-12
+
+
+def test_an_optimizer_inside_the_backward_is_refused_before_anything_is_done():
+    encoder = TinyEncoder().double()
+    encoder.table.weight.register_post_accumulate_grad_hook(lambda parameter: parameter.data.sub_(parameter.grad))
+    before = encoder.table.weight.detach().clone()
+    with pytest.raises(ValueError, match=r"encoders\[0\] must have no hooks .* got one on table.weight"):
+        CACHED([encoder] * 2, [texts(), texts(seed=1)], InfoNCE().double())
+    assert torch.equal(encoder.table.weight, before)
