@@ -177,10 +177,11 @@ def accelerate_on_two(here, right):
     return [worst_error(*moved), counted.count]
 
 
+@pytest.mark.slow
 def test_accelerate_on_two_ranks_reduces_once_an_update(tmp_path, monkeypatch):
     monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
     torch.save(by_hand(DataLoader(Pairs(), batch_size=2, collate_fn=stacked), 4), tmp_path / "right.pt")
-    for error, reductions in run_ranks(accelerate_on_two, 2, tmp_path, str(tmp_path / "right.pt")):
+    for error, reductions in run_ranks(accelerate_on_two, 2, tmp_path, str(tmp_path / "right.pt"), timeout=240.0):
         assert error <= 1e-10 and reductions == 2
 
 
