@@ -11,6 +11,7 @@ import os
 import re
 import subprocess
 import sys
+import weakref
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -131,7 +132,8 @@ def hooks_of_ddp(rows: Sequence[int], rank: int, chunk_size: int, *, retain_chun
         return work.get_future().then(lambda future: future.value()[0])
 
     def step() -> None:
-        hidden = [lambda inputs: wrapped(inputs)] * 2  # a module that the step sees, it keeps from averaging
+        unseen = weakref.ref(wrapped)  # a module that the step sees, it keeps from averaging
+        hidden = [lambda inputs: unseen()(inputs)] * 2
         grad_cache_step(hidden, own_part(make_batch(sum(rows)), rows, rank), loss_fn, **options)
         average_gradients(loss_fn)
 
