@@ -2,6 +2,7 @@
 
 import itertools
 import time
+import weakref
 from functools import cache, partial
 
 import pytest
@@ -187,18 +188,22 @@ def hooks_of_ddp(here):
     """Errors of a step that leaves the averaging to DDP's hooks, and of one that turns them off and averages once."""
     errors = []
     _, expected = truth(ROWS[2], False, 0, False)
-    for name in ("hidden in a lambda", "seen"):
+    for name in ("out of sight", "in a lambda", "as it is"):
         encoders, loss_fn = models(tied=False), ContrastiveLoss(0.4, learnable=True, across="gather").double()
         with torch.no_grad():
             loss_fn.log_temperature.copy_(torch.tensor(0.4).double().log())
         wrapped = [nn.parallel.DistributedDataParallel(encoder) for encoder in encoders]
-        hidden = [lambda module=module, **batch: module(**batch) for module in wrapped]
-        towers = wrapped if name == "seen" else hidden
+        unseen = [weakref.ref(module) for module in wrapped]
+        towers = {
+            "out of sight": [lambda module=module, **batch: module()(**batch) for module in unseen],
+            "in a lambda": [lambda module=module, **batch: module(**batch) for module in wrapped],
+            "as it is": wrapped,
+        }[name]
         inputs = [own_part(batch, ROWS[2], here.rank, 1) for batch in batches(ROWS[2], 0)]
 
-        def step(towers=towers, inputs=inputs, loss_fn=loss_fn, wrapped=wrapped):
+        def step(towers=towers, inputs=inputs, loss_fn=loss_fn, own=[] if name == "out of sight" else wrapped):
             loss = grad_cache_step(towers, inputs, loss_fn, chunk_size=1, retain_chunks=99)
-            average_gradients(*(wrapped if towers is wrapped else []), loss_fn)
+            average_gradients(*own, loss_fn)
             return loss
 
         errors.append(worst_error(gradients([*encoders, loss_fn], step)[1], expected))
@@ -206,9 +211,9 @@ def hooks_of_ddp(here):
 
 
 def test_ddp_hooks_average_one_chunk_alone_so_they_are_off_and_the_step_averages_once(tmp_path):
-    for spoilt, right in run_ranks(hooks_of_ddp, 2, tmp_path):
+    for spoilt, *right in run_ranks(hooks_of_ddp, 2, tmp_path):
         assert spoilt > 1e-3
-        assert right <= 1e-12
+        assert max(right) <= 1e-12
 
 
 def without_the_factor(here):
