@@ -13,7 +13,7 @@ from gclib.losses.ring import Ring
 def test_the_exercise_s_owners_are_the_ring_s():
     for ranks in range(2, 7):
         for rank in range(ranks):
-            ring = Ring(rank, [1] * ranks, 1, 4, None)
+            ring = Ring(rank, [1] * ranks, 1, side=4, directions=None, rule=None, group=None)
             assert ch09.ring_schedule.oracle(rank, ranks) == [ring.owner(hop) for hop in range(ranks)]
 
 
