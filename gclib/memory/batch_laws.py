@@ -149,6 +149,7 @@ class _Subject:
     autocast: torch.dtype | None
     device: str
     loss: Any = torch.sum
+    ranks: int = 1
 
 
 class BatchStep(FakeStep):
