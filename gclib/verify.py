@@ -189,11 +189,12 @@ def _check_hooks(tower: Tower) -> None:
     """ValueError for parameters that are stepped as soon as they have a gradient; a warning for hooks on gradients.
 
     Both run once a chunk: an optimizer would step on a part of the gradient, and what is not linear (a clamp) gives
-    another one than on the whole.
+    another one than on the whole. A hook whose `only_reads` is true (the ledger's) may stay.
     """
     named = [(name, p) for module in modules_of(tower.encoder) for name, p in module.named_parameters()]
     for name, parameter in named:
-        if parameter._post_accumulate_grad_hooks:
+        hooks = (parameter._post_accumulate_grad_hooks or {}).values()
+        if not all(getattr(hook, "only_reads", False) for hook in hooks):
             rule = "must have no hooks that run as soon as a gradient is there: in a chunked step it is a chunk's"
             raise refuse(f"encoders[{tower.number}]", rule, f"one on {name}")
     hooked = [name for name, parameter in named if parameter._backward_hooks]

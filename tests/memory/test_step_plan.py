@@ -1,7 +1,10 @@
 """`plan_step` against the ledger of the real step, an exhaustive grid, and the naive step's gradient."""
 
+import re
+
 import pytest
 import torch
+from torch import nn
 
 from gclib import ContrastiveLoss, Encoder, grad_cache_loss, grad_cache_step, naive_step, plan_chunks, plan_step
 from gclib.chunks import price_of_a_call
@@ -119,6 +122,36 @@ def test_gradients_and_states_that_are_there_count(job):
         planned(job, optimizer="lion")
 
 
+@pytest.mark.parametrize(
+    ("optimizer", "moments"),
+    [
+        (lambda weights: torch.optim.SGD(weights, lr=0.1), 0),
+        (lambda weights: torch.optim.SGD(weights, lr=0.1, momentum=0.9), 1),
+        (lambda weights: torch.optim.Adam(weights, amsgrad=True), 3),
+    ],
+    ids=["sgd", "sgd with momentum", "adam with amsgrad"],
+)
+def test_states_to_come_are_as_many_as_come(job, optimizer, moments):
+    optimizer = optimizer(job.encoders[0].parameters())
+    plain, coming = planned(job, budget_bytes=2**30), planned(job, budget_bytes=2**30, optimizer=optimizer)
+    grad_cache_step(job.encoders, job.inputs, job.loss, chunk_size=4)
+    optimizer.step()
+    optimizer.zero_grad()
+    weights = sum(p.nbytes for p in job.encoders[0].parameters())
+    assert moments * weights <= coming.peak_bytes - plain.peak_bytes <= moments * weights + 4 * 3
+    assert planned(job, budget_bytes=2**30, optimizer=optimizer).peak_bytes == coming.peak_bytes
+
+
+def test_the_smallest_budget_that_is_named_is_one_that_will_do():
+    """Of a tiny encoder chunks of a row are not the smallest step: each of them holds the generators' states."""
+    encoder, inputs = nn.Linear(6, 4), [torch.randn(12, 6), torch.randn(24, 6)]
+    step = [encoder] * 2, inputs, ContrastiveLoss(0.1)
+    with pytest.raises(ValueError, match="must be at least") as told:
+        plan_step(*step, budget_bytes=10_000)
+    named = float(re.search(r"at least the ([\d.]+) KiB", str(told.value)).group(1))
+    assert 10_000 < plan_step(*step, budget_bytes=int((named + 0.05) * 1_024)).peak_bytes <= (named + 0.05) * 1_024
+
+
 def test_a_callable_that_is_no_module_is_measured(job):
     encoder = job.encoders[0]
     encoder.out.weight.grad = torch.ones_like(encoder.out.weight)
@@ -191,7 +224,7 @@ def test_rows_are_cut_as_the_step_cuts_them(name):
 def test_what_the_step_refuses_and_a_budget_that_is_none_are_refused(job):
     with pytest.raises(ValueError, match="budget_bytes must be an int of at least 1"):
         planned(job, budget_bytes=0)
-    with pytest.raises(ValueError, match="budget_bytes must be at least the .* of one row a chunk"):
+    with pytest.raises(ValueError, match="budget_bytes must be at least the .* of the smallest step"):
         planned(job, budget_bytes=1_000)
     with pytest.raises(ValueError, match="inputs must be one for each"):
         plan_step(job.encoders, job.inputs[:1], job.loss)
