@@ -242,6 +242,7 @@ class Conditions:
 
     def __init__(self, encoders: Sequence[Any], towers: Sequence[Tower]):
         self.synchronised = data_parallel(encoders, synchronising=True)
+        self._wrapped = bool(data_parallel(encoders))
         self._autocasts = [Autocast.ambient(kind) for kind in {tower.kind for tower in towers}]
         self._modules = [part for encoder in encoders for module in modules_of(encoder) for part in module.modules()]
         self._tensors = [tensor for tower in towers for tensor in tower.tensors]
@@ -259,7 +260,13 @@ class Conditions:
             for autocast in self._autocasts:
                 stack.enter_context(autocast.restored())
             stack.enter_context(torch.enable_grad())
-            yield
+            try:
+                yield
+            except RuntimeError as error:
+                if not self._wrapped or "reducer.cpp" not in str(error):
+                    raise
+                rule = "must take the forwards of other losses before grad_cache_loss, where one backward() is for both"
+                raise refuse("DistributedDataParallel", rule, "one after it") from error
 
     def _now(self) -> tuple[list[bool], list[int]]:
         return [module.training for module in self._modules], [tensor._version for tensor in self._tensors]
