@@ -10,6 +10,7 @@ from gclib import ContrastiveLoss, Encoder, grad_cache_loss, grad_cache_step, na
 from gclib.chunks import price_of_a_call
 from gclib.memory import step_plan
 from gclib.memory.flops import count_flops
+from gclib.memory.ledger import record_memory
 from gclib.verify import check_towers
 from tests.helpers.oracles import TinyEncoder, gradients, token_batch, worst_error
 from tests.helpers.plans import Job, encoder_pool, judge, random_job
@@ -170,6 +171,15 @@ def test_a_callable_that_is_no_module_is_measured(job):
         sizes.append(job.ledger_bytes(**plan.options()))
         assert sizes[-1] <= plan.peak_bytes <= budget
     assert sizes[0] > sizes[-1]
+
+
+def test_a_frozen_tower_that_is_no_module_is_measured(job):
+    encoder, frozen = job.encoders[0], TinyEncoder(width=32).double().requires_grad_(False)
+    encoders = [encoder, lambda **inputs: frozen(**inputs)]
+    plan = plan_step(encoders, job.inputs, job.loss, budget_bytes=2**30)
+    with record_memory(encoder, frozen) as ledger:
+        grad_cache_step(encoders, job.inputs, job.loss, **plan.options(), on_phase=ledger.on_phase)
+    assert "was run and measured" in plan.reason and ledger.peak_bytes <= plan.peak_bytes
 
 
 def test_a_loss_that_reads_values_is_measured(job):
