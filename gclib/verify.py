@@ -247,6 +247,7 @@ class Conditions:
         self._modules = [part for encoder in encoders for module in modules_of(encoder) for part in module.modules()]
         self._tensors = [tensor for tower in towers for tensor in tower.tensors]
         self._tensors += [p for module in self._modules for p in module.parameters(recurse=False)]
+        self._tensors = [tensor for tensor in self._tensors if not tensor.is_inference()]  # these can't be written to
         self._then = self._now()
 
     @contextmanager

@@ -283,6 +283,17 @@ def test_what_changed_before_backward_is_refused(change, words):
     assert all(p.grad is None for p in unique_parameters(*encoders, loss_fn))
 
 
+def test_a_frozen_tower_may_be_made_under_inference_mode():
+    encoder, inputs = TinyEncoder().double(), batch()
+    with torch.inference_mode():
+        frozen = TinyEncoder().double().requires_grad_(False)
+    twin = TinyEncoder().double().requires_grad_(False)
+    twin.load_state_dict(frozen.state_dict())
+    found = left([encoder], lambda: LOSS([encoder, frozen], inputs, InfoNCE().double()).backward())
+    truth = left([encoder], lambda: plain([encoder, twin], inputs, InfoNCE().double()).backward())
+    assert worst_error(found, truth) <= 1e-12
+
+
 def test_a_loss_of_before_the_optimizers_step_is_refused_after_it():
     encoders, inputs, loss_fn = ready()
     early, late = LOSS(encoders, inputs, loss_fn), LOSS(encoders, batch(1), loss_fn)

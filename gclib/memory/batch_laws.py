@@ -377,7 +377,7 @@ class MeasuredStep(BatchStep):
 
 
 class _Total(nn.Module):
-    """The sum of representations; it keeps what a row of them is. It could be trained, so frozen encoders can be run."""
+    """The sum of representations; it keeps what a row is. It could be trained, so that frozen encoders may be run."""
 
     def __init__(self) -> None:
         super().__init__()
