@@ -438,6 +438,8 @@ def batch_step(towers: Sequence[Tower]) -> BatchStep:
     if measured in steps:
         return steps[measured]
     try:
+        if kinds := [type(encoder).__name__ for encoder in encoders if not isinstance(encoder, nn.Module)]:
+            raise refuse("encoders", "must be modules to be run with fake tensors", f"a {kinds[0]}")
         if key not in steps:
             steps[key] = BatchStep(_Subject(encoders, autocast, kind), entries)
         for tower in towers:
