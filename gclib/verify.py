@@ -189,12 +189,12 @@ def _check_hooks(tower: Tower) -> None:
     """ValueError for parameters that are stepped as soon as they have a gradient; a warning for hooks on gradients.
 
     Both run once a chunk: an optimizer would step on a part of the gradient, and what is not linear (a clamp) gives
-    another one than on the whole.
+    another one than on the whole. A hook whose `only_reads` is true (the ledger's) may stay.
     """
     named = [(name, p) for module in modules_of(tower.encoder) for name, p in module.named_parameters()]
     for name, parameter in named:
         hooks = (parameter._post_accumulate_grad_hooks or {}).values()
-        if any(not (getattr(hook, "__module__", None) or "").startswith("gclib.") for hook in hooks):  # ours only watch
+        if not all(getattr(hook, "only_reads", False) for hook in hooks):
             rule = "must have no hooks that run as soon as a gradient is there: in a chunked step it is a chunk's"
             raise refuse(f"encoders[{tower.number}]", rule, f"one on {name}")
     hooked = [name for name, parameter in named if parameter._backward_hooks]
@@ -242,10 +242,12 @@ class Conditions:
 
     def __init__(self, encoders: Sequence[Any], towers: Sequence[Tower]):
         self.synchronised = data_parallel(encoders, synchronising=True)
+        self._wrapped = bool(data_parallel(encoders))
         self._autocasts = [Autocast.ambient(kind) for kind in {tower.kind for tower in towers}]
         self._modules = [part for encoder in encoders for module in modules_of(encoder) for part in module.modules()]
         self._tensors = [tensor for tower in towers for tensor in tower.tensors]
         self._tensors += [p for module in self._modules for p in module.parameters(recurse=False)]
+        self._tensors = [tensor for tensor in self._tensors if not tensor.is_inference()]  # these can't be written to
         self._then = self._now()
 
     @contextmanager
@@ -259,7 +261,13 @@ class Conditions:
             for autocast in self._autocasts:
                 stack.enter_context(autocast.restored())
             stack.enter_context(torch.enable_grad())
-            yield
+            try:
+                yield
+            except RuntimeError as error:
+                if not self._wrapped or "reducer.cpp" not in str(error):
+                    raise
+                rule = "must take the forwards of other losses before grad_cache_loss, where one backward() is for both"
+                raise refuse("DistributedDataParallel", rule, "one after it") from error
 
     def _now(self) -> tuple[list[bool], list[int]]:
         return [module.training for module in self._modules], [tensor._version for tensor in self._tensors]

@@ -283,6 +283,17 @@ def test_what_changed_before_backward_is_refused(change, words):
     assert all(p.grad is None for p in unique_parameters(*encoders, loss_fn))
 
 
+def test_a_frozen_tower_may_be_made_under_inference_mode():
+    encoder, inputs = TinyEncoder().double(), batch()
+    with torch.inference_mode():
+        frozen = TinyEncoder().double().requires_grad_(False)
+    twin = TinyEncoder().double().requires_grad_(False)
+    twin.load_state_dict(frozen.state_dict())
+    found = left([encoder], lambda: LOSS([encoder, frozen], inputs, InfoNCE().double()).backward())
+    truth = left([encoder], lambda: plain([encoder, twin], inputs, InfoNCE().double()).backward())
+    assert worst_error(found, truth) <= 1e-12
+
+
 def test_a_loss_of_before_the_optimizers_step_is_refused_after_it():
     encoders, inputs, loss_fn = ready()
     early, late = LOSS(encoders, inputs, loss_fn), LOSS(encoders, batch(1), loss_fn)
@@ -431,7 +442,9 @@ def test_ddp_reduces_once_a_backward_and_gives_one_processs_gradient(tmp_path):
 
 
 def after_an_error(here):
-    """A backward pass that fails on every rank after a loss asked for an average; the next one averages its own."""
+    """A backward pass that fails on every rank after a loss asked for an average; the next one averages its own. Last,
+    DDP's own loss beside a cached one: its forward may come before, and is refused after.
+    """
     encoder = TinyEncoder().double()
     wrapped = nn.parallel.DistributedDataParallel(encoder)
     own = own_rows_of(batch(rows=(5, 10)), here.rank)
@@ -440,8 +453,20 @@ def after_an_error(here):
     told = message_of(lambda: (failing + LOSS([wrapped] * 2, own, loss_fn)).backward())
     found = left([encoder], lambda: LOSS([wrapped] * 2, own, loss_fn).backward())
     whole = batch(rows=(5, 10))
-    truth = left([encoder], lambda: plain([encoder] * 2, whole, partial(contrastive_loss, temperature=0.4)).backward())
-    return told[:2] + [worst_error(found, truth)]
+
+    def right():
+        return plain([encoder] * 2, whole, partial(contrastive_loss, temperature=0.4))
+
+    def own_and_cached():
+        return plain([wrapped] * 2, own, loss_fn) + LOSS([wrapped] * 2, own, loss_fn)
+
+    def cached_and_own():
+        return LOSS([wrapped] * 2, own, loss_fn) + plain([wrapped] * 2, own, loss_fn)
+
+    errors = [worst_error(found, left([encoder], lambda: right().backward()))]
+    both = left([encoder], lambda: own_and_cached().backward())
+    errors.append(worst_error(both, left([encoder], lambda: (2 * right()).backward())))
+    return told[:2], errors, message_of(lambda: cached_and_own().backward())[:2]
 
 
 class Broken(torch.autograd.Function):
@@ -457,5 +482,6 @@ class Broken(torch.autograd.Function):
 
 
 def test_a_backward_that_failed_leaves_nothing_for_the_next_one(tmp_path):
-    for kind, words, error in run_ranks(after_an_error, 2, tmp_path):
-        assert (kind, words) == ("RuntimeError", "out of luck") and error <= 1e-12
+    for told, errors, refused in run_ranks(after_an_error, 2, tmp_path):
+        assert list(told) == ["RuntimeError", "out of luck"] and max(errors) <= 1e-12
+        assert refused[0] == "ValueError" and "forwards of other losses before grad_cache_loss" in refused[1]

@@ -508,3 +508,10 @@ def test_an_optimizer_inside_the_backward_is_refused_before_anything_is_done():
     with pytest.raises(ValueError, match=r"encoders\[0\] must have no hooks .* got one on table.weight"):
         CACHED([encoder] * 2, [texts(), texts(seed=1)], InfoNCE().double())
     assert torch.equal(encoder.table.weight, before)
+
+
+def test_the_ledgers_own_hooks_may_stay():
+    encoder = TinyEncoder().double()
+    with record_memory(encoder) as ledger:
+        CACHED([encoder] * 2, [texts(), texts(seed=1)], InfoNCE().double(), on_phase=ledger.on_phase)
+    assert ledger.peak_bytes > 0 and not encoder.table.weight._post_accumulate_grad_hooks

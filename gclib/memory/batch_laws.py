@@ -17,7 +17,7 @@ from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from gclib.chunks import Chunk
 from gclib.distributed import world_size
@@ -149,6 +149,7 @@ class _Subject:
     autocast: torch.dtype | None
     device: str
     loss: Any = torch.sum
+    ranks: int = 1
 
 
 class BatchStep(FakeStep):
@@ -336,13 +337,8 @@ class MeasuredStep(BatchStep):
         longest = sorted(range(tower.rows), key=lambda row: -lengths[row])
         picked = Chunk(tuple(longest[n % tower.rows] for n in range(2 * MEASURED)), tower.width)
         halves = [tuple(range(first, first + MEASURED))[::-1] for first in (0, MEASURED)]
-        counter, rows, modules = FlopsByPhase(), [], modules_of(tower.encoder)
+        counter, total, modules = FlopsByPhase(), _Total(), modules_of(tower.encoder)
         with _put_back(modules, tower), record_memory(*modules) as ledger:
-
-            def total(reps: Tensor) -> Tensor:
-                rows.append((tuple(reps.shape[1:]), reps.dtype))
-                return reps.sum()
-
             inputs = take(tower.inputs, picked, tower.trimmed)
             options = {"plan": [Chunk(half, untrimmed_width(inputs)) for half in halves], "retain_chunks": 2}
             options |= {"verify": "never", "on_phase": ledger.on_phase}
@@ -351,7 +347,7 @@ class MeasuredStep(BatchStep):
             )
         events = {piece.phase: seen.sum(axis=1) for piece, seen in relative(ledger) if piece.chunk == 1}
         flops = [counter.totals[phase, 0, 1] / MEASURED for phase in RETAINED]
-        return rows[0], self._scaled(tower, modules, events, rows[0], flops)
+        return total.row, self._scaled(tower, modules, events, total.row, flops)
 
     def _scaled(self, tower: Tower, modules: Any, events: Mapping[str, np.ndarray], row: Any, flops: Any) -> ChunkLaws:
         def lines(at_none: float, a_row: float) -> Lines:
@@ -378,6 +374,18 @@ class MeasuredStep(BatchStep):
             trained=tower.needs_gradient(),
             token_flops=flops[0] / width if tower.width else 2.0 * weights,
         )
+
+
+class _Total(nn.Module):
+    """The sum of representations; it keeps what a row is. It could be trained, so that frozen encoders may be run."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.unused = nn.Parameter(torch.zeros(()))
+
+    def forward(self, reps: Tensor) -> Tensor:
+        self.row = tuple(reps.shape[1:]), reps.dtype
+        return reps.sum()
 
 
 def _real_loss(loss_fn: Any, towers: Sequence[Tower], kinds: Sequence[Any]) -> tuple[np.ndarray, np.ndarray]:
@@ -430,6 +438,8 @@ def batch_step(towers: Sequence[Tower]) -> BatchStep:
     if measured in steps:
         return steps[measured]
     try:
+        if kinds := [type(encoder).__name__ for encoder in encoders if not isinstance(encoder, nn.Module)]:
+            raise refuse("encoders", "must be modules to be run with fake tensors", f"a {kinds[0]}")
         if key not in steps:
             steps[key] = BatchStep(_Subject(encoders, autocast, kind), entries)
         for tower in towers:

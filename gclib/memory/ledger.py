@@ -333,4 +333,5 @@ def _gradient_namer(ledger: MemoryLedger) -> Any:
         if ledger._assign(parameter.grad, "gradients"):
             ledger._log()
 
+    name_gradient.only_reads = True  # so a chunked step lets it stay
     return name_gradient

@@ -94,8 +94,9 @@ def _planned(encoders: Any, inputs: Any, loss_fn: Any, budget: int | None, optim
         if best is not None:
             plan = _as_plan(cost, best, loss, tile, budget)
             return replace(plan, reason=f"{plan.reason} {measured}".rstrip())
-    smallest = cost.chunks(Cut("chunk_size", (1,) * len(towers))).peak(0, loss)
-    rule = f"must be at least the {format_bytes(smallest)} of one row a chunk"
+    tried = [cost.chunks(cut) for cuts in _families(cost) for cut in cuts]
+    smallest = min(chunks.peak(retained, loss) for chunks in tried for retained in (0, chunks.count))
+    rule = f"must be at least the {format_bytes(smallest)} of the smallest step"
     raise refuse("budget_bytes", rule, format_bytes(budget))
 
 
@@ -167,8 +168,8 @@ class StartBytes:
         missing = sum(p.nbytes for p in trained if p.grad is None)
         present = any(p.grad is not None for p in trained)
         coming = missing * present
-        if _has_moments(optimizer):
-            coming += sum(2 * p.nbytes + 4 for p in trained)
+        moments, count = _moments(optimizer)
+        coming += sum(moments * p.nbytes + count for p in trained)
         return cls(ledger.events[-1].total_bytes, coming, present)
 
     def default_budget(self, device: torch.device) -> int:
@@ -185,11 +186,16 @@ class StartBytes:
         return int((self.live + free) / ratio) - workspace
 
 
-def _has_moments(optimizer: Any) -> bool:
-    """Whether AdamW's states are still to come: named, or an optimizer of its kind that has taken no step."""
-    if isinstance(optimizer, torch.optim.Optimizer):
-        return isinstance(optimizer, (torch.optim.Adam, torch.optim.AdamW)) and not optimizer.state
-    return one_of("optimizer", optimizer, OPTIMIZERS) == "adamw"
+def _moments(optimizer: Any) -> tuple[int, int]:
+    """States still to come, in numbers for each number of a parameter and bytes beside them: of AdamW and of SGD with
+    momentum, named, or an optimizer of their kind that has taken no step.
+    """
+    if not isinstance(optimizer, torch.optim.Optimizer):
+        return (2, 4) if one_of("optimizer", optimizer, OPTIMIZERS) == "adamw" else (0, 0)
+    if isinstance(optimizer, (torch.optim.Adam, torch.optim.AdamW)) and not optimizer.state:
+        return 2 + any(group["amsgrad"] for group in optimizer.param_groups), 4
+    is_new_sgd = isinstance(optimizer, torch.optim.SGD) and not optimizer.state
+    return int(is_new_sgd and any(group["momentum"] for group in optimizer.param_groups)), 0
 
 
 @dataclass(frozen=True)

@@ -158,10 +158,11 @@ def merged(encoder: Any) -> Any:
     if getattr(twin.model, "_hf_peft_config_loaded", False):
         twin.model._hf_peft_config_loaded = False
         del twin.model.peft_config
+    fresh: dict[nn.Parameter, nn.Parameter] = {}  # tied weights stay tied
     for module in twin.modules():
         for name, parameter in list(module._parameters.items()):
             if parameter is not None and not parameter.requires_grad:
-                setattr(module, name, nn.Parameter(parameter.detach()))
+                setattr(module, name, fresh.setdefault(parameter, nn.Parameter(parameter.detach())))
     return twin
 
 

@@ -90,15 +90,8 @@ def build(settings: Settings, pairs: Sequence[TextPair], rank: Rank, steps: int 
             adapt(encoder, settings.lora_rank)
     settings = fitted(settings, encoder, tokenizer)
     check_reads_text(encoder, tokenizer, max(settings.query_length, settings.passage_length), "--model")
-    loss_fn = ContrastiveLoss(
-        settings.temperature,
-        learnable=settings.learnable_temperature,
-        symmetric=settings.symmetric,
-        tile_size=settings.tile_size,
-        across="ring" if settings.ring else "gather",
-    )
+    loss_fn = loss_of(settings).to(rank.device)
     encoder.to(rank.device)
-    loss_fn.to(rank.device)
     optimizer = optimizer_for(settings, [*encoder.parameters(), *loss_fn.parameters()])
     chunks = {}
     if settings.chunk_size == "auto":
@@ -121,6 +114,17 @@ def build(settings: Settings, pairs: Sequence[TextPair], rank: Rank, steps: int 
         rank=rank.rank,
         world_size=rank.world_size,
         chunks=chunks,
+    )
+
+
+def loss_of(settings: Settings) -> ContrastiveLoss:
+    """The loss that the settings name, against the texts of all processes."""
+    return ContrastiveLoss(
+        settings.temperature,
+        learnable=settings.learnable_temperature,
+        symmetric=settings.symmetric,
+        tile_size=settings.tile_size,
+        across="ring" if settings.ring else "gather",
     )
 
 

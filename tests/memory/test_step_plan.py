@@ -1,12 +1,16 @@
 """`plan_step` against the ledger of the real step, an exhaustive grid, and the naive step's gradient."""
 
+import re
+
 import pytest
 import torch
+from torch import nn
 
 from gclib import ContrastiveLoss, Encoder, grad_cache_loss, grad_cache_step, naive_step, plan_chunks, plan_step
 from gclib.chunks import price_of_a_call
 from gclib.memory import step_plan
 from gclib.memory.flops import count_flops
+from gclib.memory.ledger import record_memory
 from gclib.verify import check_towers
 from tests.helpers.oracles import TinyEncoder, gradients, token_batch, worst_error
 from tests.helpers.plans import Job, encoder_pool, judge, random_job
@@ -119,6 +123,36 @@ def test_gradients_and_states_that_are_there_count(job):
         planned(job, optimizer="lion")
 
 
+@pytest.mark.parametrize(
+    ("optimizer", "moments"),
+    [
+        (lambda weights: torch.optim.SGD(weights, lr=0.1), 0),
+        (lambda weights: torch.optim.SGD(weights, lr=0.1, momentum=0.9), 1),
+        (lambda weights: torch.optim.Adam(weights, amsgrad=True), 3),
+    ],
+    ids=["sgd", "sgd with momentum", "adam with amsgrad"],
+)
+def test_states_to_come_are_as_many_as_come(job, optimizer, moments):
+    optimizer = optimizer(job.encoders[0].parameters())
+    plain, coming = planned(job, budget_bytes=2**30), planned(job, budget_bytes=2**30, optimizer=optimizer)
+    grad_cache_step(job.encoders, job.inputs, job.loss, chunk_size=4)
+    optimizer.step()
+    optimizer.zero_grad()
+    weights = sum(p.nbytes for p in job.encoders[0].parameters())
+    assert moments * weights <= coming.peak_bytes - plain.peak_bytes <= moments * weights + 4 * 3
+    assert planned(job, budget_bytes=2**30, optimizer=optimizer).peak_bytes == coming.peak_bytes
+
+
+def test_the_smallest_budget_that_is_named_is_one_that_will_do():
+    """Of a tiny encoder chunks of a row are not the smallest step: each of them holds the generators' states."""
+    encoder, inputs = nn.Linear(6, 4), [torch.randn(12, 6), torch.randn(24, 6)]
+    step = [encoder] * 2, inputs, ContrastiveLoss(0.1)
+    with pytest.raises(ValueError, match="must be at least") as told:
+        plan_step(*step, budget_bytes=10_000)
+    named = float(re.search(r"at least the ([\d.]+) KiB", str(told.value)).group(1))
+    assert 10_000 < plan_step(*step, budget_bytes=int((named + 0.05) * 1_024)).peak_bytes <= (named + 0.05) * 1_024
+
+
 def test_a_callable_that_is_no_module_is_measured(job):
     encoder = job.encoders[0]
     encoder.out.weight.grad = torch.ones_like(encoder.out.weight)
@@ -137,6 +171,16 @@ def test_a_callable_that_is_no_module_is_measured(job):
         sizes.append(job.ledger_bytes(**plan.options()))
         assert sizes[-1] <= plan.peak_bytes <= budget
     assert sizes[0] > sizes[-1]
+
+
+def test_a_frozen_tower_that_is_no_module_is_measured(job):
+    encoder, frozen = job.encoders[0], TinyEncoder(width=32).double().requires_grad_(False)
+    encoders = [encoder, lambda **inputs: frozen(**inputs)]
+    plan = plan_step(encoders, job.inputs, job.loss, budget_bytes=2**30)
+    with record_memory(encoder, frozen) as ledger:
+        grad_cache_step(encoders, job.inputs, job.loss, **plan.options(), on_phase=ledger.on_phase)
+    assert plan.reason.endswith("must be modules to be run with fake tensors, got a function")
+    assert ledger.peak_bytes <= plan.peak_bytes
 
 
 def test_a_loss_that_reads_values_is_measured(job):
@@ -191,7 +235,7 @@ def test_rows_are_cut_as_the_step_cuts_them(name):
 def test_what_the_step_refuses_and_a_budget_that_is_none_are_refused(job):
     with pytest.raises(ValueError, match="budget_bytes must be an int of at least 1"):
         planned(job, budget_bytes=0)
-    with pytest.raises(ValueError, match="budget_bytes must be at least the .* of one row a chunk"):
+    with pytest.raises(ValueError, match="budget_bytes must be at least the .* of the smallest step"):
         planned(job, budget_bytes=1_000)
     with pytest.raises(ValueError, match="inputs must be one for each"):
         plan_step(job.encoders, job.inputs[:1], job.loss)

@@ -125,6 +125,15 @@ def test_a_model_that_peft_wrapped_itself_is_trained_and_merged_alike():
         add_lora(encoder)
 
 
+def test_tied_weights_are_tied_in_the_merged_model_too():
+    encoder = Encoder.from_config("tiny", vocab_size=60)
+    first, last = (encoder.model.encoder.layer[place].output.dense for place in (0, -1))
+    last.weight = first.weight
+    plain = merged(shaken(add_lora(encoder)))
+    first, last = (plain.model.encoder.layer[place].output.dense for place in (0, -1))
+    assert last is not first and last.weight is first.weight and first.weight.requires_grad
+
+
 # --- what is trained --------------------------------------------------------------------------------------------
 
 
