@@ -165,6 +165,37 @@ def test_own_positives_stay_whatever_the_rule_says():
     assert tiled.item() == 0
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_a_guide_in_half_precision_leaves_out_every_twin_of_the_positive(dtype):
+    """In half precision the sum of s_i and the matrix product of its twin's s_ij are 1e-3 to 1e-2 apart."""
+    queries = torch.randn(32, 384)
+    queries = torch.cat([queries, queries])  # so that i and i + 32 are one query with one passage
+    passages = queries + torch.randn(32, 384).repeat(2, 1)
+    rule = GuideFilter(queries.to(dtype), passages.to(dtype), margin=1e-3)
+    reps = torch.zeros(64, 2, dtype=torch.float64)
+    loss = contrastive_loss(reps, reps, temperature=1.0, mask=rule)
+    expected = contrastive_loss(reps, reps, temperature=1.0, mask=SameIds([*range(32)] * 2, range(64)))
+    assert loss.item() == pytest.approx(expected.item(), abs=1e-12)
+
+
+@pytest.mark.parametrize("tile_size", [None, 2])
+def test_ids_of_any_int_type_are_the_same_ids(tile_size):
+    reps, ids = [torch.randn(3, 2), torch.randn(6, 2)], ([1, 2, 1], [7, 8, 9, 7, 3, 3])
+    losses = [
+        ContrastiveLoss(symmetric=True, tile_size=tile_size)(*reps, mask=SameIds(*(torch.tensor(i).to(t) for i in ids)))
+        for t in (torch.int64, torch.uint8, torch.int16, torch.int32, torch.uint64)
+    ]
+    assert len(set(map(float, losses))) == 1
+
+
+@pytest.mark.parametrize("tile_size", [None, 4])
+def test_a_temperature_in_half_precision_weighs_as_its_number_does(tile_size):
+    loss_fn = ContrastiveLoss(0.05, learnable=True, tile_size=tile_size).bfloat16()
+    reps = torch.nn.functional.normalize(torch.randn(6, 8)), torch.nn.functional.normalize(torch.randn(12, 8))
+    expected = ContrastiveLoss(loss_fn.temperature.item(), tile_size=tile_size)(*reps, mask=HardnessWeight(5.0))
+    assert loss_fn(*reps, mask=HardnessWeight(5.0)).item() == pytest.approx(expected.item(), rel=1e-5)
+
+
 # --- Across processes -----------------------------------------------------------------------------------------------
 
 CASES = 16
@@ -302,6 +333,11 @@ def test_ids_at_a_batch_of_65536_take_less_than_256_mib_beside_inputs():
         (lambda: SameIds([1, 2], [[1], [2]]), "passage_ids must be a vector of ints"),
         (lambda: SameIds([1, 2], [1, 2, 3]), "passage_ids must have .* a multiple of B = 2"),
         (lambda: SameIds([], []), "query_ids must be a vector of ints"),
+        (lambda: SameIds(["a", "b"], [1, 2]), "query_ids must be a vector of ints below 2"),
+        (lambda: SameIds([1, 2], [1, 2**63]), "passage_ids must be a vector of ints below 2"),
+        (lambda: SameIds(None, [1]), "query_ids must be a vector of ints"),
+        (lambda: torch.zeros(1, 1).bool() | SameIds([1], [1]), r"rules\[0\] must be a rule"),
+        (lambda: GuideFilter(torch.ones(2, 3), torch.ones(2, 3).double()), "guide_passage_reps must have .*float32"),
         (lambda: GuideFilter(torch.ones(2, 3), torch.ones(2, 4)), "guide_passage_reps must have guide_query_reps' 3"),
         (lambda: GuideFilter(torch.ones(2), torch.ones(2, 4)), "guide_query_reps must be a floating point matrix"),
         (lambda: GuideFilter(torch.ones(2, 3), torch.ones(3, 3)), "guide_passage_reps must have B"),
