@@ -161,9 +161,8 @@ class HardnessWeight(Rule):
 
     def weigh(self, tile: Any, logits: Tensor, temperature: float | Tensor) -> None:
         """z + strength * temperature * z, where z * temperature is the product."""
-        factor = 1 + self.strength * (
-            temperature.detach().to(logits) if isinstance(temperature, Tensor) else temperature
-        )
+        number = temperature.detach().to(logits) if isinstance(temperature, Tensor) else temperature
+        factor = 1 + self.strength * number
         own = logits.diagonal() if tile.own else None
         if self.kind == "hard_negatives":
             if own is not None and tile.slot > 0:
