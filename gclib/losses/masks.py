@@ -161,7 +161,7 @@ class HardnessWeight(Rule):
 
     def weigh(self, tile: Any, logits: Tensor, temperature: float | Tensor) -> None:
         """z + strength * temperature * z, where z * temperature is the product."""
-        number = temperature.detach().to(logits) if isinstance(temperature, Tensor) else temperature
+        number = temperature.detach().to(logits).reshape(()) if isinstance(temperature, Tensor) else temperature
         factor = 1 + self.strength * number
         own = logits.diagonal() if tile.own else None
         if self.kind == "hard_negatives":

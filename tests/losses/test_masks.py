@@ -304,6 +304,18 @@ def test_accumulation_cuts_the_rule_to_its_chunk():
     assert abs(whole[0] - expected[0]) <= 1e-12 and worst_error(whole[1], expected[1]) <= 1e-12
 
 
+@pytest.mark.parametrize("mask", [SameIds([0, 1, 0, 3], [0, 1, 2, 3]), torch.eye(4).flip(0).bool()])
+def test_accumulation_cuts_a_mask_of_one_tower_against_itself(mask):
+    encoder, inputs = torch.nn.Linear(5, 4).double(), torch.randn(4, 5, dtype=torch.float64)
+
+    def loss_fn(reps, mask=None):
+        return contrastive_loss(reps, reps, temperature=0.4, mask=mask)
+
+    loss = accumulation_step([encoder], [inputs], loss_fn, chunk_size=2, mask=mask)
+    halves = [loss_fn(encoder(inputs[part]), mask[part, part]) for part in (slice(0, 2), slice(2, 4))]
+    assert loss.item() == pytest.approx(sum(halves).item() / 2, rel=1e-12)
+
+
 # --- What it costs --------------------------------------------------------------------------------------------------
 
 
@@ -373,3 +385,16 @@ def test_another_batch_s_rule_is_refused_before_anything_is_computed():
                 step([never] * 2, inputs, ContrastiveLoss(), mask=rule)
         with pytest.raises(ValueError, match=f"mask must be a rule for the {words} of the batch"):
             contrastive_loss(*inputs, temperature=0.1, mask=rule)
+
+
+@pytest.mark.parametrize("kind", ["in_batch_negatives", "hard_negatives", "all_negatives"])
+@pytest.mark.parametrize("shape", [(1,), (1, 1)])
+def test_a_temperature_of_one_element_may_have_any_shape(shape, kind):
+    reps = torch.randn(5, 3, dtype=torch.float64), torch.randn(10, 3, dtype=torch.float64)
+    numbers = [torch.full(of, 0.3, dtype=torch.float64) for of in ((), shape)]
+    for loss in (contrastive_loss, lambda *a, **k: tiled_contrastive_loss(*a, tile_size=3, **k)):
+        truth, values = (
+            value_and_gradients(loss, *reps, number, symmetric=True, mask=HardnessWeight(2.0, kind))
+            for number in numbers
+        )
+        assert torch.equal(truth[3], values[3].reshape(())) and all(map(torch.equal, truth[:3], values[:3]))
