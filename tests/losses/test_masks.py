@@ -17,6 +17,7 @@ from gclib import ContrastiveLoss, accumulation_step, grad_cache_loss, grad_cach
 from gclib.losses.dense import contrastive_loss
 from gclib.losses.directions import TEXTS
 from gclib.losses.masks import GuideFilter, HardnessWeight, Rules, SameIds
+from gclib.losses.max_sim import MaxSimLoss
 from gclib.losses.tiled import tiled_contrastive_loss
 from gclib.memory.ledger import record_memory
 
@@ -398,3 +399,15 @@ def test_a_temperature_of_one_element_may_have_any_shape(shape, kind):
             for number in numbers
         )
         assert torch.equal(truth[3], values[3].reshape(())) and all(map(torch.equal, truth[:3], values[:3]))
+
+
+@pytest.mark.parametrize("loss_fn", [MaxSimLoss(torch.ones(4, 1), torch.ones(4, 1)), lambda queries, passages: 0])
+def test_a_loss_that_takes_no_mask_is_refused_before_anything_is_computed(loss_fn):
+    def never(inputs):
+        raise AssertionError("was encoded")
+
+    inputs, mask = [torch.ones(4, 2), torch.ones(4, 2)], SameIds(range(4), range(4))
+    for step in (naive_step, accumulation_step, grad_cache_step, grad_cache_loss):
+        options = {} if step is naive_step else {"chunk_size": 2}
+        with pytest.raises(ValueError, match="loss_fn must take the representations of 2 towers and mask="):
+            step([never] * 2, inputs, loss_fn, mask=mask, **options)
