@@ -33,7 +33,12 @@ class Rule:
 
     queries: Known = ()
     passages: Known = ()
-    weighs = False  # whether logits change, beside being left out
+    weighed: tuple[str, ...] = ()  # the negatives whose logits change, of in-batch and hard ones
+
+    @property
+    def weighs(self) -> bool:
+        """Whether logits change, beside being left out."""
+        return bool(self.weighed)
 
     def left_out(self, direction: str, rows: Known, columns: Known, tile: Any) -> Tensor | None:
         """(R, C) bool, True = left out of the denominator, or None; rows, columns: what is known of the tile's."""
@@ -154,10 +159,9 @@ class HardnessWeight(Rule):
     Raises ValueError for a strength that is not above 0, or another kind.
     """
 
-    weighs = True
-
     def __init__(self, strength: float, kind: str = "in_batch_negatives"):
         self.strength, self.kind = positive_number("strength", strength), one_of("kind", kind, HARDNESS)
+        self.weighed = HARDNESS[:2] if kind == "all_negatives" else (kind,)
 
     def weigh(self, tile: Any, logits: Tensor, temperature: float | Tensor) -> None:
         """z + strength * temperature * z, where z * temperature is the product."""
@@ -182,7 +186,9 @@ class Rules(Rule):
             if not isinstance(rule, Rule):
                 raise refuse(f"rules[{number}]", "must be a rule of gclib.losses.masks", type(rule).__name__)
         self.rules = tuple(rules)
-        self.weighs = any(rule.weighs for rule in rules)
+        self.weighed = tuple(kind for rule in rules for kind in rule.weighed)
+        if len(set(self.weighed)) < len(self.weighed):
+            raise refuse("rules", "must weigh no negatives twice: strengths add up in one HardnessWeight", self.weighed)
         self.queries = tuple(tensor for rule in rules for tensor in rule.queries)
         self.passages = tuple(tensor for rule in rules for tensor in rule.passages)
 

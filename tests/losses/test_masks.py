@@ -157,6 +157,15 @@ def test_the_two_kinds_of_duplicates_by_hand():
     assert loss.item() == pytest.approx(np.log([6, 6, 7, 7]).mean(), rel=1e-6)
 
 
+@pytest.mark.parametrize("tile_size", [None, 2])
+def test_weights_of_unlike_negatives_stand_side_by_side(tile_size):
+    reps = torch.randn(5, 3, dtype=torch.float64), torch.randn(15, 3, dtype=torch.float64)
+    loss_fn = ContrastiveLoss(0.4, tile_size=tile_size)
+    apart = HardnessWeight(2.0) | HardnessWeight(2.0, "hard_negatives")
+    together = HardnessWeight(2.0, "all_negatives")
+    assert loss_fn(*reps, mask=apart).item() == pytest.approx(loss_fn(*reps, mask=together).item(), rel=1e-14)
+
+
 def test_own_positives_stay_whatever_the_rule_says():
     same = SameIds([1, 1, 1], [5, 5, 5])
     loss = contrastive_loss(torch.randn(3, 2), torch.randn(3, 2), temperature=0.1, symmetric=True, mask=same)
@@ -357,6 +366,7 @@ def test_ids_at_a_batch_of_65536_take_less_than_256_mib_beside_inputs():
         (lambda: GuideFilter(torch.ones(2, 3), torch.ones(2, 3), margin=torch.nan), "margin must be a finite number"),
         (lambda: GuideFilter(torch.ones(2, 3), torch.ones(2, 3), kind="both"), "kind must be one of"),
         (lambda: HardnessWeight(0.0), "strength must be a finite number above 0"),
+        (lambda: HardnessWeight(1.0) | HardnessWeight(1.0, "all_negatives"), "rules must weigh no negatives twice"),
         (lambda: HardnessWeight(1.0, "some"), "kind must be one of"),
         (lambda: SameIds([1], [1]) | "another", r"rules\[1\] must be a rule"),
         (lambda: ContrastiveLoss(symmetric=True, directions=("query_to_passage",)), "directions must be None"),
