@@ -362,7 +362,7 @@ def _accumulate_chunk(
     queries = towers[0].rows
     first, last = chunk.rows[0], chunk.rows[-1] + 1
     spans = [slice(first * tower.rows // queries, last * tower.rows // queries) for tower in towers]
-    part = mask[spans[0], spans[1]] if mask is not None else None
+    part = mask[spans[0], spans[:2][-1]] if mask is not None else None
     reps = []
     for tower, span in zip(towers, spans, strict=True):
         report("first_forward", tower=tower.number, **named, tensors=_reps(reps))

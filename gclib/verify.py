@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from gclib.chunks import Chunk, choose_largest, halved_to
 from gclib.distributed import data_parallel, numbers_of_ranks, refuse_flat_shards, sharded_units, world_size
-from gclib.support.modules import Autocast, modules_of, refuse_batch_norm, training_mode
+from gclib.support.modules import Autocast, modules_of, refuse_batch_norm, takes, training_mode
 from gclib.support.validation import check_mask, has_values, one_of, refuse
 from gclib.towers import (
     WRITES,
@@ -87,6 +87,9 @@ def check_towers(
             refuse_batch_norm(f"encoders[{number}]", encoder, "a chunk")
             refuse_flat_shards(f"encoders[{number}]", encoder)
             _refuse_history(towers[-1])
+    if mask is not None and not takes(loss_fn, towers, {"mask": mask}):
+        got = f"a {getattr(loss_fn, '__name__', type(loss_fn).__name__)} that does not"
+        raise refuse("loss_fn", f"must take the representations of {len(towers)} towers and mask=", got)
     _check_positives_stay(mask, towers)
     return towers
 

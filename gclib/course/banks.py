@@ -11,6 +11,7 @@ Letters: B queries, K hard negatives per query, N = B * (1 + K) passages, D dime
 
 import copy
 from collections.abc import Callable
+from numbers import Real
 from typing import Any
 
 import torch
@@ -18,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from gclib.losses.dense import contrastive_loss
-from gclib.support.validation import check_representations, int_at_least, positive_number, refuse
+from gclib.support.validation import check_representations, describe, int_at_least, positive_number, refuse
 
 
 class QueueLoss(nn.Module):
@@ -42,6 +43,7 @@ class QueueLoss(nn.Module):
     def forward(self, query_reps: Tensor, passage_reps: Tensor) -> Tensor:
         """(B, D) and (N, D) -> scalar; the passages stand in the queue afterwards."""
         check_representations(query_reps, passage_reps)
+        _check_like(passage_reps, self.passages)
         group = passage_reps.shape[0] // query_reps.shape[0]
         against = passage_reps if self.passages is None else torch.cat([passage_reps, self.passages])
         labels = torch.arange(query_reps.shape[0], device=query_reps.device) * group
@@ -70,9 +72,15 @@ class TwoSidedBankLoss(nn.Module):
         self.queries: Tensor | None = None
         self.passages: Tensor | None = None
 
+    @property
+    def needs_whole_batch(self) -> bool:
+        """As the loss that is taken says of itself."""
+        return getattr(self.loss_fn, "needs_whole_batch", False)
+
     def forward(self, query_reps: Tensor, passage_reps: Tensor) -> Tensor:
         """(B, D) and (N, D) -> scalar; the pairs stand in the bank afterwards."""
         check_representations(query_reps, passage_reps)
+        _check_like(passage_reps, self.passages)
         group = passage_reps.shape[0] // query_reps.shape[0]
         if self.queries is None:
             loss = self.loss_fn(query_reps, passage_reps)
@@ -95,7 +103,7 @@ class MomentumEncoder(nn.Module):
 
     def __init__(self, encoder: nn.Module, momentum: float = 0.999):
         super().__init__()
-        if not 0 <= momentum < 1:
+        if isinstance(momentum, bool) or not isinstance(momentum, Real) or not 0 <= momentum < 1:
             raise refuse("momentum", "must be at least 0 and below 1", momentum)
         self.momentum, self._followed = momentum, [encoder]  # in a list: no submodule, so no second set of parameters
         self.copy = copy.deepcopy(encoder).requires_grad_(False)
@@ -120,6 +128,13 @@ def newest(kept: Tensor | None, reps: Tensor, size: int) -> Tensor | None:
         return None
     rows = reps.detach()
     return (rows if kept is None else torch.cat([rows, kept]))[:size].clone()
+
+
+def _check_like(reps: Tensor, kept: Tensor | None) -> None:
+    """ValueError for representations that can't stand beside those of the bank: a bank is of one encoder's."""
+    if kept is not None and (reps.shape[1], reps.dtype, reps.device) != (kept.shape[1], kept.dtype, kept.device):
+        rule = f"must have the bank's {kept.shape[1]} dimensions of {kept.dtype} on {kept.device}"
+        raise refuse("passage_reps", rule, f"{describe(reps)} on {reps.device}")
 
 
 def _plain(queries: Tensor, passages: Tensor) -> Tensor:

@@ -22,6 +22,7 @@ import warnings
 from collections import Counter, defaultdict, deque
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from gclib.data.negatives import twin_numbers
 from gclib.data.pairs import TextPair, check_pairs
@@ -60,6 +61,7 @@ def draw_batches(
     check_pairs(pairs)
     _check_place(batch_size, len(pairs), seed, epoch, batch)
     rows = rows_of_rank(batch_size, rank, world_size)
+    ids = None if ids is None else _hashable("ids", ids)
     if ids is not None and len(ids) != len(pairs):
         raise refuse("ids", f"must be one for each of the {len(pairs)} pairs", f"{len(ids)} ids")
     texts = _Texts.of(pairs, ids)
@@ -138,8 +140,13 @@ def class_pairs(
     """Pairs of two texts of one class, and each pair's label: every text in one pair, paired anew each epoch.
 
     In a class of an odd number the last text is paired with one that has a pair already. A class of one text has none,
-    which a UserWarning says. Raises ValueError for unlike numbers of texts and labels, and for no class of two.
+    which a UserWarning says. Raises ValueError for unlike numbers of texts and labels, for a label that is None or NaN
+    (texts without a class are no pairs of each other), and for no class of two.
     """
+    labels = _hashable("labels", labels)
+    for place, label in enumerate(labels):
+        if label is None or label != label:
+            raise refuse(f"labels[{place}]", "must be a class: leave out the texts without one", label)
     if len(texts) != len(labels):
         raise refuse("labels", f"must be one for each of the {len(texts)} texts", f"{len(labels)} labels")
     generator, classes = random.Random(f"{seed}/{epoch}/classes"), defaultdict(list)
@@ -172,6 +179,15 @@ def rows_of_rank(batch_size: int, rank: int, world_size: int) -> slice:
     size, longer = divmod(batch_size, world_size)
     first = rank * size + min(rank, longer)
     return slice(first, first + size + (rank < longer))
+
+
+def _hashable(argument: str, values: Sequence[Any]) -> list[Hashable]:
+    """A list of what compares by value, as a tensor's elements don't. ValueError for what can't be told apart."""
+    listed = [value.item() if hasattr(value, "item") else value for value in values]
+    for place, value in enumerate(listed):
+        if not isinstance(value, Hashable):
+            raise refuse(f"{argument}[{place}]", "must be hashable, such as an int or a text", type(value).__name__)
+    return listed
 
 
 def _check_place(batch_size: int, count: int, seed: int, epoch: int, batch: int, *, of: str = "pairs") -> None:

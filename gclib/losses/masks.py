@@ -33,7 +33,12 @@ class Rule:
 
     queries: Known = ()
     passages: Known = ()
-    weighs = False  # whether logits change, beside being left out
+    weighed: tuple[str, ...] = ()  # the negatives whose logits change, of in-batch and hard ones
+
+    @property
+    def weighs(self) -> bool:
+        """Whether logits change, beside being left out."""
+        return bool(self.weighed)
 
     def left_out(self, direction: str, rows: Known, columns: Known, tile: Any) -> Tensor | None:
         """(R, C) bool, True = left out of the denominator, or None; rows, columns: what is known of the tile's."""
@@ -64,6 +69,9 @@ class Rule:
 
     def __or__(self, other: "Rule") -> "Rule":
         return Rules((self, other))
+
+    def __ror__(self, other: Any) -> "Rule":
+        return Rules((other, self))  # a tensor's, which is refused
 
 
 class SameIds(Rule):
@@ -101,8 +109,9 @@ class GuideFilter(Rule):
         s_ij > s_i - margin   (kind "absolute"),      s_ij > s_i - |s_i| margin   (kind "relative").
 
     Other directions compare the guide's similarity of their own two texts with the same s_i. A twin of the positive has
-    s_ij = s_i up to rounding: a margin above rounding (1e-3, say) leaves it out for sure, 0 does not. A text is never
-    its own negative, whatever the margin; sentence-transformers leaves it out only where 1 is above the threshold.
+    s_ij = s_i up to rounding: a margin above rounding (1e-3, say) leaves it out for sure, 0 does not. Half precision is
+    compared in float32. A text is never its own negative, whatever the margin; sentence-transformers leaves it out only
+    where 1 is above the threshold.
 
     Raises ValueError for representations that don't fit, a margin that is no finite number, or another kind.
     Source: Solatorio 2024 (arXiv 2402.16829); the margins as sentence-transformers' GISTEmbedLoss has them.
@@ -117,11 +126,17 @@ class GuideFilter(Rule):
         if guide_query_reps.shape[1] != guide_passage_reps.shape[1]:
             rule = f"must have guide_query_reps' {guide_query_reps.shape[1]} dimensions"
             raise refuse("guide_passage_reps", rule, describe(guide_passage_reps))
+        for what in ("dtype", "device"):
+            if getattr(guide_passage_reps, what) != getattr(guide_query_reps, what):
+                rule = f"must have guide_query_reps' {what} {getattr(guide_query_reps, what)}"
+                raise refuse("guide_passage_reps", rule, getattr(guide_passage_reps, what))
         if isinstance(margin, bool) or not isinstance(margin, Real) or not math.isfinite(margin):
             raise refuse("margin", "must be a finite number", margin)
         one_of("kind", kind, ("absolute", "relative"))
         group = _group_size("guide_passage_reps", guide_query_reps, guide_passage_reps)
-        queries, passages = (F.normalize(reps.detach(), dim=1) for reps in (guide_query_reps, guide_passage_reps))
+        dtype = torch.promote_types(guide_query_reps.dtype, torch.float32)
+        reps = guide_query_reps.detach().to(dtype), guide_passage_reps.detach().to(dtype)
+        queries, passages = (F.normalize(of_texts, dim=1) for of_texts in reps)
         positives = passages[::group]
         similarities = (queries * positives).sum(dim=1)
         least = similarities - margin * (similarities.abs() if kind == "relative" else 1)
@@ -144,14 +159,14 @@ class HardnessWeight(Rule):
     Raises ValueError for a strength that is not above 0, or another kind.
     """
 
-    weighs = True
-
     def __init__(self, strength: float, kind: str = "in_batch_negatives"):
         self.strength, self.kind = positive_number("strength", strength), one_of("kind", kind, HARDNESS)
+        self.weighed = HARDNESS[:2] if kind == "all_negatives" else (kind,)
 
     def weigh(self, tile: Any, logits: Tensor, temperature: float | Tensor) -> None:
         """z + strength * temperature * z, where z * temperature is the product."""
-        factor = 1 + self.strength * (temperature.detach() if isinstance(temperature, Tensor) else temperature)
+        number = temperature.detach().to(logits).reshape(()) if isinstance(temperature, Tensor) else temperature
+        factor = 1 + self.strength * number
         own = logits.diagonal() if tile.own else None
         if self.kind == "hard_negatives":
             if own is not None and tile.slot > 0:
@@ -171,7 +186,9 @@ class Rules(Rule):
             if not isinstance(rule, Rule):
                 raise refuse(f"rules[{number}]", "must be a rule of gclib.losses.masks", type(rule).__name__)
         self.rules = tuple(rules)
-        self.weighs = any(rule.weighs for rule in rules)
+        self.weighed = tuple(kind for rule in rules for kind in rule.weighed)
+        if len(set(self.weighed)) < len(self.weighed):
+            raise refuse("rules", "must weigh no negatives twice: strengths add up in one HardnessWeight", self.weighed)
         self.queries = tuple(tensor for rule in rules for tensor in rule.queries)
         self.passages = tuple(tensor for rule in rules for tensor in rule.passages)
 
@@ -194,8 +211,8 @@ class Rules(Rule):
             rule.weigh(tile, logits, temperature)
 
 
-class Matrix(Rule):
-    """A whole (B, N) mask as a rule: for queries against passages alone, and in one process."""
+class _Matrix(Rule):
+    """A whole (B, N) mask as a rule: for queries against passages alone, in one process, and not cut."""
 
     def __init__(self, mask: Tensor):
         self.queries = (mask,)
@@ -212,7 +229,7 @@ def as_rule(mask: Any, queries: int, passages: int, device: torch.device) -> Rul
             mask.check(queries, passages, device)
         return mask
     check_mask(mask, queries, passages, device)
-    return Matrix(mask)
+    return _Matrix(mask)
 
 
 def refuse_matrix(mask: Any) -> None:
@@ -248,7 +265,7 @@ class Restriction:
             mask = None if mask is None else mask.T
         else:
             mask = self.rule.left_out(self.direction, rows, columns, tile)
-        if mask is not None and tile.holds_positives and not isinstance(self.rule, Matrix):
+        if mask is not None and tile.holds_positives and not isinstance(self.rule, _Matrix):
             mask.diagonal().fill_(False)
         return mask
 
@@ -265,10 +282,13 @@ class Restriction:
 
 def _ids(name: str, ids: Any) -> Tensor:
     """A vector of ints as a tensor."""
-    tensor = ids if isinstance(ids, Tensor) else torch.tensor(list(ids) or [0.0])
+    try:
+        tensor = ids if isinstance(ids, Tensor) else torch.tensor(list(ids) or [0.0])
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise refuse(name, "must be a vector of ints below 2^63", f"what makes none: {error}") from error
     if tensor.ndim != 1 or tensor.is_floating_point() or tensor.is_complex() or tensor.dtype == torch.bool:
         raise refuse(name, "must be a vector of ints", _described(ids))
-    return tensor
+    return tensor.long()  # one type, so that any ranks and backends can exchange them
 
 
 def _group_size(name: str, queries: Tensor, passages: Tensor) -> int:

@@ -26,6 +26,11 @@ class MatryoshkaLoss(nn.Module):
         self.loss_fn = loss_fn
         self.dims = [positive_int("dims", dim) for dim in dims]
 
+    @property
+    def needs_whole_batch(self) -> bool:
+        """As the loss of a prefix says of itself."""
+        return getattr(self.loss_fn, "needs_whole_batch", False)
+
     def forward(self, *reps: Tensor, **options: Any) -> Tensor:
         """Representations (rows, D), one tensor a tower -> scalar."""
         width = min(rep.shape[1] for rep in reps)

@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from gclib.losses.tiled import refuse_second_derivative
-from gclib.support.validation import positive_int, positive_number, refuse
+from gclib.support.validation import describe, positive_int, positive_number, refuse
 
 
 def max_sim(
@@ -32,24 +32,31 @@ def max_sim(
 ) -> Tensor:
     """(B, Tq, D) and (N, Tp, D) with masks (B, Tq) and (N, Tp), 1 for a token -> (B, N).
 
+    A passage without a token is infinitely far from every query: -inf. What stands at padding has to be finite.
     tile_size: None allocates B * N * Tq * Tp products, some times over; an int takes so many queries against as many
     passages at once, tile_size^2 * Tq * Tp products, and has no second derivative. Half precision is summed in float32
     in tiles. Where tokens of a passage are equally near, each gets its share of the gradient, in both forms.
 
-    Raises ValueError for shapes that don't fit, and a tile_size that is no positive int.
+    Raises ValueError for shapes, dtypes or devices that don't fit, and a tile_size that is no positive int.
     """
     for name, tokens, mask in (
         ("query_tokens", query_tokens, query_mask),
         ("passage_tokens", passage_tokens, passage_mask),
     ):
+        if not isinstance(tokens, Tensor) or not isinstance(mask, Tensor):
+            raise refuse(name, "must be a Tensor, and its mask", f"{type(tokens).__name__}, {type(mask).__name__}")
         if tokens.ndim != 3 or tokens.shape[:2] != mask.shape:
             raise refuse(name, f"must be (rows, T, D) with a mask of (rows, T), here {tuple(mask.shape)}", tokens.shape)
+        if (tokens.shape[2], tokens.dtype, tokens.device) != (query_tokens.shape[2], query_tokens.dtype, mask.device):
+            rule = f"must have query_tokens' D {query_tokens.shape[2]} and {query_tokens.dtype}, on its mask's device"
+            raise refuse(name, rule, f"{describe(tokens)} on {tokens.device}, the mask on {mask.device}")
+    query_mask, passage_mask = query_mask.bool(), passage_mask.bool()
     if tile_size is not None:
         side = positive_int("tile_size", tile_size)
-        return _TiledMaxSim.apply(query_tokens, passage_tokens, query_mask.bool(), passage_mask.bool(), side)
+        return _TiledMaxSim.apply(query_tokens, passage_tokens, query_mask, passage_mask, side)
     products = torch.einsum("isd,jtd->ijst", query_tokens, passage_tokens)
-    products = products.masked_fill(~passage_mask.bool()[None, :, None, :], -torch.inf)
-    return (products.amax(dim=3) * query_mask[:, None, :].to(products.dtype)).sum(dim=2)
+    products = products.masked_fill(~passage_mask[None, :, None, :], -torch.inf)
+    return products.amax(dim=3).masked_fill(~query_mask[:, None, :], 0.0).sum(dim=2)
 
 
 class _TiledMaxSim(torch.autograd.Function):
@@ -64,7 +71,7 @@ class _TiledMaxSim(torch.autograd.Function):
         with torch.autocast(queries.device.type, enabled=False):
             for rows, columns in _tiles(queries, passages, side):
                 products = _products(queries[rows].to(dtype), passages[columns].to(dtype), passage_mask[columns])
-                nearest = products.amax(dim=3).mul_(query_mask[rows].unsqueeze(2))
+                nearest = products.amax(dim=3).masked_fill_(~query_mask[rows].unsqueeze(2), 0.0)
                 torch.sum(nearest, dim=1, out=scores[rows, columns])
         return scores
 
@@ -132,7 +139,7 @@ class MaxSimLoss:
 
     def __call__(self, query_tokens: Tensor, passage_tokens: Tensor) -> Tensor:
         """(B, Tq, D) and (N, Tp, D), zeros or anything at padding -> scalar."""
-        if passage_tokens.shape[0] % query_tokens.shape[0]:
+        if not query_tokens.shape[0] or passage_tokens.shape[0] % query_tokens.shape[0]:
             rule = f"must have a multiple of B = {query_tokens.shape[0]} rows"
             raise refuse("passage_tokens", rule, f"{passage_tokens.shape[0]} rows")
         masks = self.query_mask, self.passage_mask

@@ -202,7 +202,7 @@ class _RingLoss(torch.autograd.Function):
         sums, ring = [LogSumExp(*pair) for pair in zip(parts[::2], parts[1::2], strict=True)], ctx.ring
         temperature = ctx.number if temperature is None else temperature
         with torch.autocast(query_reps.device.type, enabled=False):
-            weight = gradient_of_loss * ring.size / (len(sums) * sum(ring.rows) * temperature)
+            weight = (gradient_of_loss * ring.size / (len(sums) * sum(ring.rows) * temperature)).reshape(())
             softmax = Softmax.of(positives, sums, weight, ring.directions.copies)
             block, wanted = passage_reps.contiguous(), ctx.needs_input_grad[2]
             gradients = _once_more_around(ring, query_reps, block, temperature, softmax, wanted)

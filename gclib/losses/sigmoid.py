@@ -10,7 +10,9 @@ Zhai et al. 2023 (arXiv 2303.15343), sections 3.2 and 3.3. Letters: W ranks, B q
 negatives per query, N = B * (1 + K) passages, D dimensions.
 """
 
+import math
 from dataclasses import dataclass, field
+from numbers import Real
 from typing import Any
 
 import torch
@@ -24,7 +26,7 @@ from gclib.losses.masks import Rule, as_rule, refuse_matrix
 from gclib.losses.ring import Ring, refuse_gloo_on_cuda
 from gclib.losses.tiled import check_tile_size, like, refuse_second_derivative, tile_side
 from gclib.losses.tiles import Gradients, Layout, Logits, PairwiseSum, Tile, add_gradients
-from gclib.support.validation import check_representations, check_temperature, one_of, positive_number, refuse
+from gclib.support.validation import check_representations, check_temperature, describe, one_of, positive_number, refuse
 
 ACROSS = ("none", "gather", "ring")
 
@@ -35,7 +37,8 @@ class SigmoidLoss(nn.Module):
     temperature, bias: where they start (the paper's t' = 10 and b = -10); learnable: then the module owns
     `log_temperature` and `bias`, whose gradients a step gives exactly once. tile_size, across: as in `ContrastiveLoss`;
     a ring is the paper's exchange with neighbours. mask: a rule (`gclib.losses.masks`), whose pairs are left out
-    of the sum, or with across="none" a (B, N) bool tensor. Divided by B, as the paper and open_clip do, not by B * N.
+    of the sum, or with across="none" a (B, N) bool tensor, which may leave out no positive: the loss is then infinite.
+    Divided by B, as the paper and open_clip do, not by B * N.
 
     Raises ValueError for a setting that can't be, a ring without tile_size, and a rule that weighs logits.
     """
@@ -57,6 +60,7 @@ class SigmoidLoss(nn.Module):
         self.tile_size = None if tile_size is None else check_tile_size(tile_size)
         self.fixed_temperature = None if learnable else start
         self.log_temperature = nn.Parameter(torch.tensor(start).log()) if learnable else None
+        _check_bias(bias)
         self.bias = nn.Parameter(torch.tensor(float(bias))) if learnable else float(bias)
 
     @property
@@ -92,9 +96,12 @@ def sigmoid_loss(
     """
     check_representations(query_reps, passage_reps)
     check_temperature(temperature)
+    _check_bias(bias)
     rule = as_rule(mask, query_reps.shape[0], passage_reps.shape[0], query_reps.device)
     if rule is not None and rule.weighs:
-        raise refuse("mask", "must be a rule that leaves pairs out: no softmax is here to weigh them in", mask)
+        raise refuse(
+            "mask", "must be a rule that leaves pairs out: no softmax is here to weigh them in", type(mask).__name__
+        )
     if across != "none":
         refuse_matrix(mask)
     ranks = 1 if across == "none" else world_size()
@@ -114,6 +121,15 @@ def sigmoid_loss(
         share = (_dense if tile_size is None else _SigmoidLoss.apply)(query_reps, passages, temperature, bias, layout)
     share = share * (ranks / sum(rows))
     return share if ranks == 1 else share + (mean_over_ranks(share) - share.detach())
+
+
+def _check_bias(bias: Any) -> None:
+    """A finite number, or a floating point tensor of one element (its value is not read)."""
+    if isinstance(bias, Tensor):
+        if bias.numel() != 1 or not bias.is_floating_point():
+            raise refuse("bias", "must be a floating point tensor of one element", describe(bias))
+    elif isinstance(bias, bool) or not isinstance(bias, Real) or not math.isfinite(bias):
+        raise refuse("bias", "must be a finite number", bias)
 
 
 def _dense(queries: Tensor, passages: Tensor, temperature: Any, bias: Any, layout: Layout) -> Tensor:

@@ -179,7 +179,7 @@ class _TiledLoss(torch.autograd.Function):
         with torch.autocast(reps[0].device.type, enabled=False):
             temperature = ctx.number if temperature is None else temperature
             logits = layout.logits(QP, own, against, temperature)
-            weight = gradient_of_loss / (len(sums) * logits.rows * temperature)
+            weight = (gradient_of_loss / (len(sums) * logits.rows * temperature)).reshape(())
             walks = _walks(layout.directions, is_whole)
             gradients = _zeros(logits, reps, ctx.needs_input_grad, once=len(walks) == 1)
             of_own, of_against = _sides(layout, *gradients[:4])

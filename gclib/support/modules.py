@@ -73,14 +73,14 @@ def call(encoder: Any, /, *arguments: Any, **named: Any) -> Any:
     try:
         return encoder(*arguments, **named)
     except TypeError as error:
-        if _takes(encoder, arguments, named):
+        if takes(encoder, arguments, named):
             raise
         words = "names as keywords" if named else "tensors one by one"
         rule = f"must take the inputs' {words} (a SentenceTransformer: lambda **f: model(f)['sentence_embedding'])"
         raise refuse("encoders", rule, f"a {type(encoder).__name__} that does not: {error}") from error
 
 
-def _takes(encoder: Any, arguments: tuple[Any, ...], named: Mapping[str, Any]) -> bool:
+def takes(encoder: Any, arguments: tuple[Any, ...], named: Mapping[str, Any]) -> bool:
     """Whether a call's arguments are those of the signature, as far as it can be seen."""
     try:
         signature = inspect.signature(encoder.forward if isinstance(encoder, nn.Module) else encoder)

@@ -118,6 +118,7 @@ def test_the_momentum_encoder_follows_and_is_not_trained():
         (lambda: QueueLoss(-1), "size must be an int of at least 0"),
         (lambda: QueueLoss(1, 0), "temperature must be a finite number above 0"),
         (lambda: TwoSidedBankLoss(1, "dense"), "loss_fn must be callable"),
+        (lambda: MomentumEncoder(nn.Linear(1, 1), "0.9"), "momentum must be at least 0 and below 1"),
         (lambda: MomentumEncoder(nn.Linear(1, 1), 1.0), "momentum must be at least 0 and below 1"),
         (lambda: QueueLoss(1)(torch.ones(2, 3), torch.ones(3, 3)), "passage_reps must have B"),
     ],
@@ -125,6 +126,20 @@ def test_the_momentum_encoder_follows_and_is_not_trained():
 def test_bad_arguments_are_refused_in_words(wrong, words):
     with pytest.raises(ValueError, match=words):
         wrong()
+
+
+@pytest.mark.parametrize("make", LOSSES)
+def test_a_bank_of_another_encoder_is_refused(make):
+    loss_fn, reps = make(4), batch(0)
+    loss_fn(*reps)
+    for other in ([rep[:, :4] for rep in reps], [rep.float() for rep in reps], [rep.to("meta") for rep in reps]):
+        with pytest.raises(ValueError, match="passage_reps must have the bank's 5 dimensions of torch.float64 on cpu"):
+            loss_fn(*other)
+
+
+def test_a_bank_needs_the_whole_batch_where_its_loss_does():
+    assert TwoSidedBankLoss(1, ContrastiveLoss(across="gather")).needs_whole_batch
+    assert not TwoSidedBankLoss(1, ContrastiveLoss()).needs_whole_batch and not TwoSidedBankLoss(1).needs_whole_batch
 
 
 def test_a_bank_of_other_pairs_is_refused():

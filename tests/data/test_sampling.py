@@ -5,7 +5,9 @@ import re
 import warnings
 from collections import Counter, defaultdict
 
+import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -210,7 +212,21 @@ def test_class_batches_hold_each_class_once_and_pair_anew():
     assert list(itertools.islice(draw_class_batches(texts, labels, 8, seed=0, batch=4), 3)) == drawn[4:7]
 
 
+@pytest.mark.parametrize("kind", [torch.tensor, np.array, lambda numbers: list(torch.tensor(numbers))])
+def test_ids_and_labels_of_a_tensor_or_an_array_are_their_numbers(kind):
+    pairs, numbers = [TextPair(f"q{n}", f"p{n}") for n in range(12)], [n // 2 for n in range(12)]
+    drawn = [list(itertools.islice(draw_batches(pairs, 4, seed=0, ids=ids), 6)) for ids in (numbers, kind(numbers))]
+    assert drawn[0] == drawn[1]
+    texts = [f"t{n}" for n in range(12)]
+    assert class_pairs(texts, kind(numbers), seed=0) == class_pairs(texts, numbers, seed=0)
+
+
 def test_classes_that_can_t_be_paired_are_told_or_refused():
+    for missing in (None, float("nan")):
+        with pytest.raises(ValueError, match=r"labels\[2\] must be a class"):
+            class_pairs(["a", "b", "c", "d"], [0, 0, missing, missing], seed=0)
+    with pytest.raises(ValueError, match=r"ids\[0\] must be hashable"):
+        draw_batches([TextPair("q", "p")], 1, seed=0, ids=[[1]])
     with pytest.warns(UserWarning, match="1 of 2 classes have one text"):
         assert class_pairs(["a", "b", "c"], [0, 0, 1], seed=0)[1] == [0]
     with pytest.raises(ValueError, match="labels must have at least one class of two texts"):

@@ -17,6 +17,7 @@ from gclib import ContrastiveLoss, accumulation_step, grad_cache_loss, grad_cach
 from gclib.losses.dense import contrastive_loss
 from gclib.losses.directions import TEXTS
 from gclib.losses.masks import GuideFilter, HardnessWeight, Rules, SameIds
+from gclib.losses.max_sim import MaxSimLoss
 from gclib.losses.tiled import tiled_contrastive_loss
 from gclib.memory.ledger import record_memory
 
@@ -156,6 +157,15 @@ def test_the_two_kinds_of_duplicates_by_hand():
     assert loss.item() == pytest.approx(np.log([6, 6, 7, 7]).mean(), rel=1e-6)
 
 
+@pytest.mark.parametrize("tile_size", [None, 2])
+def test_weights_of_unlike_negatives_stand_side_by_side(tile_size):
+    reps = torch.randn(5, 3, dtype=torch.float64), torch.randn(15, 3, dtype=torch.float64)
+    loss_fn = ContrastiveLoss(0.4, tile_size=tile_size)
+    apart = HardnessWeight(2.0) | HardnessWeight(2.0, "hard_negatives")
+    together = HardnessWeight(2.0, "all_negatives")
+    assert loss_fn(*reps, mask=apart).item() == pytest.approx(loss_fn(*reps, mask=together).item(), rel=1e-14)
+
+
 def test_own_positives_stay_whatever_the_rule_says():
     same = SameIds([1, 1, 1], [5, 5, 5])
     loss = contrastive_loss(torch.randn(3, 2), torch.randn(3, 2), temperature=0.1, symmetric=True, mask=same)
@@ -163,6 +173,37 @@ def test_own_positives_stay_whatever_the_rule_says():
     guide = GuideFilter(torch.ones(3, 2), torch.ones(3, 2), margin=1.0)
     tiled = tiled_contrastive_loss(torch.randn(3, 2), torch.randn(3, 2), temperature=0.1, mask=guide, tile_size=2)
     assert tiled.item() == 0
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_a_guide_in_half_precision_leaves_out_every_twin_of_the_positive(dtype):
+    """In half precision the sum of s_i and the matrix product of its twin's s_ij are 1e-3 to 1e-2 apart."""
+    queries = torch.randn(32, 384)
+    queries = torch.cat([queries, queries])  # so that i and i + 32 are one query with one passage
+    passages = queries + torch.randn(32, 384).repeat(2, 1)
+    rule = GuideFilter(queries.to(dtype), passages.to(dtype), margin=1e-3)
+    reps = torch.zeros(64, 2, dtype=torch.float64)
+    loss = contrastive_loss(reps, reps, temperature=1.0, mask=rule)
+    expected = contrastive_loss(reps, reps, temperature=1.0, mask=SameIds([*range(32)] * 2, range(64)))
+    assert loss.item() == pytest.approx(expected.item(), abs=1e-12)
+
+
+@pytest.mark.parametrize("tile_size", [None, 2])
+def test_ids_of_any_int_type_are_the_same_ids(tile_size):
+    reps, ids = [torch.randn(3, 2), torch.randn(6, 2)], ([1, 2, 1], [7, 8, 9, 7, 3, 3])
+    losses = [
+        ContrastiveLoss(symmetric=True, tile_size=tile_size)(*reps, mask=SameIds(*(torch.tensor(i).to(t) for i in ids)))
+        for t in (torch.int64, torch.uint8, torch.int16, torch.int32, torch.uint64)
+    ]
+    assert len(set(map(float, losses))) == 1
+
+
+@pytest.mark.parametrize("tile_size", [None, 4])
+def test_a_temperature_in_half_precision_weighs_as_its_number_does(tile_size):
+    loss_fn = ContrastiveLoss(0.05, learnable=True, tile_size=tile_size).bfloat16()
+    reps = torch.nn.functional.normalize(torch.randn(6, 8)), torch.nn.functional.normalize(torch.randn(12, 8))
+    expected = ContrastiveLoss(loss_fn.temperature.item(), tile_size=tile_size)(*reps, mask=HardnessWeight(5.0))
+    assert loss_fn(*reps, mask=HardnessWeight(5.0)).item() == pytest.approx(expected.item(), rel=1e-5)
 
 
 # --- Across processes -----------------------------------------------------------------------------------------------
@@ -273,6 +314,18 @@ def test_accumulation_cuts_the_rule_to_its_chunk():
     assert abs(whole[0] - expected[0]) <= 1e-12 and worst_error(whole[1], expected[1]) <= 1e-12
 
 
+@pytest.mark.parametrize("mask", [SameIds([0, 1, 0, 3], [0, 1, 2, 3]), torch.eye(4).flip(0).bool()])
+def test_accumulation_cuts_a_mask_of_one_tower_against_itself(mask):
+    encoder, inputs = torch.nn.Linear(5, 4).double(), torch.randn(4, 5, dtype=torch.float64)
+
+    def loss_fn(reps, mask=None):
+        return contrastive_loss(reps, reps, temperature=0.4, mask=mask)
+
+    loss = accumulation_step([encoder], [inputs], loss_fn, chunk_size=2, mask=mask)
+    halves = [loss_fn(encoder(inputs[part]), mask[part, part]) for part in (slice(0, 2), slice(2, 4))]
+    assert loss.item() == pytest.approx(sum(halves).item() / 2, rel=1e-12)
+
+
 # --- What it costs --------------------------------------------------------------------------------------------------
 
 
@@ -302,12 +355,18 @@ def test_ids_at_a_batch_of_65536_take_less_than_256_mib_beside_inputs():
         (lambda: SameIds([1, 2], [[1], [2]]), "passage_ids must be a vector of ints"),
         (lambda: SameIds([1, 2], [1, 2, 3]), "passage_ids must have .* a multiple of B = 2"),
         (lambda: SameIds([], []), "query_ids must be a vector of ints"),
+        (lambda: SameIds(["a", "b"], [1, 2]), "query_ids must be a vector of ints below 2"),
+        (lambda: SameIds([1, 2], [1, 2**63]), "passage_ids must be a vector of ints below 2"),
+        (lambda: SameIds(None, [1]), "query_ids must be a vector of ints"),
+        (lambda: torch.zeros(1, 1).bool() | SameIds([1], [1]), r"rules\[0\] must be a rule"),
+        (lambda: GuideFilter(torch.ones(2, 3), torch.ones(2, 3).double()), "guide_passage_reps must have .*float32"),
         (lambda: GuideFilter(torch.ones(2, 3), torch.ones(2, 4)), "guide_passage_reps must have guide_query_reps' 3"),
         (lambda: GuideFilter(torch.ones(2), torch.ones(2, 4)), "guide_query_reps must be a floating point matrix"),
         (lambda: GuideFilter(torch.ones(2, 3), torch.ones(3, 3)), "guide_passage_reps must have B"),
         (lambda: GuideFilter(torch.ones(2, 3), torch.ones(2, 3), margin=torch.nan), "margin must be a finite number"),
         (lambda: GuideFilter(torch.ones(2, 3), torch.ones(2, 3), kind="both"), "kind must be one of"),
         (lambda: HardnessWeight(0.0), "strength must be a finite number above 0"),
+        (lambda: HardnessWeight(1.0) | HardnessWeight(1.0, "all_negatives"), "rules must weigh no negatives twice"),
         (lambda: HardnessWeight(1.0, "some"), "kind must be one of"),
         (lambda: SameIds([1], [1]) | "another", r"rules\[1\] must be a rule"),
         (lambda: ContrastiveLoss(symmetric=True, directions=("query_to_passage",)), "directions must be None"),
@@ -337,3 +396,28 @@ def test_another_batch_s_rule_is_refused_before_anything_is_computed():
                 step([never] * 2, inputs, ContrastiveLoss(), mask=rule)
         with pytest.raises(ValueError, match=f"mask must be a rule for the {words} of the batch"):
             contrastive_loss(*inputs, temperature=0.1, mask=rule)
+
+
+@pytest.mark.parametrize("kind", ["in_batch_negatives", "hard_negatives", "all_negatives"])
+@pytest.mark.parametrize("shape", [(1,), (1, 1)])
+def test_a_temperature_of_one_element_may_have_any_shape(shape, kind):
+    reps = torch.randn(5, 3, dtype=torch.float64), torch.randn(10, 3, dtype=torch.float64)
+    numbers = [torch.full(of, 0.3, dtype=torch.float64) for of in ((), shape)]
+    for loss in (contrastive_loss, lambda *a, **k: tiled_contrastive_loss(*a, tile_size=3, **k)):
+        truth, values = (
+            value_and_gradients(loss, *reps, number, symmetric=True, mask=HardnessWeight(2.0, kind))
+            for number in numbers
+        )
+        assert torch.equal(truth[3], values[3].reshape(())) and all(map(torch.equal, truth[:3], values[:3]))
+
+
+@pytest.mark.parametrize("loss_fn", [MaxSimLoss(torch.ones(4, 1), torch.ones(4, 1)), lambda queries, passages: 0])
+def test_a_loss_that_takes_no_mask_is_refused_before_anything_is_computed(loss_fn):
+    def never(inputs):
+        raise AssertionError("was encoded")
+
+    inputs, mask = [torch.ones(4, 2), torch.ones(4, 2)], SameIds(range(4), range(4))
+    for step in (naive_step, accumulation_step, grad_cache_step, grad_cache_loss):
+        options = {} if step is naive_step else {"chunk_size": 2}
+        with pytest.raises(ValueError, match="loss_fn must take the representations of 2 towers and mask="):
+            step([never] * 2, inputs, loss_fn, mask=mask, **options)

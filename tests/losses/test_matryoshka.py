@@ -37,3 +37,8 @@ def test_the_cached_step_gives_its_gradient_and_the_temperatures_once():
 def test_dims_that_cannot_be_are_refused(dims):
     with pytest.raises(ValueError, match="dims must"):
         MatryoshkaLoss(ContrastiveLoss(0.1), dims)(torch.randn(4, 8), torch.randn(4, 8))
+
+
+def test_it_needs_the_whole_batch_where_its_loss_does():
+    assert MatryoshkaLoss(ContrastiveLoss(across="gather"), [2]).needs_whole_batch
+    assert not MatryoshkaLoss(ContrastiveLoss(), [2]).needs_whole_batch

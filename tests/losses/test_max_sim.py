@@ -121,8 +121,30 @@ def test_a_batch_of_128_takes_a_twentieth_of_the_untiled_form():
     assert 0 < peaks[16] <= peaks[None] / 20
 
 
+@pytest.mark.parametrize("tile_size", [None, 2])
+def test_a_passage_without_a_token_is_no_negative_of_any_query(tile_size):
+    """Padding of the queries included, and masks of other numbers than 0 and 1 in no form a weight."""
+    reps = [torch.randn(rows, 3, 2, dtype=torch.float64, requires_grad=True) for rows in (2, 4)]
+    masks = [torch.ones(2, 3), torch.ones(4, 3)]
+    masks[0][0, 1:], masks[1][1] = 0, 0
+    loss = MaxSimLoss(masks[0] * 0.5, masks[1], tile_size=tile_size)(*reps)
+    scores = scores_by_loops(*(rep.detach() for rep in reps), masks[0], torch.ones(4, 3)).where(
+        masks[1].any(1), -torch.inf
+    )
+    assert loss.item() == pytest.approx(F.cross_entropy(scores, torch.tensor([0, 2])).item(), rel=1e-12)
+    of_reps = torch.autograd.grad(loss, reps)
+    assert all(gradient.isfinite().all() for gradient in of_reps) and not of_reps[1][1].any()
+
+
 def test_what_does_not_fit_is_refused():
     tokens, mask = torch.randn(3, 4, 2), torch.ones(3, 4)
+    for wrong in (torch.randn(3, 4, 1), tokens.double(), tokens.to("meta")):
+        with pytest.raises(ValueError, match="passage_tokens must have query_tokens' D 2"):
+            max_sim(tokens, wrong, mask, mask)
+    with pytest.raises(ValueError, match="query_tokens must be a Tensor, and its mask"):
+        max_sim(tokens, tokens, mask.tolist(), mask)
+    with pytest.raises(ValueError, match="passage_tokens must have a multiple of B = 0"):
+        MaxSimLoss(mask[:0], mask)(tokens[:0], tokens)
     with pytest.raises(ValueError, match="query_tokens must be"):
         max_sim(tokens[:, 0], tokens, mask, mask)
     with pytest.raises(ValueError, match="passage_tokens must be"):

@@ -136,6 +136,12 @@ def test_no_value_is_read_and_half_precision_is_summed_in_float32():
     ("wrong", "words"),
     [
         (lambda: SigmoidLoss(0.0), "temperature must be a finite number above 0"),
+        (lambda: SigmoidLoss(bias=math.nan), "bias must be a finite number"),
+        (lambda: SigmoidLoss(bias="-10"), "bias must be a finite number"),
+        (
+            lambda: sigmoid_loss(torch.ones(2, 3), torch.ones(2, 3), temperature=1.0, bias=torch.zeros(2)),
+            "bias must be a floating point tensor of one element",
+        ),
         (lambda: SigmoidLoss(across="ring"), "tile_size must be an int"),
         (lambda: SigmoidLoss(across="all"), "across must be one of"),
         (lambda: SigmoidLoss()(torch.ones(2, 3), torch.ones(3, 3)), "passage_reps must have B"),
