@@ -54,7 +54,11 @@ def ratio(costs, rows, widths, size, retained, call_tokens=128):
     return cached / sum(time(tower, rows[tower], widths[tower], 1) for tower in (0, 1))
 
 
-JOBS = [0, 1, 2, *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(3, 100))]
+JOBS = [
+    pytest.param(0),
+    *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(1, 6)),
+    *(pytest.param(seed, marks=[pytest.mark.slow, pytest.mark.deep]) for seed in range(6, 100)),
+]
 
 
 @pytest.mark.parametrize("seed", JOBS)
