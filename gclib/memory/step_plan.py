@@ -314,7 +314,7 @@ class Chunks:
         kept = self._kept(retained)
         level, highest = self._first_forward(kept)
         highest = max(highest, level + loss.highest)
-        level += loss.left + sum(self.cost.room)  # the first step of an encoder keeps representations, to compare
+        level += loss.left
         seen = set(self.cost.encoder) if self.cost.present else set()
         for again in (False, True):
             level += again * self.cost.states

@@ -243,11 +243,12 @@ def test_what_the_step_refuses_and_a_budget_that_is_none_are_refused(job):
 
 
 @pytest.mark.slow
+@pytest.mark.deep
 def test_pictures_and_texts_are_planned_together():
     vision, text = (Encoder.from_config(f"clip-vit-b-32-{kind}").train() for kind in ("vision", "text"))
-    pictures = {"pixel_values": torch.rand(6, 3, 224, 224)}
-    texts = token_batch(6, 20, torch.Generator().manual_seed(0))
+    pictures = {"pixel_values": torch.rand(12, 3, 224, 224)}
+    texts = token_batch(12, 20, torch.Generator().manual_seed(0))
     job = Job([vision, text], [pictures, texts], ContrastiveLoss(), 0)
     whole = planned(job, budget_bytes=2**40)
-    plan = planned(job, budget_bytes=int(0.8 * whole.peak_bytes))
-    assert job.ledger_bytes(**plan.options()) <= plan.peak_bytes <= 0.8 * whole.peak_bytes
+    plan = planned(job, budget_bytes=int(0.9 * whole.peak_bytes))
+    assert job.ledger_bytes(**plan.options()) <= plan.peak_bytes <= 0.9 * whole.peak_bytes
