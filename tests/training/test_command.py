@@ -790,6 +790,7 @@ def mistakes(data, trained, tmp_path):
 def test_mistakes_are_told_as_what_they_are_before_anything_is_loaded(
     more, message, mistakes, typed, tmp_path, capsys, monkeypatch
 ):
+    monkeypatch.setitem(sys.modules, "datasets", None)  # with it, a name that is no folder may be one of the hub
     monkeypatch.setattr(command, "load_data", None)  # calling it would raise
     small = "--batch-size 8 --steps 2 --passage-length 100"
     assert commands.main(typed(tmp_path / "run", more.format(mistakes), small=small)) == 2
