@@ -19,6 +19,7 @@ from helpers.ranks import message_of, run_ranks
 from gclib.distributed import _average, _Gather, average_gradients, rows_of_ranks
 from gclib.losses.dense import contrastive_loss
 from gclib.losses.module import ContrastiveLoss
+from gclib.losses.directions import Directions
 from gclib.losses.ring import Ring, _RingLoss
 from gclib.steps import grad_cache_step
 from gclib.support import ROOT
@@ -88,7 +89,8 @@ def sent_to_itself(here, by_ring):
     rows = rows_of_ranks(*reps)
     plain = contrastive_loss(*reps, temperature=temperature, symmetric=True)
     if by_ring:
-        loss = _RingLoss.apply(*reps, temperature, True, Ring(0, rows, 2, 2, None))
+        ring = Ring(0, rows, 2, 2, Directions.of(True, None, "joint"), rule=None, group=None)
+        loss = _RingLoss.apply(*reps, temperature, ring)
     else:
         gathered = [_Gather.apply(rep, [rep.shape[0]], None) for rep in reps]
         loss = contrastive_loss(*gathered, temperature=temperature, symmetric=True)

@@ -28,7 +28,10 @@ def test_what_is_where_is_what_the_library_sends(ranks):
     moments = ring_moments(ranks)
     assert [moment.phase for moment in moments] == ["forward"] * ranks + ["backward"] * ranks + ["home"]
     for moment in moments[:-1]:
-        owners = [Ring(rank, [1] * ranks, 1, 4, None).owner(moment.hop) for rank in range(ranks)]
+        owners = [
+            Ring(rank, [1] * ranks, 1, side=4, directions=None, rule=None, group=None).owner(moment.hop)
+            for rank in range(ranks)
+        ]
         assert list(moment.owners) == owners
     assert moments[-1].owners == tuple(range(ranks))
 
