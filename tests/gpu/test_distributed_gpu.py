@@ -18,8 +18,8 @@ from helpers.ranks import message_of, run_ranks
 
 from gclib.distributed import _average, _Gather, average_gradients, rows_of_ranks
 from gclib.losses.dense import contrastive_loss
-from gclib.losses.module import ContrastiveLoss
 from gclib.losses.directions import Directions
+from gclib.losses.module import ContrastiveLoss
 from gclib.losses.ring import Ring, _RingLoss
 from gclib.steps import grad_cache_step
 from gclib.support import ROOT
