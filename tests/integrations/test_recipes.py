@@ -1,5 +1,6 @@
 """The recipes of `gclib.integrations`, read out of its docstring and run: in transformers' Trainer and accelerate."""
 
+import os
 import re
 import textwrap
 
@@ -169,6 +170,7 @@ def test_accelerate_accumulates_as_with_whole_micro_batches(monkeypatch):
 
 def accelerate_on_two(here, right):
     """[the update's error against plain autograd's over both ranks' micro-batches, all-reduces of a gradient]."""
+    os.environ["ACCELERATE_USE_CPU"] = "true"  # a rank's own: the server that forks it may be older than the test
     encoder, loader = small_encoder(), DataLoader(Pairs(), batch_size=2, collate_fn=stacked)
     start = weights(encoder)
     with Counting(sum(weight.numel() for weight in start)) as counted:
