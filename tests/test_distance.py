@@ -87,6 +87,7 @@ def cases(draw):
     return make_case(draw(st.integers(0, 2**31)), draw(st.integers(1, 7)), draw(st.integers(0, 2)), tied), sizes
 
 
+@pytest.mark.slow
 @given(cases())
 def test_it_gives_the_gradient_of_plain_autograd(case):
     (encoders, distance, inputs, loss), sizes = case
@@ -100,6 +101,7 @@ def test_it_gives_the_gradient_of_plain_autograd(case):
     assert worst_error(cached[1], plain[1]) <= 1e-12
 
 
+@pytest.mark.slow
 @given(cases(), st.integers(0, 2**31))
 def test_dropout_of_encoders_and_distance_is_replayed(case, seed):
     (encoders, distance, inputs, loss), sizes = case

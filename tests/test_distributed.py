@@ -130,6 +130,7 @@ def measured(tmp_path_factory):
     return measure
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", [pytest.param(c, marks=() if c in QUICK else SLOW, id=case_name(c)) for c in CASES])
 @pytest.mark.parametrize("ranks", [2, pytest.param(3, marks=SLOW)])
 def test_every_rank_ends_with_the_gradient_of_one_process(measured, ranks, case):

@@ -160,6 +160,7 @@ def case_name(case):
     return ", ".join([loss, cut, choice, "tied" if tied else "untied", "loss" if as_loss else "step"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", [pytest.param(c, marks=() if c in QUICK else SLOW, id=case_name(c)) for c in CASES])
 @pytest.mark.parametrize("ranks", [2, pytest.param(3, marks=SLOW)])
 def test_every_rank_ends_with_the_gradient_of_one_process(measured, ranks, case):
@@ -186,6 +187,7 @@ def messages_of_a_rank(here, cases):
     return counts
 
 
+@pytest.mark.slow
 def test_messages_follow_from_chunks_layers_and_the_choice(tmp_path):
     cases = list(itertools.product(["gather"], ["chunks of 2", "two retained"], CHOICES, (False, True), (False, True)))
     chunks = 6  # of both towers: 3 of the rank with 5 rows, and so many of the one with 3
@@ -236,6 +238,7 @@ def most_bytes_in_the_replay(here):
     return peaks
 
 
+@pytest.mark.slow
 def test_a_backward_of_the_loss_holds_no_more_units_than_a_step(tmp_path):
     unit = 64 * 65 * 8
     for of_step, of_loss in run_ranks(most_bytes_in_the_replay, 2, tmp_path):
@@ -254,6 +257,7 @@ def recomputed_layers(here):
     return errors
 
 
+@pytest.mark.slow
 def test_checkpointing_inside_of_sharded_units_is_right(tmp_path):
     assert max(itertools.chain(*run_ranks(recomputed_layers, 2, tmp_path))) <= 1e-10
 

@@ -214,6 +214,7 @@ def test_half_precision_with_a_grad_scaler(batch):
     assert 0 < cached <= 1.1 * naive
 
 
+@pytest.mark.slow
 def test_bf16_autocast_errs_no_more_than_the_naive_step():
     """Over ten batches: the error against float32 is at most the naive step's own, plus a tenth."""
     torch.manual_seed(0)

@@ -51,6 +51,7 @@ def formula(loss, query_reps, passage_reps, mask):
     return sum((way - right).mean() for way in ways) / len(ways)
 
 
+@pytest.mark.slow
 @given(cases(), st.booleans(), st.booleans(), st.one_of(st.none(), st.integers(1, 12)))
 def test_gradient_cache_with_our_loss_dense_and_in_tiles(case, learnable, symmetric, tile_size):
     encoders, inputs, _, mask, options = case
@@ -64,6 +65,7 @@ def test_gradient_cache_with_our_loss_dense_and_in_tiles(case, learnable, symmet
     assert worst_error(found[1], truth[1]) <= 1e-12
 
 
+@pytest.mark.slow
 @given(cases())
 def test_naive_gives_the_naive_gradient(case):
     encoders, inputs, loss, mask, _ = case
@@ -89,6 +91,7 @@ def kept_graphs(encoders, inputs, loss, mask, plans, order):
     return value
 
 
+@pytest.mark.slow
 @given(cases(dropout=True))
 def test_dropout_is_replayed(case):
     encoders, inputs, loss, mask, options = case

@@ -53,6 +53,7 @@ def test_a_right_step_passes(name, encoder, batch):
     assert "Nothing wrong was found" in str(report)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(12))
 def test_right_steps_pass_on_random_batches(seed):
     generator = torch.Generator().manual_seed(seed)
@@ -98,6 +99,7 @@ def test_each_trap_is_recognised_by_name(trap, encoder, batch):
     assert f"def {trap.step.__name__}" in trap.source
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("trap", TRAPS, ids=lambda trap: trap.name)
 def test_each_trap_is_recognised_in_a_transformer(trap, batch):
     torch.manual_seed(0)
@@ -311,6 +313,7 @@ BLIND = partial(grad_cache_step, chunk_size=3, verify="never")
 SECOND, COMPANY, PADDING, WRITES = FAULTS["replay"], FAULTS["company"], FAULTS["padding"], FAULTS["inputs"]
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::FutureWarning")
 @pytest.mark.parametrize("name", CHANGING)
 def test_an_encoder_whose_second_forward_is_another_is_named(name, batch):

@@ -169,6 +169,7 @@ def with_closure():
     return loss_fn
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("step", [CACHED, naive_step, right_step])
 def test_a_loss_with_a_memory_is_no_fault_and_its_memory_is_untouched(step, encoder, batch):
     closure = with_closure()

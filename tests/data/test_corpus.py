@@ -103,6 +103,7 @@ def flip_a_byte(content):
     return content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "damage",
     [
@@ -142,6 +143,7 @@ def test_a_half_written_file_is_never_read_and_goes_away_when_old(source, tmp_pa
     assert young.exists()
 
 
+@pytest.mark.slow
 def test_a_folder_that_cannot_be_written_costs_the_cache_alone(source, tmp_path):
     (tmp_path / "cache").write_text("a file where the folder should be")
     with pytest.warns(UserWarning, match="can't be kept"):

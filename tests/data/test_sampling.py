@@ -36,6 +36,7 @@ def false_negatives(pairs, batch):
     return sum(any(texts[b] & rights[a] or texts[a] & rights[b] for b in rows if b != a) for a in rows)
 
 
+@pytest.mark.slow
 @settings(max_examples=30, deadline=None)
 @given(
     texts=st.lists(st.tuples(st.integers(0, 20), st.integers(0, 9), st.integers(0, 9)), min_size=1, max_size=30),

@@ -122,6 +122,7 @@ def recipe(name):
     return scope
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("accumulation", [1, 2])
 def test_transformers_trainer_logs_and_trains_as_with_the_whole_batch(tmp_path, accumulation):
     found, log = trained(recipe("Trainer")["ContrastiveTrainer"], tmp_path, accumulation)
@@ -133,6 +134,7 @@ def test_transformers_trainer_logs_and_trains_as_with_the_whole_batch(tmp_path, 
     assert all(entry == pytest.approx(other) for entry, other in zip(log, truth, strict=True))
 
 
+@pytest.mark.slow
 def test_the_step_in_place_of_training_step_adds_micro_batches_up(tmp_path):
     """Why the recipe is what it is: with a step of its own the logged loss is twice the mean of two."""
     wrong, right = (trained(kind, tmp_path, 2)[1][0]["loss"] for kind in (StepTrainer, NaiveTrainer))

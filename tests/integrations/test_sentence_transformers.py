@@ -97,6 +97,7 @@ def assert_same(model, ours, theirs, batch):
 # --- the same loss and gradient ---------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @settings(max_examples=max(15, settings().max_examples // 2))
 @given(st.data())
 def test_loss_and_gradient_are_those_of_sentence_transformers(folder, data):
@@ -235,6 +236,7 @@ def logged(trainer):
     return [[round(entry[name], 9) for name in names if name in entry] for entry in trainer.state.log_history]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("accumulation", [1, 2])
 def test_the_trainer_logs_and_trains_the_same(folder, tmp_path, accumulation):
     options = {"gradient_accumulation_steps": accumulation, "eval_strategy": "steps", "eval_steps": 2}
@@ -246,6 +248,7 @@ def test_the_trainer_logs_and_trains_the_same(folder, tmp_path, accumulation):
         assert all(torch.allclose(a, b, rtol=0, atol=1e-7) for a, b in zip(*weights, strict=True))
 
 
+@pytest.mark.slow
 def test_a_run_that_goes_on_from_a_checkpoint_is_the_same_run(folder, tmp_path):
     def loss(model):
         return GradCacheLoss(model, chunk_size=2, retain_chunks=1)
@@ -259,6 +262,7 @@ def test_a_run_that_goes_on_from_a_checkpoint_is_the_same_run(folder, tmp_path):
     assert all(map(torch.equal, whole.parameters(), again.parameters()))
 
 
+@pytest.mark.slow
 def test_under_bf16_of_the_trainer(folder, tmp_path):
     def losses_of(loss, **options):
         trainer = train(folder, loss, tmp_path, dtype=torch.float32, max_steps=2, **options)[1]

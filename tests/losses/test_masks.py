@@ -121,6 +121,7 @@ def problems(draw):
     return (*reps, temperature), case, draw(st.sampled_from(WAYS)), draw(st.integers(1, 16))
 
 
+@pytest.mark.slow
 @given(problems())
 def test_rules_in_tiles_err_at_most_4_times_as_much_as_the_dense_masked_loss(problem):
     inputs, (rule, masks, weights), way, tile_size = problem

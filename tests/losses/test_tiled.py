@@ -165,6 +165,7 @@ def problems(draw):
 # --- The proof ----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @given(problems())
 def test_loss_and_gradients_err_at_most_4_times_as_much_as_the_dense_version(problem):
     tile_size = problem.pop("tile_size")
@@ -176,6 +177,7 @@ def test_loss_and_gradients_err_at_most_4_times_as_much_as_the_dense_version(pro
         assert error <= 4 * allowed, f"{name}: error {error:.3g}, the dense version's own {allowed:.3g}"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("tile_size", [1, 3, 4, 64])
 @pytest.mark.parametrize("symmetric", [False, True])
 @pytest.mark.parametrize("hard", [0, 2])

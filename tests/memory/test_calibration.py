@@ -28,6 +28,7 @@ def test_a_processor_takes_what_the_forecast_says():
     assert "budget" in format_calibration(found)
 
 
+@pytest.mark.slow
 def test_a_damaged_file_is_no_calibration():
     assert load("cpu") is None
     calibrate("cpu", model="tiny", cases=SMALL[:1])

@@ -155,6 +155,7 @@ def test_autocast_of_a_card_stays_in_float32_where_it_does(name, function):
         assert function(torch.empty(4, 8, dtype=torch.bfloat16)).dtype == torch.bfloat16, name
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("step", ["naive", "grad_cache"])
 def test_a_forecast_for_a_card_is_its_own_law(step):
     """Fewer bytes than a processor's, equal to a fake run of the whole step, and never read from the other's file."""

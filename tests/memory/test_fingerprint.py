@@ -80,6 +80,7 @@ def test_an_attribute_that_repr_does_not_show():
     assert peak(first) == peak(second)
 
 
+@pytest.mark.slow
 def test_a_second_matryoshka_loss(tmp_path, monkeypatch):
     """Other dimensions, equal repr: also from disk."""
     monkeypatch.setenv("GCLIB_CACHE", str(tmp_path))
@@ -97,6 +98,7 @@ def test_a_loss_of_another_value_in_a_closure_or_a_partial(losses):
     assert few < many
 
 
+@pytest.mark.slow
 def test_lambdas_that_come_and_go_at_one_address():
     """A key that held an id would answer for the next one there."""
     told = []

@@ -84,6 +84,7 @@ def test_three_widths_would_prove_nothing():
         FlopsLaw.through({1: 1, 2: 2, 3: 3})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("training", [True, False])
 @pytest.mark.parametrize("dropout", [0.0, 0.1])
 def test_the_law_gives_what_a_real_forward_and_backward_cost(dropout, training):
@@ -184,6 +185,7 @@ def steps(draw):
     return lengths, chunks | options
 
 
+@pytest.mark.slow
 @settings(max_examples=max(5, settings.default.max_examples // 3))
 @given(case=steps(), tied=st.booleans(), symmetric=st.booleans())
 def test_the_forecast_is_what_torch_counts_of_the_real_step(towers, case, tied, symmetric):
@@ -206,6 +208,7 @@ def test_a_ready_plan_is_counted_as_it_is():
     assert forecast_flops("grad_cache", [cost] * 2, LENGTHS, plan=plan, retain_chunks=2).total == counted
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("step", ["naive", "grad_cache"])
 def test_a_frozen_tower_is_encoded_once_and_never_backpropagated(step):
     encoders, loss_fn = [encoder_of(), encoder_of().requires_grad_(False)], ContrastiveLoss(0.05)

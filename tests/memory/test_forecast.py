@@ -139,6 +139,7 @@ def test_under_autocast(step):
     assert told.peak_bytes == ledger.peak_bytes
 
 
+@pytest.mark.slow
 def test_real_lengths_are_sorted_and_trimmed():
     lengths = [[3, 8, 1, 5, 8, 2, 7], [12, 4, 9, 2, 11, 12, 6]]
     inputs = [batch(7, 8), batch(7, 12)]

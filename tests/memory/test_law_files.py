@@ -29,6 +29,7 @@ def told(step, options):
     return forecast.peak_bytes, forecast.at_peak(), forecast.exact_law
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("step", "options"), CASES)
 def test_a_later_session_runs_nothing(step, options):
     fresh, needed = told(step, options), runs()
@@ -69,6 +70,7 @@ def test_a_loss_that_no_text_describes_is_not_kept(folder):
     assert not list(folder.glob("*.law"))
 
 
+@pytest.mark.slow
 def test_where_nothing_can_be_written_forecasts_go_on(folder, monkeypatch):
     fresh = told(*CASES[0])
     _made.cache_clear()

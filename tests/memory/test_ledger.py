@@ -98,6 +98,7 @@ def test_kinds_add_up_at_every_event(step):
     assert max(piece.peak_bytes for piece in pieces) == ledger.peak_bytes
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rows", [(16, 16), (13, 26), (5, 5)])
 @pytest.mark.parametrize("step", STEPS)
 def test_within_one_percent_of_the_allocator(step, rows):
@@ -161,6 +162,7 @@ def ledger_and_allocator(options):
     return ledger.peak_bytes - there_before, truth
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", MORE)
 def test_within_one_percent_of_the_allocator_whatever_the_step_is_given(name):
     """Twelve more configurations of the gradient cache: with the nine above, 21."""

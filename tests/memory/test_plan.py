@@ -106,6 +106,7 @@ def test_a_picture_counts_by_its_flops():
     assert price.time_ratio(workload) == pytest.approx(1.322, abs=0.004)
 
 
+@pytest.mark.slow
 def test_tiles_where_the_logits_alone_are_too_big():
     plan = best_plan(48 * MIB, batch_size=2_560, **SAME)  # 25 MiB of logits, and their gradient
     assert (plan.step, plan.tile_size) == ("grad_cache", 1_024)

@@ -78,6 +78,7 @@ def cases(draw, dropout=0.0):
     return step, [one for one, _ in pairs], [plain for _, plain in pairs], inputs, InfoNCE().double(), options
 
 
+@pytest.mark.slow
 @few
 @given(cases())
 def test_the_cached_gradient_is_the_naive_one(case):
@@ -89,6 +90,7 @@ def test_the_cached_gradient_is_the_naive_one(case):
     assert trained and all("lora_" in name for name in trained)
 
 
+@pytest.mark.slow
 @few
 @given(cases(dropout=0.4))
 def test_dropout_of_adapters_is_replayed(case):

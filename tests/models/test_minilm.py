@@ -33,6 +33,7 @@ def folder():
     return Path(wheel.submodule_search_locations[0]) / "model"
 
 
+@pytest.mark.slow
 def test_the_vectors_of_sentence_transformers_before_and_after_saving(folder, tmp_path):
     library = pytest.importorskip("sentence_transformers")
     theirs = library.SentenceTransformer(str(folder), device="cpu").encode(TEXTS, convert_to_tensor=True, batch_size=7)
@@ -50,6 +51,7 @@ def test_the_vectors_of_sentence_transformers_before_and_after_saving(folder, tm
     torch.testing.assert_close(other.encode(TEXTS, convert_to_tensor=True), theirs, rtol=0, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_the_cached_gradient_is_the_naive_one(folder):
     """Float64, no dropout: each parameter's difference over max(its length, 1e-3 of all gradients' length)."""
     encoder, tokenizer = Encoder.from_pretrained(folder, dtype=torch.float64).eval(), load_tokenizer(folder)
@@ -65,6 +67,7 @@ def test_the_cached_gradient_is_the_naive_one(folder):
     assert len(errors) == 101 and max(errors.values()) <= 1e-12
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("prompts", [{}, {"query": "query: ", "document": "passage: "}])
 def test_the_trainer_keeps_pooling_length_and_prompts(prompts, folder, tmp_path, capsys):
     library = pytest.importorskip("sentence_transformers")

@@ -66,6 +66,7 @@ def assert_the_same_here_there_and_saved_again(model, folder, tmp_path):
     assert again.similarity_fn_name == model.similarity_fn_name
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("pooling", [*MODES, ("cls", "mean"), ("lasttoken", "cls")])
 def test_every_pooling(pooling, bert, tmp_path):
     model = saved(bert, tmp_path / "st", pooling)
@@ -91,6 +92,7 @@ HEADS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", HEADS)
 def test_every_layer_behind_the_pooling(name, bert, tmp_path):
     with torch.random.fork_rng(devices=[]):
@@ -158,6 +160,7 @@ def retyped(name):
     return "modules.json", lambda modules: modules[2].update(type=name)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("file", "change", "words"),
     [

@@ -227,6 +227,7 @@ def test_a_killed_run_goes_on_to_the_same_losses_and_weights(place, typed, tmp_p
     assert not list(killed.glob(".*"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_stops_after_the_step_and_says_how_to_go_on(number, typed, tmp_path, monkeypatch, capsys):
     assert commands.main(typed(tmp_path / "whole")) == 0

@@ -166,6 +166,7 @@ def test_without_clipping_the_update_has_the_gradients_length(encoder, tokenizer
     assert (weights(encoder) - before).norm().item() == pytest.approx(record.gradient_norm, rel=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "step",
     [
