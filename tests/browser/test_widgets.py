@@ -135,10 +135,13 @@ def test_every_slider_of_every_widget_answers_the_keyboard(gallery):
 
 def test_every_menu_switch_and_choice_answers_the_keyboard(gallery):
     page = gallery.page
+    page.locator(".gclib-more").press("Enter")
+    page.locator(".gclib-checkpointing select").wait_for(state="visible")
     for menu in page.locator(".jp-OutputArea select").all():
         before, last = menu.evaluate("menu => [menu.selectedIndex, menu.length - 1]")
         menu.press("ArrowUp" if before == last else "ArrowDown")
         assert menu.evaluate("menu => menu.selectedIndex") == before + (-1 if before == last else 1)
+    page.locator(".gclib-more").press("Enter")
     for switch in page.locator(".jp-OutputArea .widget-toggle-button").all():
         for key, pressed in (("Space", "true"), ("Enter", "false")):
             switch.press(key)

@@ -124,14 +124,19 @@ class MemoryLab(LiveLab):
         for control in folded:
             control.style.description_width = self.label_width
         pairs = [widgets.HBox(folded[at : at + 2], layout=WRAPPED) for at in range(0, len(folded), 2)]
-        self.more = widgets.Accordion([widgets.VBox(pairs)], titles=("More",), selected_index=None)
+        tooltip = "Show the other settings: hard negatives, directions, towers, checkpointing"
+        self.more = widgets.ToggleButton(description="More", icon="sliders", tooltip=tooltip)
+        on_change(self._show_more, self.more)
+        self.folded = widgets.VBox(pairs, layout={"display": "none"})
         buttons = [[self.run, self.stop, self.progress], [self.largest, self.pin, self.as_code]]
         labelled = (*self.controls, self.run, self.stop, *buttons[1])
         classes = {control.description.lower().replace(" ", "-"): control for control in labelled}
         shown = {"forecast": self.forecast, "picture": self.picture, "compared": self.compared, "status": self.status}
         classes |= shown | {"code": self.code, "memory-lab": self}
         classes |= {"more": self.more}
-        self.arrange(*rows, self.more, *list(shown.values())[:3], *buttons, self.status, self.code, classes=classes)
+        self.arrange(
+            *rows, self.more, self.folded, *list(shown.values())[:3], *buttons, self.status, self.code, classes=classes
+        )
 
     @property
     def budget_name(self) -> str:
@@ -219,6 +224,9 @@ class MemoryLab(LiveLab):
 
     def _show_code(self) -> None:
         self.code.layout.display = "block" if self.as_code.value else "none"
+
+    def _show_more(self) -> None:
+        self.folded.layout.display = "flex" if self.more.value else "none"
 
     def _on_pin(self) -> None:
         """Keep what the controls say, or let go of it."""

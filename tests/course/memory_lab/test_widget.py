@@ -802,8 +802,10 @@ def test_what_does_not_fit_is_said_before_the_advice_is_there(memory_lab, monkey
 
 
 def test_more_is_folded_and_its_controls_are_forecast(memory_lab):
-    assert memory_lab.more.selected_index is None and memory_lab.more.titles == ("More",)
-    held = {control for box in memory_lab.more.children[0].children for control in box.children}
+    assert not memory_lab.more.value and memory_lab.folded.layout.display == "none"
+    held = {control for box in memory_lab.folded.children for control in box.children}
+    memory_lab.more.value = True
+    assert memory_lab.folded.layout.display == "flex"
     assert held == {memory_lab.negatives, memory_lab.symmetric, memory_lab.tied, memory_lab.checkpointing}
 
 
