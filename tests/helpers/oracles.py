@@ -68,9 +68,15 @@ def gradients(modules: list[nn.Module], step) -> tuple[Tensor, list[Tensor]]:
 
 
 def worst_error(found: list[Tensor], truth: list[Tensor]) -> float:
-    """The largest error of a parameter on the whole gradient's scale (design: ||d|| / max(||g||, 1e-3 ||all||))."""
-    scale = sum(gradient.norm() ** 2 for gradient in truth) ** 0.5
-    if scale == 0:  # one pair alone: nothing to tell apart, nothing to learn
+    """The largest error of a parameter on the whole gradient's scale (design: ||d|| / max(||g||, 1e-3 ||all||)).
+
+    A gradient that is zero but for rounding (below 1e-13 of the whole) is measured by the whole: it is what is left of
+    terms of that size. Where the whole is zero (one pair alone: nothing to learn) the error is absolute.
+    """
+    whole = sum(gradient.norm() ** 2 for gradient in truth) ** 0.5
+    if whole == 0:
         return float(max(gradient.norm() for gradient in found))
-    errors = [(a - b).norm() / max(b.norm(), 1e-3 * scale) for a, b in zip(found, truth, strict=True)]
+    sizes = [gradient.norm() for gradient in truth]
+    scales = [max(size, 1e-3 * whole) if size > 1e-13 * whole else whole for size in sizes]
+    errors = [(a - b).norm() / scale for a, b, scale in zip(found, truth, scales, strict=True)]
     return float(max(errors))
