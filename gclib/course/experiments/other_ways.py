@@ -5,14 +5,22 @@ the ledger, rows as long as the setting lets them be. The budget of FLOPs is wha
 setting's pairs `epochs` times; each way takes the updates that it can pay for, as `count_flops` counts one of its own.
 Neither number depends on the machine. Seconds do; they are noted beside. Rates follow the root of the batch, for all.
 
+    python -m gclib.course.experiments.other_ways
+
+trains all of them at the full setting, with three seeds and a progress bar, and writes data/results/other_ways.csv,
+which chapter 14 shows.
+
 AdamW's two states are the same for all, and left out of the bytes; a momentum encoder's second set of weights is not.
 
 Letters: B queries of an update, C rows of a chunk, K hard negatives of a query, M entries of a queue or bank.
 """
 
+import argparse
+import csv
 import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -20,7 +28,8 @@ from torch import Tensor, nn
 from gclib.audit.gradients import gradients_by_part
 from gclib.course.banks import MomentumEncoder, QueueLoss, TwoSidedBankLoss
 from gclib.course.experiments.recipes import Recipe, Setting, scaled_rate
-from gclib.course.experiments.results import fresh_encoder, pairs_and_tokenizer
+from gclib.course.experiments.results import SEEDS, Result, fresh_encoder, pairs_and_tokenizer, race
+from gclib.course.experiments.summaries import METRICS
 from gclib.data.negatives import mine_hard_negatives
 from gclib.data.pairs import TextPair
 from gclib.data.tokens import tokenize_pairs
@@ -29,12 +38,15 @@ from gclib.losses.sigmoid import SigmoidLoss
 from gclib.memory.fake_modules import padded_tokens
 from gclib.memory.flops import count_flops
 from gclib.memory.ledger import record_memory
+from gclib.support import ROOT
 from gclib.support.modules import training_mode
 from gclib.support.validation import positive_int, refuse
 
 AGAINST = 64  # passages that a query is held against, by every way that reaches beyond the rows that fit
 ROWS = 16  # pairs of the naive step that sets the budget of bytes
 QUICK = Setting(train_pairs=1_536)
+RESULTS = ROOT / "data" / "results" / "other_ways.csv"
+COLUMNS = ("way", "seed", "rows", "batch_size", "updates", "peak_bytes", "flops", *METRICS, "seconds")
 WHOLE = Setting(6_144, 2_000, vocab_size=6_000, query_length=24, passage_length=64)
 
 
@@ -236,7 +248,35 @@ def gradient(
     return {name: part / len(starts) for name, part in gradients_by_part(encoder).items()}
 
 
+def as_line(result: Result) -> dict[str, str | int]:
+    """One line of the results: a way and seed, its size, what it cost, and its metrics."""
+    way = result.recipe
+    sizes = (way.name, result.seed, way.rows, way.batch_size, way.update_count, way.peak_bytes)
+    metrics = (f"{result.metrics[name]:.4f}" for name in METRICS)
+    line = (*sizes, way.update_count * way.update_flops, *metrics, f"{result.seconds:.0f}")
+    return dict(zip(COLUMNS, line, strict=True))
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Train every way with every seed, those that are not saved yet, and write the lines."""
+    parser = argparse.ArgumentParser(prog="python -m gclib.course.experiments.other_ways", description=__doc__)
+    parser.add_argument("--quick", action="store_true", help="the setting that chapter 14 trains at")
+    parser.add_argument("--output", type=Path, default=RESULTS)
+    typed = parser.parse_args(arguments)
+    setting = QUICK if typed.quick else WHOLE
+    results = race(setting, recipes=sized_ways(setting), seeds=SEEDS)
+    typed.output.parent.mkdir(parents=True, exist_ok=True)
+    with typed.output.open("w", newline="") as file:
+        writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(map(as_line, results))
+
+
 @functools.lru_cache(maxsize=2)
 def _mined(pairs: tuple[TextPair, ...]) -> list[TextPair]:
     """Mining takes seconds, and every seed wants the same negatives."""
     return mine_hard_negatives(pairs, per_query=MinedWay.hard_negatives, seed=0)
+
+
+if __name__ == "__main__":
+    main()
