@@ -7,27 +7,37 @@ Letters: n rows (or queries), 2, 3, ...; each value is d0 + d1 (n - 2) + d2 (n -
 """
 
 import json
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import replace
-from functools import partial
+from collections.abc import Iterable, Sequence
 from itertools import product
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from gclib.course.memory_lab.answers import MODELS, LabSettings, fake_of
+from gclib.course.memory_lab.answers import (
+    BATCHES,
+    BUDGETS,
+    CHUNKS,
+    MODELS,
+    RETAINED,
+    STEP_WORDS,
+    LabSettings,
+    fake_of,
+)
+from gclib.memory.devices import DEVICES, GPU_MEMORY_BYTES
 from gclib.memory.fake_modules import check_inputs
 from gclib.memory.fake_steps import FakeStep
 from gclib.memory.forecast import MemoryForecast
-from gclib.memory.laws import CHECKED, FEW, Law, LawBroken
+from gclib.memory.laws import CHECKED, Law, LawBroken
 from gclib.memory.ledger import KINDS
 from gclib.memory.workload import OPTIMIZERS
 from gclib.steps import STEPS
 
 FIXED = ("model", "lengths", "precision", "device", "negatives", "tied", "checkpointing", "symmetric", "tile_size")
+MOVED = ("step", "batch_size", "chunk_size", "retain_chunks", "optimizer")  # what one bundle holds for
+MOST_KNOWN = 32  # bundles that are kept, some hundreds of kilobytes each
 FAR = 1_048  # rows at which the loss's law is held against the loss itself
-LENGTHS, PRECISIONS, DEVICES = (32, 64, 128, 256, 512), ("float32", "bf16 autocast"), ("cpu", "cuda")
+LENGTHS, PRECISIONS = (32, 64, 128, 256, 512), ("float32", "bf16 autocast")
 LONGEST_PERIOD = 400  # events of one layer, at most, that are written once for all layers
 
 
@@ -43,13 +53,13 @@ def bundle_of(settings: LabSettings, parts: Iterable[tuple[str, bool]] | None = 
     laws = {}
     for step, single in product(STEPS, (False, True)) if parts is None else parts:
         try:
-            laws[f"{step} {'single' if single else 'many'}"] = _part(fake, settings, step, single, table)
+            laws[_part_name(step, single)] = _part(fake, settings, step, single, table)
         except LawBroken:
             continue
     widths = workload.widths
     return {
         "about": about(settings),
-        "kinds": KINDS,
+        "kinds": list(KINDS),
         "start": {name: fake.start_bytes(name).tolist() for name in OPTIMIZERS[1:]},
         "states": fake.state_bytes(),
         "inputs": [fake.input_bytes(tower, 1, widths[tower]) for tower in (0, 1)],
@@ -65,16 +75,93 @@ def explicit_bundle(settings: LabSettings, forecast: MemoryForecast) -> dict[str
     table, segments = _Table(), []
     for segment in forecast.timeline:
         place = {name: getattr(segment, name) for name in ("phase", "tower", "chunk", "rows", "repeats")}
-        events = table.sequence([segment.kind_bytes])
-        segments.append(place | {"events": events, "net": segment.net_bytes.tolist()})
-    moved = {name: getattr(settings, name) for name in ("step", "batch_size", "chunk_size", "optimizer")}
-    moved["retain_chunks"] = settings.retain_chunks
-    return {"about": about(settings) | moved, "kinds": KINDS, "segments": segments, **table.written()}
+        base = segment.kind_bytes[0]
+        events = {"events": table.sequence([segment.kind_bytes - base]), "base": base.tolist()}
+        segments.append(place | events | {"net": segment.net_bytes.tolist()})
+    return {"about": page_settings(settings), "kinds": list(KINDS), "segments": segments, **table.written()}
+
+
+def page_settings(settings: LabSettings) -> dict[str, Any]:
+    """The settings in the names of a bundle."""
+    values = {name: getattr(settings, name) for name in (*FIXED, *MOVED)}
+    return values | {"lengths": list(settings.lengths)}
 
 
 def about(settings: LabSettings) -> dict[str, Any]:
-    """What a bundle is of."""
-    return {name: getattr(settings, name) for name in FIXED}
+    """What a bundle of laws is of."""
+    return {name: value for name, value in page_settings(settings).items() if name in FIXED}
+
+
+def write_bundles(
+    folder: str | Path,
+    *,
+    models: Sequence[str] = MODELS,
+    lengths: Sequence[int] = LENGTHS,
+    precisions: Sequence[str] = PRECISIONS,
+    devices: Sequence[str] = DEVICES,
+) -> int:
+    """Write the bundles of these models and lengths (queries as long as passages), one loss, and index.json; their
+    bytes on disk. `page/lab.js` reads the folder, one bundle at a time. Lengths that a model can't read are left out.
+    """
+    folder, files = Path(folder), {}
+    folder.mkdir(parents=True, exist_ok=True)
+    for model, length, precision, device in product(models, lengths, precisions, devices):
+        try:
+            bundle = bundle_of(LabSettings(model=model, length=length, precision=precision, device=device))
+        except ValueError:
+            continue
+        name = f"{model}-{length}-{precision.replace(' ', '-')}-{device}.json"
+        files[f"{model} {length} {precision} {device}"] = name
+        (folder / name).write_text(_text(bundle), "utf-8")
+    start = {"step": "grad_cache", "batch_size": 64, "chunk_size": 8, "optimizer": "adamw", "budget": "256 MiB"}
+    start |= {"model": "mini" if "mini" in models else models[0], "length": 64 if 64 in lengths else lengths[0]}
+    index = {"files": files, "cards": list(GPU_MEMORY_BYTES), "start": start}
+    index["choices"] = _choices(models, lengths, precisions)
+    (folder / "index.json").write_text(_text(index), "utf-8")
+    return sum((folder / name).stat().st_size for name in ("index.json", *files.values()))
+
+
+def _choices(models: Sequence[str], lengths: Sequence[int], precisions: Sequence[str]) -> dict[str, list[Any]]:
+    """(words, value) of each place of each control."""
+    numbers = {"batch_size": BATCHES, "chunk_size": CHUNKS, "length": lengths, "retain_chunks": RETAINED}
+    choices = {name: [[f"{value:,}", value] for value in values] for name, values in numbers.items()}
+    choices["step"] = [[words, step] for step, words in STEP_WORDS.items()]
+    choices["budget"] = [list(each) for each in BUDGETS.items()]
+    for name, values in {"model": models, "precision": precisions}.items():
+        choices[name] = [[value, value] for value in values]
+    choices["optimizer"] = [["AdamW", "adamw"], ["SGD, no momentum", "sgd"]]
+    return choices
+
+
+_known: dict[str, tuple[set[tuple[str, bool]], dict[str, Any]]] = {}  # parts looked for, and the bundle with them
+
+
+def known_bundle(settings: LabSettings) -> dict[str, Any] | None:
+    """The bundle with the laws that these settings need, where `learn` has read them off; None where none holds."""
+    _, bundle = _known.get(_text(about(settings)), (set(), {"laws": {}}))
+    return bundle if all(_part_name(*part) in bundle["laws"] for part in parts_of(settings)) else None
+
+
+def is_learnt(settings: LabSettings) -> bool:
+    """Whether `learn` has nothing to do."""
+    return settings.tile_size is not None or _known.get(_text(about(settings)), (set(), {}))[0] >= _parts(settings)
+
+
+def learn(settings: LabSettings) -> None:
+    """Read off the laws of these settings' step for every batch and chunk, beside those of other steps known so far."""
+    key = _text(about(settings))
+    parts = _known.pop(key, (set(), {}))[0] | _parts(settings)
+    _known[key] = parts, bundle_of(settings, sorted(parts))
+    if len(_known) > MOST_KNOWN:
+        del _known[next(iter(_known))]
+
+
+def _parts(settings: LabSettings) -> set[tuple[str, bool]]:
+    return {(settings.step, False), (settings.step, True)}
+
+
+def _part_name(step: str, single: bool) -> str:
+    return f"{step} {'single' if single else 'many'}"
 
 
 def parts_of(settings: LabSettings) -> list[tuple[str, bool]]:

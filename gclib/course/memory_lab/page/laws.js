@@ -57,8 +57,8 @@ export class Laws {
   // The step's segments in order: {phase, tower, chunk, rows, repeats, values, net}, bytes as the ledger counts them.
   timeline(settings) {
     if (this.bundle.segments) {
-      return this.bundle.segments.map((one) => ({
-        ...one, values: this.events(one.events, 2), net: Float64Array.from(one.net) }));
+      return this.bundle.segments.map((one) => ({ ...one, net: Float64Array.from(one.net),
+        values: this.events(one.events, 2).map((bytes, at) => one.base[at % this.kinds.length] + bytes) }));
     }
     const assembly = new Assembly(this, settings);
     assembly[settings.step]();
