@@ -181,14 +181,6 @@ guide_mask = Exercise(
             _Guide(length=lambda vectors: vectors),
         ),
         Misconception(
-            "only one side of length 1",
-            "It looks as if only the queries were brought to length 1. In a row the passages are compared: their "
-            "lengths are the ones that count.",
-            lambda q, p, m: _Guide(length=lambda v: v if v.shape == p.shape and v is p else F.normalize(v, dim=1))(
-                q, p, m
-            ),
-        ),
-        Misconception(
             "hard negatives forgotten",
             "It looks as if query i's positive stood in column i. With K hard negatives it is column i (1 + K).",
             _Guide(first=True),

@@ -88,7 +88,7 @@ EQUAL_BYTES = (
     Row("B = 512, K = 0", 512),
 )
 PLANTED = tuple(
-    Row(f"{data}, {words}", 128, int(data == RIGHT_NEGATIVE), data=data, order=order, masked=words != "as it is")
+    Row(f"{data}, {words}", 16, int(data == RIGHT_NEGATIVE), data=data, order=order, masked=words != "as it is")
     for data, words, order in (
         (SAME_PASSAGE, "as it is", TOGETHER),
         (SAME_PASSAGE, "masked", TOGETHER),
