@@ -6,7 +6,7 @@ READY    := $(VENV)/.ready
 WORKERS  ?= 2
 LAB_ARGS ?=
 NOTEBOOK := notebooks/00_start_here.ipynb
-NBVAL    := --nbval-lax --nbval-current-env --nbval-cell-timeout=180 --nbval-kernel-startup-timeout=120
+NBVAL    := -p tests.project.kernels --nbval-lax --nbval-current-env --nbval-cell-timeout=180 --nbval-kernel-startup-timeout=120
 PARALLEL := -n $(WORKERS) --dist loadscope --no-loadscope-reorder
 
 .DEFAULT_GOAL := help
@@ -70,7 +70,8 @@ test-gpu: env ## the tests that need a CUDA device
 	$(RUN) -m pytest tests/gpu
 
 notebooks: corpus ## run every notebook top to bottom, measure it, keep its outputs
-	$(RUN) notebooks/execute.py
+	$(RUN) tests/project/texts.py --link
+	$(RUN) tests/project/execute.py
 
 site: chromium env ## write the course as a site into _site/, and look at every page of it in a browser
 	$(RUN) -m gclib.course.site.build _site
