@@ -14,12 +14,14 @@ from threading import Thread
 
 import pytest
 
+from gclib.course.memory_lab.bundles import write_bundles
 from gclib.course.site import build
 from gclib.support import ROOT
 
 FEW = ("index.html", "lab.html", "06_live_memory_lab.html", "library.html")
 WRITTEN = ROOT / os.environ["GCLIB_SITE"] if "GCLIB_SITE" in os.environ else None
 PAGES = sorted(path.relative_to(WRITTEN).as_posix() for path in WRITTEN.rglob("*.html")) if WRITTEN else FEW
+NO_LAB_LOADS = "document.querySelector('.lab > [role=status]') === null"
 RUN_AXE = """async () => (await axe.run()).violations.filter(({impact}) => ["serious", "critical"].includes(impact))
     .map(({id, nodes}) => [id, nodes.slice(0, 3).map(({html}) => html.slice(0, 150))])"""
 
@@ -34,7 +36,8 @@ def site(tmp_path_factory):
     few = [page for page in build.list_pages() if page.address in FEW]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(build, "list_pages", lambda: few)
-        build.build(parent / "course")
+        laws = {"models": ("mini",), "lengths": (64,), "precisions": ("float32",), "devices": ("cpu",)}
+        build.build(parent / "course", partial(write_bundles, **laws))
     return parent
 
 
@@ -74,6 +77,7 @@ def test_a_page_has_no_serious_violation_in_either_theme_and_fits_a_phone(chromi
     axe = Path(find_spec("axe_core_python").origin).with_name("axe.min.js").read_text("utf-8")
     with visit(chromium, address, viewport={"width": 1300, "height": 900}) as page:
         page.goto(f"{address}/{name}")
+        page.wait_for_function(NO_LAB_LOADS)
         page.evaluate(axe)
         for theme in ("light", "dark"):
             page.emulate_media(color_scheme=theme)
@@ -118,6 +122,26 @@ def test_search_leads_to_a_section_from_a_server_and_from_files(chromium, site, 
         page.wait_for_url("**/06_live_memory_lab.html#Two-batch-sizes*")
         heading = page.get_by_role("heading", name="Two batch sizes")
         assert heading.bounding_box()["y"] < page.viewport_size["height"]
+
+
+@pytest.mark.parametrize("name", ["lab.html", "06_live_memory_lab.html"])
+def test_the_lab_answers_without_a_kernel(chromium, address, name):
+    with visit(chromium, address) as page:
+        page.goto(f"{address}/{name}")
+        page.wait_for_function(NO_LAB_LOADS)
+        lab = page.locator(".lab")
+        assert lab.locator("svg").first.is_visible()
+        peak = lab.locator("[data-part=peak]")
+        before = peak.inner_text()
+        lab.locator("input[name=batch_size]").press("ArrowRight")
+        page.wait_for_function("before => document.querySelector('[data-part=peak]').innerText !== before", arg=before)
+
+
+def test_from_files_the_lab_says_what_to_type(chromium, site):
+    start = (site / "course").as_uri()
+    with visit(chromium, start) as page:
+        page.goto(f"{start}/lab.html")
+        page.locator(".lab", has_text="type python -m http.server").wait_for()
 
 
 def test_a_phone_opens_the_menu_by_a_tap(chromium, address):
