@@ -60,8 +60,9 @@ export async function mount(element, folder, start = {}) {
 
   async function draw() {
     const settings = Object.fromEntries(Object.entries(controls).map(([name, one]) => [name, one.read()[1]]));
-    const [name, bytes] = controls.budget.read();
-    const device = index.cards.includes(name) ? "cuda" : "cpu";
+    const [card, bytes] = controls.budget.read();
+    const device = index.cards.includes(card) ? "cuda" : "cpu";
+    const name = device === "cuda" ? card : "the budget";
     controls.chunk_size.input.disabled = settings.step === "naive";
     controls.retain_chunks.input.disabled = settings.step !== "grad_cache";
     const file = index.files[[settings.model, settings.length, settings.precision, device].join(" ")];

@@ -39,7 +39,7 @@ export class View {
         <div data-part="cursor" role="slider" tabindex="0" aria-label="Events of the step" aria-valuemin="1"
           aria-valuenow="1" aria-valuemax="1" title="${KEYS}" style="left:${FRAME.left}px;right:${FRAME.right}px;
           top:${FRAME.top}px;bottom:${FRAME.bottom}px"></div></div>
-      <div class="gclib-side"><table><caption>Bytes <span data-part="where"></span></caption>
+      <div class="gclib-side"><table><caption><span data-part="where"></span></caption>
         <tbody data-part="legend"></tbody></table></div>
       <p data-part="peak"${announce ? ' role="status"' : ""}></p><p data-part="reading"></p>
       <p class="gclib-buttons"><button type="button" data-part="zoom" aria-pressed="false">Zoom into this chunk</button>
@@ -159,7 +159,7 @@ export class View {
 
   axis() {
     const [unit, size] = unitFor(this.shown.peak.total);
-    const raw = this.scale / size / 4;
+    const raw = this.scale / size / 5;
     const power = 10 ** Math.floor(Math.log10(raw));
     const step = [1, 2, 2.5, 5, 10].find((one) => one * power >= raw) * power;
     const ticks = Array.from({ length: Math.floor(this.scale / size / step) + 1 }, (_, n) => n * step);
@@ -197,7 +197,7 @@ export class View {
       <text x="${this.x((start + stop) / 2)}" y="${this.y(top / 2)}" text-anchor="middle">…</text>`);
     const { bytes, name } = this.budget;
     const label = `${escaped(name)}: ${formatBytes(bytes)}`;
-    const far = `${label} (${counted(bytes / highest)} times the peak: far above this picture)`;
+    const far = `${label} (${counted(bytes / highest)} times the peak${this.wide > 620 ? ": far above this picture" : ""})`;
     const card = inside
       ? `<path class="gclib-card" d="M${this.x(0)} ${this.y(bytes)}H${this.x(1)}"/>
         <text class="gclib-card" x="${this.x(0.005)}" y="${this.y(bytes) - 4}">${label}</text>`
@@ -242,7 +242,7 @@ export class View {
     const total = `<tr><td></td><th scope="row">all</th><td>${formatBytes(event.total)}</td></tr>`;
     const run = this.live?.x.length ? '<tr><td><i class="gclib-live"></i></td><th scope="row" colspan="2">the run</th></tr>' : "";
     this.legend.innerHTML = rows.join("") + total + run;
-    this.where.textContent = `at event ${counted(this.at + 1)} of ${counted(this.step.count)}`;
+    this.where.textContent = `At event ${counted(this.at + 1)} of ${counted(this.step.count)}`;
     const words = this.reading_(event);
     this.reading.textContent = words;
     this.cursor.setAttribute("aria-valuenow", this.at + 1);
