@@ -47,10 +47,8 @@ export class Step {
       const one = { ...segment, before: segments[at - 1] ?? null, count: segment.values.length / this.width };
       if (!one.count || isHeading(one)) return;
       const last = this.groups.at(-1);
-      const head = last?.segments[0];
-      const joins = this.cyclic && head
-        && ["chunk", "repeats", "rows"].every((name) => head[name] === one[name]);
-      if (joins) last.segments.push(one);
+      const head = this.cyclic && last?.segments[0];
+      if (head && ["chunk", "repeats", "rows"].every((name) => head[name] === one[name])) last.segments.push(one);
       else this.groups.push({ segments: [one], repeats: one.repeats });
     });
     this.count = 0;
@@ -66,6 +64,7 @@ export class Step {
       this.count += group.size * group.repeats;
     }
     this.pieces = begun;
+    this.replays = segments.some(({ phase, chunk, tower }) => phase === "replay" && (chunk ?? tower) !== null);
   }
 
   // Where the event of this number stands: {group, segment, repeat, at}.
@@ -122,10 +121,6 @@ export class Step {
     if (segment.tower !== null) parts.push(towerWord(segment.tower));
     if (pieces > 1) parts.push(`chunk ${counted(segment.piece + repeat + 1)} of ${counted(pieces)}`);
     return parts.join(", ") + (segment.rows ? ` (${counted(segment.rows)} row${segment.rows > 1 ? "s" : ""})` : "");
-  }
-
-  get replays() {
-    return this.groups.some(({ segments }) => segments.some(({ phase }) => phase === "replay"));
   }
 
   totals(segment) {
@@ -275,7 +270,7 @@ export function peakEvent({ step, peak: { panel } }) {
 
 // The picture in words, with its numbers: phases in order, the peak, its largest parts, and the budget.
 export function describe(picture, { bytes, name }) {
-  const order = picture.spans.map(({ label }) => label.replace("\n", " ")).join("; ");
+  const order = picture.spans.map(({ label }) => label.replaceAll("\n", " ")).join("; ");
   const { total } = picture.peak;
   const held = picture.peak.bytes.map((count, kind) => [picture.step.kinds[kind], count])
     .filter(([, count]) => count && count >= 0.05 * total).sort((a, b) => b[1] - a[1])

@@ -30,7 +30,8 @@ const tile = (id, [color, lines]) => `<pattern id="${id}" width="8" height="8" p
 export class View {
   // announce: whether the peak is said aloud here when it changes (not where other words say it).
   constructor(element, { announce = true } = {}) {
-    this.id = `gclib-${(made += 1)}`;
+    const id = `gclib-${(made += 1)}`;
+    this.tile = (kind) => `${id}-${kind.replace(" ", "-")}`;
     this.element = element;
     element.classList.add("gclib-timeline");
     const tiles = Object.entries(LOOKS).map(([kind, look]) => tile(this.tile(kind), look)).join("");
@@ -52,10 +53,6 @@ export class View {
     this.listen();
   }
 
-  tile(kind) {
-    return `${this.id}-${kind.replace(" ", "-")}`;
-  }
-
   listen() {
     const { cursor } = this;
     const eventUnder = ({ clientX }) => {
@@ -74,10 +71,6 @@ export class View {
     this.resized.observe(this.svg.parentElement);
   }
 
-  close() {
-    this.resized.disconnect();
-  }
-
   // segments: a timeline of laws.js. budget: {bytes, name}. live: {x, bytes} of a run over the whole picture, or null.
   show(segments, kinds, budget, live = null) {
     this.step = new Step(segments, kinds);
@@ -89,11 +82,13 @@ export class View {
     this.element.removeAttribute("aria-busy");
     this.refresh();
     const { total } = this.whole.peak;
-    const share = total <= budget.bytes ? "fits within" : "does not fit within";
-    const words = `Peak ${formatBytes(total)} (${counted(total)} bytes): ${share} ${budget.name}.`;
+    const fits = total <= budget.bytes ? "fits" : "does not fit";
+    const words = `Peak ${formatBytes(total)} (${counted(total)} bytes): ${fits} within ${budget.name}.`;
     if (this.peak.textContent !== words) this.peak.textContent = words;
     if (this.more.open) this.tabulate();
   }
+
+  close() { this.resized.disconnect(); }
 
   // Keep the old picture, pale, while another one is on its way.
   dim() {
@@ -104,14 +99,13 @@ export class View {
   press(event) {
     const { key } = event;
     const to = {
-      ArrowRight: () => this.at + 1, ArrowLeft: () => this.at - 1,
-      ArrowUp: () => this.at + 1, ArrowDown: () => this.at - 1,
+      ArrowRight: () => this.at + 1, ArrowLeft: () => this.at - 1, ArrowUp: () => this.at + 1,
+      ArrowDown: () => this.at - 1, p: () => peakEvent(this.whole), P: () => peakEvent(this.whole),
       PageDown: () => this.step.pieceFrom(this.at, 1), PageUp: () => this.step.pieceFrom(this.at, -1),
-      Home: () => 0, End: () => this.step.count - 1, p: () => peakEvent(this.whole), P: () => peakEvent(this.whole),
+      Home: () => 0, End: () => this.step.count - 1,
     }[key];
     if (to) this.moveTo(to());
-    else if (key === "Enter") this.zoomTo(!this.zoomed);
-    else if (key === "Escape" && this.zoomed) this.zoomTo(false);
+    else if (key === "Enter" || (key === "Escape" && this.zoomed)) this.zoomTo(!this.zoomed);
     else return;
     event.preventDefault();
     event.stopPropagation();
