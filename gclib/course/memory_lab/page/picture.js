@@ -154,7 +154,7 @@ export function pictureOf(step) {
     panel.start = edge / all;
     edge += weights[at];
     panel.stop = edge / all;
-    panel.columns ??= thinned(step, panel);
+    panel.columns = thinned(step, panel);
   });
   return finished(step, pieces, [...spansOf(step, pieces)]);
 }
@@ -199,15 +199,15 @@ function piecesOf(step, group) {
   return repeats > 1 ? [...out, ...segments.map((segment) => piece(group, segment, repeats - 1))] : out;
 }
 
-// At most as many columns as can be seen in the panel's share; of each bin the event with the most bytes.
-function thinned(step, { segment, repeat, start, stop }) {
-  const totals = step.totals(segment);
+// At most as many columns as can be seen in the panel's share; of each bin the one with the most bytes.
+function thinned(step, { segment, repeat, columns, start, stop }) {
+  const totals = columns?.map(sum) ?? step.totals(segment);
   const bins = Math.min(totals.length, Math.max(8, halfEven((stop - start) * COLUMNS)));
   const edge = (bin) => (bin === bins ? totals.length : Math.trunc(bin * (totals.length / bins)));
   return Array.from({ length: bins }, (_, bin) => {
     let best = edge(bin);
     for (let at = best; at < edge(bin + 1); at += 1) if (totals[at] > totals[best]) best = at;
-    return step.bytes(segment, best, repeat);
+    return columns?.[best] ?? step.bytes(segment, best, repeat);
   });
 }
 
