@@ -15,7 +15,7 @@ import nbformat
 import pytest
 import yaml
 from packaging.requirements import Requirement
-from project import readme
+from project import execute, readme
 
 import gclib
 from gclib.course.checks.engine import exercises_of
@@ -333,16 +333,6 @@ def test_license_and_citation_say_what_the_package_says():
 # --- notebooks ------------------------------------------------------------------------------------------------
 
 
-def execute_tool():
-    """notebooks/execute.py as a module: it decides what a kept notebook may hold."""
-    from importlib.util import module_from_spec, spec_from_file_location
-
-    spec = spec_from_file_location("execute", ROOT / "notebooks" / "execute.py")
-    module = module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
 def by_name(paths):
     return pytest.mark.parametrize("path", paths, ids=lambda path: f"{path.parent.name}/{path.stem}")
 
@@ -350,7 +340,7 @@ def by_name(paths):
 @by_name(NOTEBOOKS)
 def test_a_notebook_is_kept_as_a_fresh_run_left_it(path):
     notebook = nbformat.read(path, as_version=4)
-    assert execute_tool().find_problems(notebook) == []
+    assert execute.find_problems(notebook) == []
     assert notebook.metadata.kernelspec == {
         "display_name": "Python 3 (ipykernel)",
         "language": "python",
@@ -399,5 +389,14 @@ def test_every_solution_belongs_to_a_chapter():
     ],
 )
 def test_an_output_that_should_not_be_kept_is_named(output, problem):
-    found = execute_tool().output_problems(nbformat.from_dict(output))
+    found = execute.output_problems(nbformat.from_dict(output))
     assert len(found) == 1 and problem in found[0]
+
+
+def test_a_comment_for_nbval_becomes_a_tag_that_a_reader_does_not_see():
+    asked = nbformat.v4.new_code_cell("# NBVAL_CHECK_OUTPUT\nprint(1)", metadata={"tags": ["a"]})
+    other = nbformat.v4.new_code_cell("print('# NBVAL_CHECK_OUTPUT')")
+    for cell in (asked, other):
+        execute.tag_checked(cell)
+    assert asked.source == "print(1)" and asked.metadata.tags == ["a", "nbval-check-output"]
+    assert other.source.startswith("print") and "tags" not in other.metadata

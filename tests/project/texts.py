@@ -1,6 +1,9 @@
 """The course's texts held together: `make lint` calls it. Links inside the project, headings, and spelling.
 
-    python tests/project/texts.py
+    python tests/project/texts.py [--link]
+
+--link turns each link to a heading of another notebook into one to the heading's cell: JupyterLab looks for a heading
+before a page is drawn, and then shows its top; a cell it finds at the first click.
 
 Prints one line a problem, "file (cell 3): ...", and exits with 1 if there is any. Spelling is codespell's dictionary of
 common misspellings; `ALLOWED` are words that it takes for one.
@@ -23,7 +26,8 @@ from gclib.support import ROOT
 LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
 HEADING = re.compile(r"^(#{1,6}) +(.+?) *#*$", re.MULTILINE)
 FENCED = re.compile(r"^(```|~~~).*?^\1", re.MULTILINE | re.DOTALL)
-TERM_LINK = re.compile(r"\]\(glossary\.ipynb#([^)\s]+)\)")
+PAGE_LINK = re.compile(r"\]\(((?:\.\./)?\w+\.ipynb)#([^)\s]+)\)")
+CELL = "cell-id="
 FIRST = re.compile(r"First in \[[^\]]*\]\(([^)\s]+)\)")
 ALLOWED = "ans,ative,caf,fo,hist,mis,nd,notin,te,trian,ure,vermillion"
 
@@ -35,6 +39,7 @@ class Text:
     path: Path
     place: str
     markdown: str
+    cell_id: str = ""
 
 
 def texts() -> Iterator[Text]:
@@ -45,7 +50,7 @@ def texts() -> Iterator[Text]:
         elif path.suffix == ".ipynb" and ".ipynb_checkpoints" not in path.parts:
             for number, cell in enumerate(nbformat.read(path, as_version=4).cells):
                 if cell.cell_type == "markdown":
-                    yield Text(path, f" (cell {number})", cell.source)
+                    yield Text(path, f" (cell {number})", cell.source, cell.id)
 
 
 def problems() -> list[str]:
@@ -74,20 +79,43 @@ def broken_links(text: Text) -> Iterator[str]:
         path = (text.path.parent / name).resolve() if name else text.path
         if not path.exists():
             yield f"no file for the link {target}"
+        elif fragment.startswith(CELL):
+            if fragment.removeprefix(CELL) not in anchors(path).values():
+                yield f"no cell for the link {target}"
         elif fragment and path.suffix in (".md", ".ipynb") and fragment.lower() not in anchors(path):
             yield f"no heading for the link {target}"
 
 
 @cache
-def anchors(path: Path) -> frozenset[str]:
-    """The names, in small letters, by which a page's headings can be linked: on GitHub and in JupyterLab."""
-    names = set()
+def anchors(path: Path) -> dict[str, str]:
+    """Names, in small letters, by which a page's headings can be linked on GitHub and in JupyterLab: to their cells."""
+    names = {}
     for text in texts():
         if text.path == path:
             for _, title in headings(text.markdown):
-                names.add(title.replace(" ", "-").lower())
-                names.add(re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-"))
-    return frozenset(names)
+                names[title.replace(" ", "-").lower()] = text.cell_id
+                names[re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-")] = text.cell_id
+    return names
+
+
+def link_to_cells() -> None:
+    """Write links to headings of other notebooks as links to the cells of those headings."""
+    for path in sorted((ROOT / "notebooks").rglob("*.ipynb")):
+        if ".ipynb_checkpoints" in path.parts:
+            continue
+
+        def linked(found: re.Match, folder: Path = path.parent) -> str:
+            name, anchor = found[1], unquote(found[2]).lower()
+            cell_id = anchors((folder / name).resolve()).get(anchor)
+            return f"]({name}#{CELL}{cell_id})" if cell_id else found[0]
+
+        notebook = nbformat.read(path, as_version=4)
+        before = [cell.source for cell in notebook.cells]
+        for cell in notebook.cells:
+            if cell.cell_type == "markdown":
+                cell.source = PAGE_LINK.sub(linked, cell.source)
+        if [cell.source for cell in notebook.cells] != before:
+            nbformat.write(notebook, path)
 
 
 def headings(markdown: str) -> list[tuple[int, str]]:
@@ -99,13 +127,19 @@ def unlinked_terms() -> list[str]:
     """The glossary's words that the chapter which it calls their first does not link to it."""
     found, glossary = [], ROOT / "notebooks" / "glossary.ipynb"
     linked: dict[str, set[str]] = {}
+    terms = {}
     for text in texts():
-        linked.setdefault(text.path.name, set()).update(TERM_LINK.findall(text.markdown))
+        if text.path == glossary and FIRST.search(text.markdown):
+            ((_, term),) = headings(text.markdown)
+            terms |= {f"{CELL}{text.cell_id}": term, term.replace(" ", "-"): term}
+    for text in texts():
+        links = [anchor for name, anchor in PAGE_LINK.findall(text.markdown) if name == glossary.name]
+        linked.setdefault(text.path.name, set()).update(terms.get(anchor, anchor) for anchor in links)
     for text in texts():
         first = FIRST.search(text.markdown) if text.path == glossary else None
         if first:
             ((_, term),) = headings(text.markdown)
-            if term.replace(" ", "-") not in linked.get(first[1], set()):
+            if term not in linked.get(first[1], set()):
                 found.append(f"notebooks/{first[1]}: no link to {term!r}, first here as the glossary says")
     return found
 
@@ -124,12 +158,15 @@ def misspelled() -> list[str]:
     return [line.replace(f"{folder}/", "") for line in done.stdout.splitlines()]
 
 
-def main() -> int:
+def main(arguments: list[str]) -> int:
     """Print the problems; the exit status."""
+    if "--link" in arguments:
+        link_to_cells()
+        return 0
     found = problems()
     print("\n".join(found) or "Links, headings and spelling are fine.")
     return int(bool(found))
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(sys.argv[1:]))

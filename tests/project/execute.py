@@ -1,11 +1,12 @@
 """Run notebooks top to bottom in fresh kernels, measure them, and keep their outputs: `make notebooks`.
 
-    python notebooks/execute.py [NOTEBOOK ...]        without names: every chapter, then every solution
+    python tests/project/execute.py [NOTEBOOK ...]        without names: every chapter, then every solution
 
 Minutes and the peak resident memory of the kernel and its children are written between `<!-- measured -->`
 and `<!-- /measured -->` in the chapter's box. A notebook that raises, writes to stderr, shows a machine path,
 a memory address or an image without alt text, or has a cell of more than 20 lines, is reported and left as it
-was, and the exit status is 1.
+was, and the exit status is 1. A comment that asks nbval to compare a cell's output becomes a tag, which a reader
+does not see.
 """
 
 import copy
@@ -23,12 +24,13 @@ import psutil
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError
 
-NOTEBOOKS = Path(__file__).resolve().parent
-ROOT = NOTEBOOKS.parent
+ROOT = Path(__file__).resolve().parents[2]
+NOTEBOOKS = ROOT / "notebooks"
 MEASURED = re.compile(r"(<!-- measured -->).*?(<!-- /measured -->)", re.DOTALL)
 MIB = 2**20
 MAX_LINES = 20
 CELL_SECONDS = 180
+CHECKED = {"comment": "# NBVAL_CHECK_OUTPUT\n", "tag": "nbval-check-output"}
 WIDGET = "application/vnd.jupyter.widget-view+json"
 WIDGET_NOTE = "*A widget stands here: run this cell to use it.*"
 COMMON_USERS = {"root", "user", "runner", "jovyan"}  # words that mean nobody
@@ -144,6 +146,7 @@ def tidy(notebook: nbformat.NotebookNode) -> None:
         cell.metadata.pop("execution", None)
         if cell.cell_type == "code":
             cell.outputs = merge_streams(cell.outputs)
+            tag_checked(cell)
         for output in cell.get("outputs", []):
             data = output.get("data", {})
             if WIDGET in data:
@@ -151,6 +154,13 @@ def tidy(notebook: nbformat.NotebookNode) -> None:
             for part, key in [(output, "text"), *((data, key) for key in data if key.startswith("text/"))]:
                 if isinstance(part.get(key), str):
                     part[key] = part[key].replace(f"{ROOT}{os.sep}", "").replace(str(ROOT), ".")
+
+
+def tag_checked(cell: nbformat.NotebookNode) -> None:
+    """Ask nbval for the comparison of a cell's output by a tag, where a comment did."""
+    if cell.source.startswith(CHECKED["comment"]):
+        cell.source = cell.source.removeprefix(CHECKED["comment"])
+        cell.metadata["tags"] = sorted({*cell.metadata.get("tags", []), CHECKED["tag"]})
 
 
 def merge_streams(outputs: list[nbformat.NotebookNode]) -> list[nbformat.NotebookNode]:

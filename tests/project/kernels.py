@@ -1,6 +1,7 @@
 """Under nbval: solutions must be right (strict), and nobody's own record of progress is read or changed.
 
-GCLIB_STRICT=1 makes the chapters strict too: a teacher marks with it.
+A plugin of pytest, so that no file of the tests stands among the chapters: `-p tests.project.kernels`, from the
+project's folder. GCLIB_STRICT=1 makes the chapters strict too: a teacher marks with it.
 """
 
 import os
