@@ -7,6 +7,7 @@ import math
 from collections.abc import Mapping, Sequence
 from numbers import Real
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -33,6 +34,8 @@ def describe(value: object) -> str:
 
 def a_kind(value: object) -> str:
     """The type of `value` with its article: "a list", "an int"; "nothing (None)" for None."""
+    if isinstance(value, np.ndarray):
+        return "a numpy array"
     return "nothing (None)" if value is None else _with_article(type(value).__name__)
 
 
@@ -166,3 +169,21 @@ def _sequence_difference(expected: Sequence, got: object, rtol: float, atol: flo
         if (found := difference(value, other, rtol=rtol, atol=atol)) is not None:
             return f"at [{place}]: {found}"
     return None
+
+
+def other_form(expected: object, got: object) -> bool:
+    """Whether `got` is packed otherwise than `expected`, so that its values can't be held against it one by one."""
+    if isinstance(expected, Tensor):
+        wider = isinstance(got, Tensor) and got.dtype == torch.float64 and expected.is_floating_point()
+        return not isinstance(got, Tensor) or got.dtype != expected.dtype and not wider
+    if isinstance(expected, Mapping):
+        if not isinstance(got, Mapping) or set(got) != set(expected):
+            return True
+        return any(other_form(value, got[key]) for key, value in expected.items())
+    if isinstance(expected, Sequence) and not isinstance(expected, str):
+        if isinstance(got, str) or not isinstance(got, Sequence):
+            return True
+        return len(got) == len(expected) and any(map(other_form, expected, got))
+    if isinstance(expected, Real) and not isinstance(expected, bool):
+        return not isinstance(got, Real) and not (isinstance(got, Tensor) and got.ndim == 0)
+    return False

@@ -83,7 +83,7 @@ class Exercise(Task):
                     return verdict
         if used := sorted(self.without & _names(getattr(answer, "__code__", None))):
             said = f"The values are right, but `{used[0]}` does the work: the exercise is to write it out yourself."
-            return Verdict("wrong", said, earns_hint=True)
+            return Verdict("wrong", said, "left to a function that does it", earns_hint=True)
         return Verdict("correct", self._praise(answer))
 
     def _case(self, maker: Maker, rng: np.random.Generator) -> Case:

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from .comparing import describe, difference
+from .comparing import describe, difference, other_form
 from .running import TooSlow, is_stub_error, run_limited, seed_generators, tell_error
 
 Inputs = dict[str, object]  # an answer's arguments by name, in the order of its signature
@@ -69,9 +69,12 @@ class Task:
     seconds: float = 10.0
 
 
+FORMS = ("another form", "input changed in place", "a float for an int", "graph cut off", "nothing returned")
+
+
 @dataclass(frozen=True)
 class Verdict:
-    """What was found: `explanation` in words; `misconception` is the name of the one recognised, if any.
+    """What was found: `explanation` in words; `misconception` is the one recognised, or one of FORMS, if any.
 
     earns_hint: the answer came as far as a value, or to a mistake with a name.
     """
@@ -187,7 +190,8 @@ def judge_cases(
     recognised = _recognise(task, answer, cases, outcomes, others)
     if recognised is None:
         fault += _ratio(cases, outcomes)
-        return Verdict("wrong", f"{fault}\n    Input: {where}.", earns_hint=True)
+        kind = _kind_of_fault(task, cases[place], outcomes[place])
+        return Verdict("wrong", f"{fault}\n    Input: {where}.", kind, earns_hint=True)
     said = f"{recognised.message}\n    {fault}\n    Input: {where}."
     return Verdict("wrong", said, recognised.name, earns_hint=True)
 
@@ -215,7 +219,7 @@ def _attempt(task: Task, answer: Callable, case: Case, *, answered: bool) -> tup
         return _judge_error(task, tell_error(answer, error) + where, error), ()
     if answered and task.outcome is None and outcome[0] is None:
         said = "It returns nothing for this input, and a value for others: does every way through it end in `return`?"
-        return Verdict("wrong", f"{said}{where}", earns_hint=True), ()
+        return Verdict("wrong", f"{said}{where}", "nothing returned", earns_hint=True), ()
     if _did_nothing(task, outcome[0], case):
         said = "The function above returns nothing; if you have written it, does it end in `return`?"
         return Verdict("not attempted", said), ()
@@ -283,11 +287,26 @@ def _difference(task: Task, expected: object, found: object) -> str | None:
 
 def _is_fraction(expected: object, found: object) -> bool:
     """Whether a number that is an int in `expected` is packed as a float."""
+    if isinstance(expected, dict):
+        return any(_is_fraction(value, found[key]) for key, value in expected.items())
     if isinstance(expected, list | tuple):
         return any(map(_is_fraction, expected, found))
     if not isinstance(expected, int):
         return False
-    return found.is_floating_point() if isinstance(found, Tensor) else isinstance(found, float)
+    return found.is_floating_point() if isinstance(found, Tensor) else isinstance(found, float | np.floating)
+
+
+def _kind_of_fault(task: Task, case: Case, outcome: tuple) -> str | None:
+    """The name of a fault that lies in the answer's form and not in its values; None for any other."""
+    found, _, changed = outcome
+    if changed is not None:
+        return "input changed in place"
+    if _difference(task, case.expected, found) is not None:
+        return "another form" if other_form(case.expected, found) else None
+    if task.whole and _is_fraction(case.expected, found):
+        return "a float for an int"
+    missing = any(name not in outcome[1] for name in case.gradients)
+    return "graph cut off" if missing else None
 
 
 def _ratio(cases: list[Case], outcomes: list[tuple]) -> str:
