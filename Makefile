@@ -11,7 +11,7 @@ PARALLEL := -n $(WORKERS) --dist loadscope --no-loadscope-reorder
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help env chromium corpus lab lint test test-deep test-gpu check notebooks picture readme bench clean
+.PHONY: help env chromium corpus lab lint test test-deep test-gpu check notebooks site picture readme bench clean
 
 help: ## show this list
 	@echo "make lab     start the course        make test    check everything"
@@ -73,6 +73,10 @@ notebooks: corpus ## run every notebook top to bottom, measure it, keep its outp
 	$(RUN) tests/project/texts.py --link
 	$(RUN) tests/project/execute.py
 
+site: chromium env ## write the course as a site into _site/, and look at every page of it in a browser
+	$(RUN) -m gclib.course.site.build _site
+	GCLIB_SITE=_site $(RUN) -m pytest tests/browser/test_site.py tests/course/site
+
 picture: env ## photograph the memory lab in a browser, for the README
 	GCLIB_PICTURE=notebooks/images/memory_lab.png $(RUN) -m pytest tests/browser -k memory_lab
 
@@ -83,5 +87,5 @@ bench: env ## print the measured times
 	@for script in tests/benchmarks/bench_*.py; do echo "== $$script"; $(RUN) $$script || exit 1; done
 
 clean: ## remove everything that was made: environment, caches, corpus
-	rm -rf $(VENV) data/cache build *.egg-info .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) data/cache _site build *.egg-info .pytest_cache .ruff_cache .hypothesis
 	find . \( -name __pycache__ -o -name .ipynb_checkpoints \) -prune -exec rm -rf {} +

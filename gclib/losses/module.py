@@ -15,7 +15,34 @@ from gclib.support.validation import one_of, positive_number, refuse
 LOSSES = {"none": local_loss, "gather": gathered_contrastive_loss, "ring": ring_contrastive_loss}
 
 
-class ContrastiveLoss(nn.Module):
+class BatchLoss(nn.Module):
+    """What losses of a batch share: a temperature, fixed or learnable, tiles, and what of several processes they see.
+
+    Raises ValueError for a setting that can't be, or a ring without tile_size.
+    """
+
+    def __init__(self, temperature: float, learnable: bool, tile_size: int | str | None, across: str):
+        super().__init__()
+        start = positive_number("temperature", temperature)
+        self.across = one_of("across", across, tuple(LOSSES))
+        if across == "ring" and tile_size is None:
+            raise refuse("tile_size", 'must be an int or "auto" for a ring, which has no dense form', None)
+        self.tile_size = None if tile_size is None else check_tile_size(tile_size)
+        self.fixed_temperature = None if learnable else start
+        self.log_temperature = nn.Parameter(torch.tensor(start).log()) if learnable else None
+
+    @property
+    def temperature(self) -> float | Tensor:
+        """The number itself, or exp(log_temperature) where it is learnable."""
+        return self.fixed_temperature if self.log_temperature is None else self.log_temperature.exp()
+
+    @property
+    def needs_whole_batch(self) -> bool:
+        """Whether every rank must take this loss of all its rows at once, as a step in chunks of their own can't."""
+        return self.across != "none"
+
+
+class ContrastiveLoss(BatchLoss):
     """InfoNCE (`contrastive_loss`) with its settings, for any step's `loss_fn`.
 
     temperature: a number above 0. learnable: then the module owns one parameter, `log_temperature`
@@ -43,26 +70,9 @@ class ContrastiveLoss(nn.Module):
         tile_size: int | str | None = None,
         across: str = "none",
     ):
-        super().__init__()
-        start = positive_number("temperature", temperature)
-        self.across = one_of("across", across, tuple(LOSSES))
-        if across == "ring" and tile_size is None:
-            raise refuse("tile_size", 'must be an int or "auto" for a ring, which has no dense form', None)
-        self.fixed_temperature = None if learnable else start
-        self.log_temperature = nn.Parameter(torch.tensor(start).log()) if learnable else None
+        super().__init__(temperature, learnable, tile_size, across)
         Directions.of(symmetric, directions, partition)
         self.symmetric, self.directions, self.partition = symmetric, directions, partition
-        self.tile_size = None if tile_size is None else check_tile_size(tile_size)
-
-    @property
-    def temperature(self) -> float | Tensor:
-        """The number itself, or exp(log_temperature) where it is learnable."""
-        return self.fixed_temperature if self.log_temperature is None else self.log_temperature.exp()
-
-    @property
-    def needs_whole_batch(self) -> bool:
-        """Whether every rank must take this loss of all its rows at once, as a step in chunks of their own can't."""
-        return self.across != "none"
 
     def forward(self, query_reps: Tensor, passage_reps: Tensor, mask: Tensor | Rule | None = None) -> Tensor:
         """query_reps (B, D), passage_reps (N, D), mask a rule or (B, N) or None -> scalar."""

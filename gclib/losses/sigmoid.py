@@ -23,15 +23,14 @@ from gclib.distributed import gather_with_grad, mean_over_ranks, own_rows, rank_
 from gclib.losses.directions import QP, Directions, Side
 from gclib.losses.gathered import known_of_all
 from gclib.losses.masks import Rule, as_rule, refuse_matrix
+from gclib.losses.module import BatchLoss
 from gclib.losses.ring import Ring, refuse_gloo_on_cuda
-from gclib.losses.tiled import check_tile_size, like, refuse_second_derivative, tile_side
+from gclib.losses.tiled import like, refuse_second_derivative, tile_side
 from gclib.losses.tiles import Gradients, Layout, Logits, PairwiseSum, Tile, add_gradients
-from gclib.support.validation import check_representations, check_temperature, describe, one_of, positive_number, refuse
-
-ACROSS = ("none", "gather", "ring")
+from gclib.support.validation import check_representations, check_temperature, describe, refuse
 
 
-class SigmoidLoss(nn.Module):
+class SigmoidLoss(BatchLoss):
     """SigLIP's loss with its settings, for any step's `loss_fn`.
 
     temperature, bias: where they start (the paper's t' = 10 and b = -10); learnable: then the module owns
@@ -52,26 +51,9 @@ class SigmoidLoss(nn.Module):
         tile_size: int | str | None = None,
         across: str = "none",
     ):
-        super().__init__()
-        start = positive_number("temperature", temperature)
-        if across == "ring" and tile_size is None:
-            raise refuse("tile_size", 'must be an int or "auto" for a ring, which has no dense form', None)
-        self.across = one_of("across", across, ACROSS)
-        self.tile_size = None if tile_size is None else check_tile_size(tile_size)
-        self.fixed_temperature = None if learnable else start
-        self.log_temperature = nn.Parameter(torch.tensor(start).log()) if learnable else None
+        super().__init__(temperature, learnable, tile_size, across)
         _check_bias(bias)
         self.bias = nn.Parameter(torch.tensor(float(bias))) if learnable else float(bias)
-
-    @property
-    def temperature(self) -> float | Tensor:
-        """The number itself, or exp(log_temperature) where it is learnable."""
-        return self.fixed_temperature if self.log_temperature is None else self.log_temperature.exp()
-
-    @property
-    def needs_whole_batch(self) -> bool:
-        """Whether every rank must take this loss of all its rows at once, as a step in chunks of their own can't."""
-        return self.across != "none"
 
     def forward(self, query_reps: Tensor, passage_reps: Tensor, mask: Tensor | Rule | None = None) -> Tensor:
         """query_reps (b, D), passage_reps (b * (1 + K), D), mask a rule or (B, N) or None -> scalar."""

@@ -11,4 +11,6 @@ def text_of(shown):
 
 def alt_of(lab):
     """The alt text of a widget's picture."""
+    if hasattr(lab.picture, "alt"):
+        return lab.picture.alt
     return unescape(re.search(r'alt="([^"]*)"', lab.picture.value)[1])

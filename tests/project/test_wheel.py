@@ -55,10 +55,12 @@ def installed(wheel, tmp_path_factory):
     return scripts / Path(sys.executable).name, packages
 
 
-def test_the_wheel_holds_every_module_and_nothing_else(wheel):
+def test_the_wheel_holds_every_file_of_the_package_and_nothing_else(wheel):
     files = set(zipfile.ZipFile(wheel).namelist())
-    modules = {path.relative_to(ROOT).as_posix() for path in PACKAGE.rglob("*.py")}
-    assert {name for name in files if ".dist-info/" not in name} == modules
+    package = {path for path in PACKAGE.rglob("*.*") if "__pycache__" not in path.parts and path.is_file()}
+    assert {name for name in files if ".dist-info/" not in name} == {
+        path.relative_to(ROOT).as_posix() for path in package
+    }
 
 
 def test_the_wheel_says_what_it_is_and_carries_its_license(installed):

@@ -223,7 +223,7 @@ def is_ready(settings: LabSettings) -> bool:
 @lru_cache(maxsize=96)  # some hundreds of kilobytes each
 def forecast_of(settings: LabSettings) -> MemoryForecast:
     """The exact forecast of the settings' workload, the optimizer's states too."""
-    exact = forecast_workload(settings.workload, _fake_of(replace(settings, **_SAME_FAKE)))
+    exact = forecast_workload(settings.workload, fake_of(settings))
     _fitted.add(settings.law)
     return exact
 
@@ -232,9 +232,13 @@ _SAME_FAKE = {"step": "grad_cache", "batch_size": 1, "chunk_size": 1, "retain_ch
 _SAME_FAKE |= {"length": 8, "query_length": None, "optimizer": "adamw"}
 
 
-@lru_cache(maxsize=32)
-def _fake_of(settings: LabSettings) -> FakeStep:
+def fake_of(settings: LabSettings) -> FakeStep:
     """The fake encoders and loss of all settings that differ in `_SAME_FAKE` alone: finding them costs most."""
+    return _made(replace(settings, **_SAME_FAKE))
+
+
+@lru_cache(maxsize=32)
+def _made(settings: LabSettings) -> FakeStep:
     return fake_step(settings.workload)
 
 

@@ -1,19 +1,33 @@
 """How the memory lab draws: a step's bytes over its operations, and two peaks beside each other.
 
-What lies on the paper is `gclib.course.plots`: `plot_timeline` and `plot_peaks`. A view keeps one figure and draws it
-again, which is cheap enough for a slider. Any ipywidget with the same `show` and `clear` can take a view's place.
+The timeline is drawn by the page itself: plain modules and a style sheet in `page/`, without a build step. The peaks
+are `gclib.course.plots.plot_peaks`, a figure that is kept and drawn again.
 """
 
 import io
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
 
+import anywidget
 import ipywidgets as widgets
 import numpy as np
+import traitlets
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from gclib.course import plots
 from gclib.course.widgets.base import sentence
 from gclib.memory.timeline import TimelinePicture
+
+PAGE = Path(__file__).parent / "page"
+
+
+def page_module(*names: str) -> str:
+    """These modules of `page/` as one: what each imports comes before it, and a widget has a single module."""
+    texts = [(PAGE / f"{name}.js").read_text("utf-8") for name in names]
+    return "\n".join(re.sub(r"^import [^;]*;\n|^export (?!default)", "", text, flags=re.MULTILINE) for text in texts)
 
 
 class _View(widgets.HTML):
@@ -37,32 +51,55 @@ class _View(widgets.HTML):
         return plots.image_tag(png.getvalue(), alt, f'width="{width}" height="{height}"')
 
 
-class TimelineView(_View):
-    """The forecast of a step over its operations, a line at the budget, and over it the live bytes of a run."""
+class TimelineView(anywidget.AnyWidget):
+    """The forecast of a step over its operations, drawn in the page: `page/widget.js` answers from the laws it knows.
 
-    inches = (7.8, 3.1)
+    bundle: laws, or one timeline (`gclib.course.memory_lab.bundles`). shown: the settings that Python shows; budget:
+    its bytes and name; live: the bytes of a run, as points over the whole picture. controls, choices: the models of the
+    controls that the page watches itself, and the values of each. alt: the picture in words.
+    """
 
-    def __init__(self) -> None:
-        super().__init__()
-        with plots.style():
-            self.axes = self.figure.add_axes((0.085, 0.2, 0.72, 0.76))
+    _esm = page_module("laws", "picture", "view", "widget")
+    _css = (PAGE / "lab.css").read_text("utf-8")
+    bundle = traitlets.Dict().tag(sync=True)
+    shown = traitlets.Dict().tag(sync=True)
+    budget = traitlets.Dict().tag(sync=True)
+    live = traitlets.Dict().tag(sync=True)
+    controls = traitlets.Dict().tag(sync=True)
+    choices = traitlets.Dict().tag(sync=True)
+    alt = traitlets.Unicode()
+
+    def watch(self, controls: Mapping[str, widgets.Widget], choices: Mapping[str, list[Any]]) -> None:
+        """Let the page answer moves of these controls. choices: what each place of a control means."""
+        with self.hold_sync():
+            self.choices = dict(choices)
+            self.controls = {name: control.model_id for name, control in controls.items()}
 
     def show(
         self,
-        picture: TimelinePicture,
+        bundle: dict[str, Any],
+        shown: dict[str, Any],
         budget_bytes: int,
         budget_name: str,
         *,
+        picture: TimelinePicture,
         live: tuple[np.ndarray, np.ndarray] | None,
         words: str,
     ) -> None:
-        """Draw the picture. words: what the alt text says beside what `describe_timeline` does."""
-        budget = {"card_bytes": budget_bytes, "card_name": budget_name}
-        with plots.style():
-            for artist in [*self.axes.collections, *self.axes.lines, *self.axes.patches, *self.axes.texts]:
-                artist.remove()  # axes.clear() would make all ticks anew, a third of the whole time
-            plots.plot_timeline(self.axes, picture, live=live, **budget)
-            self.value = self._image(f"{plots.describe_timeline(picture, **budget)} {words}".strip())
+        """Show these settings. words: what the alt text says beside what `describe_timeline` does."""
+        described = plots.describe_timeline(picture, card_bytes=budget_bytes, card_name=budget_name)
+        x, points = live if live is not None else ((), ())
+        with self.hold_sync():
+            if self.bundle is not bundle:
+                self.bundle = bundle
+            self.shown, self.budget = shown, {"bytes": budget_bytes, "name": budget_name}
+            self.live = {"x": [round(float(at), 5) for at in x], "bytes": [int(count) for count in points]}
+            self.alt = f"{described} {words}".strip()
+
+    def clear(self) -> None:
+        """There is no forecast: the old picture stays, pale."""
+        with self.hold_sync():
+            self.shown, self.live, self.alt = {}, {}, ""
 
 
 class PeaksView(_View):

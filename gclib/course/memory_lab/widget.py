@@ -14,7 +14,7 @@ from typing import Any
 
 import ipywidgets as widgets
 
-from gclib.course.memory_lab import answers
+from gclib.course.memory_lab import answers, bundles
 from gclib.course.memory_lab.advice import advice, knows_a_way_out, verdict, way_out
 from gclib.course.memory_lab.answers import LabSettings, peak_of
 from gclib.course.memory_lab.picture import PeaksView, TimelineView
@@ -66,8 +66,10 @@ class MemoryLab(LiveLab):
         self._refused: dict[LabSettings, str] = {}
         self._confirmed: LabSettings | None = None
         self._pinned: LabSettings | None = None
+        self._timeline: tuple[LabSettings | None, dict[str, Any]] = (None, {})
         self._say(READY)
         on_change(self._on_move, *self.controls)
+        self._let_the_page_answer()
         self.refresh()
 
     def _make_controls(self, start: LabSettings, budget: str) -> None:
@@ -138,6 +140,20 @@ class MemoryLab(LiveLab):
             *rows, self.more, self.folded, *list(shown.values())[:3], *buttons, self.status, self.code, classes=classes
         )
 
+    def _let_the_page_answer(self) -> None:
+        """Tell the picture which controls to watch, and what each of their places means; again when that changes."""
+        controls = {name: getattr(self, name) for name in (*CONTROLS, *FOLDED, "budget")}
+
+        def tell(_: Any = None) -> None:
+            choices = {name: [value for _, value in control.options] for name, control in controls.items()}
+            names = {size: name for name, size in answers.BUDGETS.items()}
+            choices["budget"] = [[size, names[size], self._counted_on(names[size])] for size in choices["budget"]]
+            self.picture.watch(controls, choices)
+
+        for control in controls.values():
+            control.observe(tell, "options")
+        tell()
+
     @property
     def budget_name(self) -> str:
         """The budget in words: a card's name, or its bytes."""
@@ -147,8 +163,11 @@ class MemoryLab(LiveLab):
         """What the controls say now. Raises ValueError for what can't be, as texts that are too long."""
         values = {name: getattr(self, name).value for name in (*CONTROLS, *FOLDED)}
         values |= {name: values[name] or None for name in ("query_length", "tile_size")}
-        device = "cuda" if self.budget_name in GPU_MEMORY_BYTES else self.device.type
-        return LabSettings(**values, device=device)
+        return LabSettings(**values, device=self._counted_on(self.budget_name))
+
+    def _counted_on(self, budget_name: str) -> str:
+        """Whose operations are counted with this budget."""
+        return "cuda" if budget_name in GPU_MEMORY_BYTES else self.device.type
 
     def refresh(self) -> None:
         """Bring text and picture up to the controls; a law not known yet is read off in a thread, in words."""
@@ -271,10 +290,13 @@ class MemoryLab(LiveLab):
         while (wanted := self._next_wanted()) is not None:
             settings, budget_bytes = wanted
             known = answers.is_ready(settings)
-            if not self._try(settings) and self._wanted == wanted and peak_of(settings) > budget_bytes:
+            if not self._try(settings) and self._wanted == wanted:
                 if not known:
-                    self._draw(settings)  # the picture, before the advice
-                way_out(settings, budget_bytes, lambda wanted=wanted: self._wanted == wanted)
+                    self._draw(settings)  # the picture, before the advice and the page's own laws
+                if peak_of(settings) > budget_bytes:
+                    way_out(settings, budget_bytes, lambda wanted=wanted: self._wanted == wanted)
+                if self._wanted == wanted and not bundles.is_learnt(settings):
+                    bundles.learn(settings)
             with self._wanting:
                 if self._wanted != wanted:
                     continue
@@ -307,10 +329,14 @@ class MemoryLab(LiveLab):
         with self._drawing:
             picture = picture_of(forecast.timeline)
             live = run.trace(picture) if run is not None else None
-            card = name if name in GPU_MEMORY_BYTES else "budget"
             words = _report(run, forecast) if run is not None else ""
-            self.picture.show(picture, budget, card, live=live, words=words)
+            drawn = settings if run is None else run.settings
+            bundle = bundles.known_bundle(drawn) or self._explicit(drawn, forecast)
+            shown = bundles.page_settings(drawn)
+            self.picture.show(bundle, shown, budget, name, picture=picture, live=live, words=words)
             self._show_comparison()
+        if not bundles.is_learnt(settings):
+            self._want(settings)
         shown = answers.forecast_of(settings)
         if shown.peak_bytes <= budget or knows_a_way_out(settings, budget):
             text = advice(settings, shown, budget, name)
@@ -320,6 +346,12 @@ class MemoryLab(LiveLab):
         if run is not None and run.settings != settings:
             text += " The picture is of the processor that ran the step: its operations keep more than a card's."
         self.forecast.value = sentence(text)
+
+    def _explicit(self, settings: LabSettings, forecast: MemoryForecast) -> dict[str, Any]:
+        """One timeline for the page, where it has no law of these settings; the same object for the same settings."""
+        if self._timeline[0] != settings:
+            self._timeline = settings, bundles.explicit_bundle(settings, forecast)
+        return self._timeline[1]
 
     def _clear(self, text: str) -> None:
         """No forecast, and why: no picture and no comparison of other settings stays beside the words."""

@@ -1,0 +1,464 @@
+"""Answers to chapter 09, in the styles and with the mistakes of readers."""
+
+import numpy as np
+import torch
+from helpers.answers import Answers
+
+ANSWERS = Answers()
+right, wrong = ANSWERS.right, ANSWERS.wrong
+
+
+@right("loss_to_backpropagate")
+def share_times_ranks(own_loss, rows, rank):
+    return own_loss * rows[rank] * len(rows) / sum(rows)
+
+
+@right("loss_to_backpropagate")
+def over_the_mean_share(own_loss, rows, rank):
+    mean = sum(rows) / len(rows)
+    return rows[rank] / mean * own_loss
+
+
+@right("loss_to_backpropagate")
+def share_by_numpy(own_loss, rows, rank):
+    return own_loss * (rows[rank] / np.mean(rows))
+
+
+@right("loss_to_backpropagate")
+def share_as_tensor(own_loss, rows, rank):
+    return torch.as_tensor(own_loss, dtype=torch.float64) * len(rows) * (rows[rank] / sum(rows))
+
+
+@wrong("loss_to_backpropagate")
+def own_loss_alone(own_loss, rows, rank):
+    return own_loss
+
+
+@wrong("loss_to_backpropagate")
+def times_ranks(own_loss, rows, rank):
+    return own_loss * len(rows)
+
+
+@wrong("loss_to_backpropagate")
+def over_ranks(own_loss, rows, rank):
+    return own_loss / len(rows)
+
+
+@wrong("loss_to_backpropagate")
+def share_only(own_loss, rows, rank):
+    return own_loss * rows[rank] / sum(rows)
+
+
+@wrong("loss_to_backpropagate")
+def sum_over_own(own_loss, rows, rank):
+    return own_loss * rows[rank]
+
+
+@wrong("loss_to_backpropagate")
+def share_over_ranks(own_loss, rows, rank):
+    return own_loss * rows[rank] / sum(rows) / len(rows)
+
+
+@wrong("loss_to_backpropagate")
+def inverse_share(own_loss, rows, rank):
+    return own_loss * sum(rows) / rows[rank] / len(rows)
+
+
+@wrong("loss_to_backpropagate")
+def first_ranks_rows(own_loss, rows, rank):
+    return own_loss * rows[0] * len(rows) / sum(rows)
+
+
+@wrong("loss_to_backpropagate")
+def sum_times_ranks(own_loss, rows, rank):
+    return own_loss * rows[rank] * len(rows)
+
+
+@wrong("loss_to_backpropagate")
+def rank_from_one(own_loss, rows, rank):
+    return own_loss * rows[rank - 1] * len(rows) / sum(rows)
+
+
+@wrong("loss_to_backpropagate")
+def over_all_rows(own_loss, rows, rank):
+    return own_loss / sum(rows)
+
+
+@wrong("loss_to_backpropagate")
+def whole_quotient(own_loss, rows, rank):
+    return own_loss * (rows[rank] * len(rows) // sum(rows))
+
+
+@wrong("loss_to_backpropagate")
+def total_over_own(own_loss, rows, rank):
+    return own_loss * sum(rows) / rows[rank]
+
+
+@right("gather_backward")
+def own_slice_of_the_sum(gradients, rows, rank):
+    start = sum(rows[:rank])
+    return sum(gradients)[start : start + rows[rank]]
+
+
+@right("gather_backward")
+def sum_of_slices(gradients, rows, rank):
+    start = sum(rows[:rank])
+    return torch.stack([g[start : start + rows[rank]] for g in gradients]).sum(0)
+
+
+@right("gather_backward")
+def split_of_the_sum(gradients, rows, rank):
+    return torch.stack(gradients).sum(dim=0).split(rows)[rank]
+
+
+@right("gather_backward")
+def sum_by_cumsum(gradients, rows, rank):
+    ends = np.cumsum([0, *rows])
+    total = torch.zeros_like(gradients[0])
+    for g in gradients:
+        total += g
+    return total[ends[rank] : ends[rank + 1]]
+
+
+@right("gather_backward")
+def sum_by_loop(gradients, rows, rank):
+    own = gradients[0].split(rows)[rank].clone()
+    for other in gradients[1:]:
+        own += other.split(rows)[rank]
+    return own
+
+
+@wrong("gather_backward")
+def own_loss_only(gradients, rows, rank):
+    return gradients[rank].split(rows)[rank]
+
+
+@wrong("gather_backward")
+def mean_for_sum(gradients, rows, rank):
+    return (sum(gradients) / len(gradients)).split(rows)[rank]
+
+
+@wrong("gather_backward")
+def equal_shares(gradients, rows, rank):
+    return sum(gradients)[rank * rows[rank] : (rank + 1) * rows[rank]]
+
+
+@wrong("gather_backward")
+def equal_shares_of_the_first(gradients, rows, rank):
+    return sum(gradients)[rank * rows[0] : rank * rows[0] + rows[rank]]
+
+
+@wrong("gather_backward")
+def everything(gradients, rows, rank):
+    return sum(gradients)
+
+
+@wrong("gather_backward")
+def whole_own(gradients, rows, rank):
+    return gradients[rank]
+
+
+@wrong("gather_backward")
+def from_the_start(gradients, rows, rank):
+    return sum(gradients)[: rows[rank]]
+
+
+@wrong("gather_backward")
+def end_forgotten(gradients, rows, rank):
+    return sum(gradients)[sum(rows[:rank]) :]
+
+
+@wrong("gather_backward")
+def others_only(gradients, rows, rank):
+    return sum(g for i, g in enumerate(gradients) if i != rank).split(rows)[rank]
+
+
+@wrong("gather_backward")
+def start_off_by_a_rank(gradients, rows, rank):
+    start = sum(rows[: rank + 1])
+    return sum(gradients)[start : start + rows[rank]]
+
+
+@wrong("gather_backward")
+def scaled_by_ranks(gradients, rows, rank):
+    return len(rows) * sum(gradients).split(rows)[rank]
+
+
+@wrong("gather_backward")
+def added_in_place(gradients, rows, rank):
+    total = gradients[0]
+    for g in gradients[1:]:
+        total += g
+    return total.split(rows)[rank]
+
+
+@wrong("gather_backward")
+def as_a_list(gradients, rows, rank):
+    return sum(gradients).split(rows)[rank].tolist()
+
+
+@wrong("gather_backward")
+def concatenated(gradients, rows, rank):
+    return torch.cat([g.split(rows)[rank] for g in gradients])
+
+
+@wrong("gather_backward")
+def summed_over_rows_too(gradients, rows, rank):
+    return sum(gradients).split(rows)[rank].sum(0)
+
+
+@right("average_over_ranks")
+def average_with_zeros(gradients):
+    found = []
+    for column in zip(*gradients, strict=True):
+        there = [g for g in column if g is not None]
+        found.append(sum(there) / len(gradients) if there else None)
+    return found
+
+
+@right("average_over_ranks")
+def average_by_index(gradients):
+    ranks, out = len(gradients), []
+    for p in range(len(gradients[0])):
+        total = None
+        for r in range(ranks):
+            g = gradients[r][p]
+            if g is not None:
+                total = g / ranks if total is None else total + g / ranks
+        out.append(total)
+    return out
+
+
+@right("average_over_ranks")
+def average_as_tuple(gradients):
+    def mean(column):
+        there = [g for g in column if g is not None]
+        return torch.stack(there).sum(0) / len(column) if there else None
+
+    return tuple(map(mean, zip(*gradients, strict=True)))
+
+
+@right("average_over_ranks")
+def average_by_filling(gradients):
+    result = []
+    for column in zip(*gradients, strict=False):
+        like = next((g for g in column if g is not None), None)
+        filled = [torch.zeros_like(like) if g is None else g for g in column] if like is not None else None
+        result.append(None if filled is None else torch.stack(filled).mean(0))
+    return result
+
+
+@wrong("average_over_ranks")
+def mean_of_those_that_have_one(gradients):
+    columns = [[g for g in column if g is not None] for column in zip(*gradients, strict=True)]
+    return [sum(there) / len(there) if there else None for there in columns]
+
+
+@wrong("average_over_ranks")
+def summed(gradients):
+    columns = [[g for g in column if g is not None] for column in zip(*gradients, strict=True)]
+    return [sum(there) if there else None for there in columns]
+
+
+@wrong("average_over_ranks")
+def none_if_any_lacks(gradients):
+    columns = zip(*gradients, strict=True)
+    return [None if any(g is None for g in c) else sum(c) / len(c) for c in columns]
+
+
+@wrong("average_over_ranks")
+def zeros_where_nobody_has(gradients):
+    out = []
+    for column in zip(*gradients, strict=True):
+        there = [g for g in column if g is not None]
+        out.append(sum(there) / len(gradients) if there else torch.zeros(1))
+    return out
+
+
+@wrong("average_over_ranks")
+def zero_number_where_nobody_has(gradients):
+    return [sum(g for g in column if g is not None) / len(gradients) for column in zip(*gradients, strict=True)]
+
+
+@wrong("average_over_ranks")
+def parameters_dropped(gradients):
+    out = []
+    for column in zip(*gradients, strict=True):
+        there = [g for g in column if g is not None]
+        if there:
+            out.append(sum(there) / len(gradients))
+    return out
+
+
+@wrong("average_over_ranks")
+def first_rank_only(gradients):
+    return list(gradients[0])
+
+
+@wrong("average_over_ranks")
+def ranks_for_parameters(gradients):
+    out = []
+    for row in gradients:
+        there = [g for g in row if g is not None]
+        out.append(sum(g.mean() for g in there) / len(row) if there else None)
+    return out
+
+
+@wrong("average_over_ranks")
+def none_is_not_handled(gradients):
+    return [torch.stack(column).mean(0) for column in zip(*gradients, strict=True)]
+
+
+@wrong("average_over_ranks")
+def decided_by_the_first_rank(gradients):
+    out = []
+    for column in zip(*gradients, strict=True):
+        if column[0] is None:
+            out.append(None)
+        else:
+            out.append(sum(g for g in column if g is not None) / len(gradients))
+    return out
+
+
+@wrong("average_over_ranks")
+def divided_by_parameters(gradients):
+    columns = [[g for g in column if g is not None] for column in zip(*gradients, strict=True)]
+    return [sum(there) / len(columns) if there else None for there in columns]
+
+
+@wrong("average_over_ranks")
+def falsy_gradients_skipped(gradients):
+    out = []
+    for column in zip(*gradients, strict=True):
+        there = [g for g in column if g is not None and g.any()]
+        out.append(sum(there) / len(gradients) if there else None)
+    return out
+
+
+@wrong("average_over_ranks")
+def added_in_place_too(gradients):
+    out = []
+    for column in zip(*gradients, strict=True):
+        there = [g for g in column if g is not None]
+        for g in there[1:]:
+            there[0].add_(g)
+        out.append(there[0].div_(len(gradients)) if there else None)
+    return out
+
+
+@wrong("average_over_ranks")
+def scalars(gradients):
+    out = []
+    for column in zip(*gradients, strict=True):
+        there = [g for g in column if g is not None]
+        out.append(sum(there).mean() if there else None)
+    return out
+
+
+@right("ring_schedule")
+def behind_by_hops(rank, ranks):
+    return [(rank - hop) % ranks for hop in range(ranks)]
+
+
+@right("ring_schedule")
+def by_walking(rank, ranks):
+    owners = []
+    owner = rank
+    for _ in range(ranks):
+        owners.append(owner)
+        owner = owner - 1 if owner > 0 else ranks - 1
+    return owners
+
+
+@right("ring_schedule")
+def by_two_ranges(rank, ranks):
+    return [*range(rank, -1, -1), *range(ranks - 1, rank, -1)]
+
+
+@right("ring_schedule")
+def as_a_tuple(rank, ranks):
+    return tuple((rank + ranks - hop) % ranks for hop in range(ranks))
+
+
+@right("ring_schedule")
+def by_simulation(rank, ranks):
+    blocks, seen = list(range(ranks)), []
+    for _ in range(ranks):
+        seen.append(blocks[rank])
+        blocks = [blocks[-1], *blocks[:-1]]
+    return seen
+
+
+@right("ring_schedule")
+def of_numpy_ints(rank, ranks):
+    return list((rank - np.arange(ranks)) % ranks)
+
+
+@wrong("ring_schedule")
+def the_other_way(rank, ranks):
+    return [(rank + hop) % ranks for hop in range(ranks)]
+
+
+@wrong("ring_schedule")
+def starts_after_a_hop(rank, ranks):
+    return [(rank - hop) % ranks for hop in range(1, ranks + 1)]
+
+
+@wrong("ring_schedule")
+def one_hop_too_few(rank, ranks):
+    return [(rank - hop) % ranks for hop in range(ranks - 1)]
+
+
+@wrong("ring_schedule")
+def own_left_out(rank, ranks):
+    return [(rank - hop) % ranks for hop in range(1, ranks)]
+
+
+@wrong("ring_schedule")
+def one_hop_too_many(rank, ranks):
+    return [(rank - hop) % ranks for hop in range(ranks + 1)]
+
+
+@wrong("ring_schedule")
+def from_zero(rank, ranks):
+    return list(range(ranks))
+
+
+@wrong("ring_schedule")
+def no_modulo(rank, ranks):
+    return [rank - hop for hop in range(ranks)]
+
+
+@wrong("ring_schedule")
+def absolute_value(rank, ranks):
+    return [abs(rank - hop) for hop in range(ranks)]
+
+
+@wrong("ring_schedule")
+def modulo_minus_one(rank, ranks):
+    return [(rank - hop) % (ranks - 1) if ranks > 1 else 0 for hop in range(ranks)]
+
+
+@wrong("ring_schedule")
+def where_my_block_goes(rank, ranks):
+    return [(rank + hop + 1) % ranks for hop in range(ranks)]
+
+
+@wrong("ring_schedule")
+def a_set(rank, ranks):
+    return {(rank - hop) % ranks for hop in range(ranks)}
+
+
+@wrong("ring_schedule")
+def rank_forgotten(rank, ranks):
+    return [-hop % ranks for hop in range(ranks)]
+
+
+@wrong("ring_schedule")
+def always_own(rank, ranks):
+    return [rank] * ranks
+
+
+@wrong("ring_schedule")
+def a_generator(rank, ranks):
+    return ((rank - hop) % ranks for hop in range(ranks))
