@@ -124,6 +124,7 @@ def live_picture(draw: Callable[..., tuple[Figure, str]], **controls: widgets.Wi
         picture.value, words.value = plots.to_html(figure, alt=alt), escape(alt)
 
     for control in controls.values():
+        control.style.description_width = "initial"  # a name is never cut
         control.observe(redraw, names="value")
     redraw()
     return widgets.VBox([*controls.values(), words, picture])
