@@ -19,7 +19,7 @@ def sizes_by_min(batch_size, chunk_size, hard_negatives):
 @right("two_batch_sizes")
 def sizes_as_list(B, C, K):
     total = B + B * K
-    return [C if C < total else total, total - 1]
+    return [C if total > C else total, total - 1]
 
 
 @right("two_batch_sizes")

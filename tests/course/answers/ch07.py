@@ -409,7 +409,7 @@ def retain_of_numpy(graph, loss, replay, budget, chunks):
 @right("graphs_to_retain")
 def retain_by_while(graph, loss, replay, budget, chunks):
     R = 0
-    while R < chunks and loss + (R + 1) * graph <= budget:
+    while chunks > R and loss + (R + 1) * graph <= budget:
         R += 1
     return R
 

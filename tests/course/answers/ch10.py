@@ -32,7 +32,9 @@ def schedule_of_numpy(batch_size, reference_batch, reference_steps, reference_ra
 
 @right("fair_schedule")
 def schedule_with_roots_apart(batch_size, reference_batch, reference_steps, reference_rate):
-    return int(reference_steps * reference_batch / batch_size), reference_rate * (batch_size / reference_batch) ** (1 / 2)
+    return int(reference_steps * reference_batch / batch_size), reference_rate * (batch_size / reference_batch) ** (
+        1 / 2
+    )
 
 
 @wrong("fair_schedule")
@@ -339,9 +341,9 @@ def neighbours_only(queries, passages):
 
 @wrong("false_negative_rate")
 def two_shares_added(queries, passages):
-    return sum(queries.count(q) > 1 for q in queries) / len(queries) + sum(passages.count(p) > 1 for p in passages) / len(
-        passages
-    )
+    return sum(queries.count(q) > 1 for q in queries) / len(queries) + sum(
+        passages.count(p) > 1 for p in passages
+    ) / len(passages)
 
 
 @wrong("false_negative_rate")

@@ -265,9 +265,7 @@ def whole_dictionary_for_each_tower(model, inputs, loss_fn, chunk_size):
 @wrong("compute_loss")
 def all_graphs_retained(model, inputs, loss_fn, chunk_size):
     chunks = 2 * math.ceil(len(inputs["query_ids"]) / chunk_size)
-    return gclib.grad_cache_loss(
-        [model, model], _towers(inputs), loss_fn, chunk_size=chunk_size, retain_chunks=chunks
-    )
+    return gclib.grad_cache_loss([model, model], _towers(inputs), loss_fn, chunk_size=chunk_size, retain_chunks=chunks)
 
 
 @wrong("compute_loss")

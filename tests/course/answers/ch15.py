@@ -350,7 +350,9 @@ def most_retained_first(batch, budget, need):
     if need(None, 0, None) <= budget:
         return _dict("naive", None, 0, None)
     tile = None if need(4, 0, None) <= budget else 1024
-    fits = [(r, c) for c in (4, 8, 16, 32, 64) for r in range(2 * math.ceil(batch / c) + 1) if need(c, r, tile) <= budget]
+    fits = [
+        (r, c) for c in (4, 8, 16, 32, 64) for r in range(2 * math.ceil(batch / c) + 1) if need(c, r, tile) <= budget
+    ]
     retained, chunk = max(fits)
     return _dict("grad_cache", chunk, retained, tile)
 
