@@ -147,7 +147,9 @@ class MemoryLab(LiveLab):
         def tell(_: Any = None) -> None:
             choices = {name: [value for _, value in control.options] for name, control in controls.items()}
             names = {size: name for name, size in answers.BUDGETS.items()}
-            choices["budget"] = [[size, names[size], self._counted_on(names[size])] for size in choices["budget"]]
+            choices["budget"] = [
+                [size, _line_name(names[size]), self._counted_on(names[size])] for size in choices["budget"]
+            ]
             self.picture.watch(controls, choices)
 
         for control in controls.values():
@@ -333,7 +335,7 @@ class MemoryLab(LiveLab):
             drawn = settings if run is None else run.settings
             bundle = bundles.known_bundle(drawn) or self._explicit(drawn, forecast)
             shown = bundles.page_settings(drawn)
-            self.picture.show(bundle, shown, budget, name, picture=picture, live=live, words=words)
+            self.picture.show(bundle, shown, budget, _line_name(name), picture=picture, live=live, words=words)
             self._show_comparison()
         if not bundles.is_learnt(settings):
             self._want(settings)
@@ -422,6 +424,11 @@ def _model_label(name: str) -> str:
         layers, width, _ = SIZES[name]
         return f"{name} ({layers} × {width})"
     return f"{name} ({PRESETS[name].parameters / 1e6:,.0f} M)"
+
+
+def _line_name(budget_name: str) -> str:
+    """What the picture's line is called."""
+    return budget_name if budget_name in GPU_MEMORY_BYTES else "the budget"
 
 
 def _minutes(seconds: float) -> str:
