@@ -278,7 +278,7 @@ README = readme.README.read_text("utf-8")
 
 
 def test_the_readme_lists_todays_chapters_measured_ratios_and_files():
-    assert readme.filled(README, "chapters", "measured", "cards", "tree") == README, "run `make readme`"
+    assert readme.filled(README, *set(readme.PARTS) - {"output"}) == README, "run `make readme`"
 
 
 @pytest.mark.slow
