@@ -241,8 +241,8 @@ class BatchStep(FakeStep):
         return lines | {"room_at": np.array([[marks["room_at"], 0]])}
 
     def _last_run(self, place: int, runs: Sequence[Mapping[str, np.ndarray]]) -> dict[str, np.ndarray] | None:
-        """What `_run_at` gives at the last width, by one chunk of many rows: a value at no rows is taken to be a line in
-        the width. None where it is not (a mask of all pairs of tokens that no row owns): growth a row is whole.
+        """What `_run_at` gives at the last width, by one chunk of many rows: a value at no rows is taken to be a line
+        in the width. None where it is not (a mask of all pairs of tokens that no row owns): growth a row is whole.
         """
         pieces, flops = self._chunk_run(place, WIDTHS[2], (MANY,), retained=True), self._counter.totals
         forward, backward = pieces["first_forward", True], pieces.get(("backward", True))

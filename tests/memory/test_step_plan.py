@@ -36,7 +36,11 @@ def planned(job, **options):
     return plan_step(job.encoders, job.inputs, job.loss, **options)
 
 
-JOBS = [*range(2), *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(2, 30))]
+JOBS = [
+    0,
+    *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(1, 10)),
+    *(pytest.param(seed, marks=[pytest.mark.slow, pytest.mark.deep]) for seed in range(10, 30)),
+]
 
 
 @pytest.mark.parametrize("seed", JOBS)

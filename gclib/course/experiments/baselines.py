@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 import torch
 
-from gclib.course.experiments.recipes import Setting
+from gclib.course.experiments.recipes import TableSetting
 from gclib.course.experiments.results import KS, fresh_encoder, pairs_and_tokenizer
 from gclib.data import negatives
 from gclib.data.pairs import TextPair, load_pairs
@@ -28,7 +28,7 @@ def pretrained() -> dict[str, float]:
     return {name: float(line[name]) for name in ("top-1", "top-5", "top-20", "mrr")}
 
 
-def untrained(setting: Setting, *, seed: int) -> dict[str, float]:
+def untrained(setting: TableSetting, *, seed: int) -> dict[str, float]:
     """Top-k and MRR, shares from 0 to 1, of the weights that every row of this seed starts from."""
     _, held_out, tokenizer = pairs_and_tokenizer(setting)
     encoder = fresh_encoder(setting, seed)
@@ -48,6 +48,6 @@ def bm25(pairs: Sequence[TextPair], *, ks: Sequence[int] = KS) -> dict[str, floa
     return {f"top-{k}": (found <= k).double().mean().item() for k in ks} | {"mrr": (1 / found).mean().item()}
 
 
-def whole_texts(setting: Setting) -> list[TextPair]:
+def whole_texts(setting: TableSetting) -> list[TextPair]:
     """The test pairs of a setting, uncut."""
     return load_pairs("test", limit=setting.test_pairs, progress=False)

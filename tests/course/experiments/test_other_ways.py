@@ -20,12 +20,12 @@ from gclib.course.experiments.other_ways import (
     update_flops,
     way_of,
 )
-from gclib.course.experiments.recipes import Setting
+from gclib.course.experiments.recipes import TableSetting
 from gclib.data.pairs import TextPair
 from gclib.data.tokens import tokenize_pairs
 from gclib.losses.sigmoid import SigmoidLoss
 
-TINY = Setting(train_pairs=192, test_pairs=40, size="tiny", vocab_size=200, query_length=8, passage_length=8)
+TINY = TableSetting(train_pairs=192, test_pairs=40, size="tiny", vocab_size=200, query_length=8, passage_length=8)
 
 
 @pytest.fixture(autouse=True)
