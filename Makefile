@@ -78,7 +78,8 @@ site: chromium env ## write the course as a site into _site/, and look at every 
 	$(RUN) -m gclib.course.site.build _site $(SITE_ARGS)
 	GCLIB_SITE=_site $(RUN) -m pytest tests/browser/test_site.py tests/course/site
 
-picture: env ## photograph the memory lab in a browser, for the README
+picture: env ## draw the README's pictures: two steps' bytes, and the memory lab in a browser
+	$(RUN) tests/project/readme.py --picture
 	GCLIB_PICTURE=notebooks/images/memory_lab.png $(RUN) -m pytest tests/browser -k memory_lab
 
 readme: env ## fill in what the README says of chapters, files and the sample

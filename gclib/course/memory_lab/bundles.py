@@ -144,20 +144,20 @@ def known_bundle(settings: LabSettings) -> dict[str, Any] | None:
 
 def is_learnt(settings: LabSettings) -> bool:
     """Whether `learn` has nothing to do."""
-    return settings.tile_size is not None or _known.get(_text(about(settings)), (set(), {}))[0] >= _parts(settings)
+    return settings.tile_size is not None or _known.get(_text(about(settings)), (set(), {}))[0] >= set(
+        parts_of(settings)
+    )
 
 
 def learn(settings: LabSettings) -> None:
-    """Read off the laws of these settings' step for every batch and chunk, beside those of other steps known so far."""
+    """Read off the laws of these settings' step for every batch and chunk (of one row, or of several), beside those
+    that are known so far.
+    """
     key = _text(about(settings))
-    parts = _known.pop(key, (set(), {}))[0] | _parts(settings)
+    parts = _known.pop(key, (set(), {}))[0] | set(parts_of(settings))
     _known[key] = parts, bundle_of(settings, sorted(parts))
     if len(_known) > MOST_KNOWN:
         del _known[next(iter(_known))]
-
-
-def _parts(settings: LabSettings) -> set[tuple[str, bool]]:
-    return {(settings.step, False), (settings.step, True)}
 
 
 def _part_name(step: str, single: bool) -> str:

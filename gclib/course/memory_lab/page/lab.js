@@ -9,7 +9,7 @@ const LABELS = {
   retain_chunks: "Retained", precision: "Numbers", optimizer: "Optimizer",
 };
 
-// choices: {name: [[words, value], ...]}; a slider where values are numbers, else a menu.
+// options: [[words, value], ...]; a slider where values are numbers, else a menu.
 function control(name, options, start, react) {
   const label = document.createElement("label");
   const menu = name === "budget" || typeof options[0][1] !== "number";
@@ -23,9 +23,8 @@ function control(name, options, start, react) {
   input.name = name;
   const say = () => {
     if (!output) return;
-    const value = options[input.value][1];
-    output.textContent = counted(value);
-    input.setAttribute("aria-valuetext", counted(value));
+    output.textContent = counted(options[input.value][1]);
+    input.setAttribute("aria-valuetext", output.textContent);
   };
   input.addEventListener("input", () => { say(); react(); });
   say();
@@ -53,15 +52,17 @@ export async function mount(element, folder, start = {}) {
   for (const [name, options] of Object.entries(index.choices)) {
     controls[name] = control(name, options, begin[name], () => draw().catch(fail));
   }
-  for (const name of SHOWN) plain.append(controls[name].label);
-  for (const name of Object.keys(controls)) if (!SHOWN.includes(name)) more.append(controls[name].label);
+  for (const name of [...SHOWN, ...Object.keys(controls).filter((one) => !SHOWN.includes(one))]) {
+    (SHOWN.includes(name) ? plain : more).append(controls[name].label);
+  }
   const fail = (error) => { view.dim(); status.textContent = `No picture: ${error.message}.`; };
   let asked = 0;
 
   async function draw() {
     const settings = Object.fromEntries(Object.entries(controls).map(([name, one]) => [name, one.read()[1]]));
-    const [name, bytes] = controls.budget.read();
-    const device = index.cards.includes(name) ? "cuda" : "cpu";
+    const [card, bytes] = controls.budget.read();
+    const device = index.cards.includes(card) ? "cuda" : "cpu";
+    const name = device === "cuda" ? card : "the budget";
     controls.chunk_size.input.disabled = settings.step === "naive";
     controls.retain_chunks.input.disabled = settings.step !== "grad_cache";
     const file = index.files[[settings.model, settings.length, settings.precision, device].join(" ")];

@@ -107,8 +107,9 @@ class Assembly {
   }
 
   naive() {
-    for (const { phase, tower, events } of this.part("naive", this.rows[0])) {
-      this.add(phase, this.laws.events(events, this.rows[0]), { tower, rows: this.rows[0] });
+    const [rows] = this.rows;
+    for (const { phase, tower, events } of this.part("naive", rows)) {
+      this.add(phase, this.laws.events(events, rows), { tower, rows });
     }
   }
 
@@ -152,19 +153,18 @@ class Assembly {
 
   // Chunks of one size: the first may make room or create gradients, the others are alike.
   addGroup(phase, { tower, rows, count, retained }, first, freed = null) {
-    const pieces = this.part("grad_cache", rows).chunks[`${tower} ${retained}`];
-    const piece = pieces.find((one) => one.phase === phase && one.first === first);
+    const pieces = this.part("grad_cache", rows).chunks[`${tower} ${retained}`].filter((one) => one.phase === phase);
+    const piece = pieces.find((one) => one.first);
     if (!piece) return; // a frozen tower: nothing is replayed
-    let repeats = count;
     if (first) {
       const events = this.withRoom(piece, rows, this.rows[tower] * this.bundle.rooms[tower]);
       const width = this.now.length;
       if (freed) for (let at = piece.encoded_at * width; at < events.length; at += 1) events[at] -= freed[at % width];
       this.add(phase, events, { tower, rows });
-      repeats -= 1;
     }
-    const later = pieces.find((one) => one.phase === phase && !one.first);
-    if (repeats) this.add(phase, this.laws.events(later.events, rows), { tower, rows, repeats });
+    const repeats = count - first;
+    const later = repeats && pieces.find((one) => !one.first);
+    if (later) this.add(phase, this.laws.events(later.events, rows), { tower, rows, repeats });
   }
 
   // A first chunk's events with the room for all representations: for one event an activation.

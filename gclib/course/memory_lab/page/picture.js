@@ -47,10 +47,8 @@ export class Step {
       const one = { ...segment, before: segments[at - 1] ?? null, count: segment.values.length / this.width };
       if (!one.count || isHeading(one)) return;
       const last = this.groups.at(-1);
-      const head = last?.segments[0];
-      const joins = this.cyclic && head
-        && ["chunk", "repeats", "rows"].every((name) => head[name] === one[name]);
-      if (joins) last.segments.push(one);
+      const head = this.cyclic && last?.segments[0];
+      if (head && ["chunk", "repeats", "rows"].every((name) => head[name] === one[name])) last.segments.push(one);
       else this.groups.push({ segments: [one], repeats: one.repeats });
     });
     this.count = 0;
@@ -66,6 +64,7 @@ export class Step {
       this.count += group.size * group.repeats;
     }
     this.pieces = begun;
+    this.replays = segments.some(({ phase, chunk, tower }) => phase === "replay" && (chunk ?? tower) !== null);
   }
 
   // Where the event of this number stands: {group, segment, repeat, at}.
@@ -124,10 +123,6 @@ export class Step {
     return parts.join(", ") + (segment.rows ? ` (${counted(segment.rows)} row${segment.rows > 1 ? "s" : ""})` : "");
   }
 
-  get replays() {
-    return this.groups.some(({ segments }) => segments.some(({ phase }) => phase === "replay"));
-  }
-
   totals(segment) {
     segment.sums ??= Float64Array.from({ length: segment.count },
       (_, at) => sum(segment.values.subarray(at * this.width, (at + 1) * this.width)));
@@ -159,7 +154,7 @@ export function pictureOf(step) {
     panel.start = edge / all;
     edge += weights[at];
     panel.stop = edge / all;
-    panel.columns ??= thinned(step, panel);
+    panel.columns = thinned(step, panel);
   });
   return finished(step, pieces, [...spansOf(step, pieces)]);
 }
@@ -204,15 +199,15 @@ function piecesOf(step, group) {
   return repeats > 1 ? [...out, ...segments.map((segment) => piece(group, segment, repeats - 1))] : out;
 }
 
-// At most as many columns as can be seen in the panel's share; of each bin the event with the most bytes.
-function thinned(step, { segment, repeat, start, stop }) {
-  const totals = step.totals(segment);
+// At most as many columns as can be seen in the panel's share; of each bin the one with the most bytes.
+function thinned(step, { segment, repeat, columns, start, stop }) {
+  const totals = columns?.map(sum) ?? step.totals(segment);
   const bins = Math.min(totals.length, Math.max(8, halfEven((stop - start) * COLUMNS)));
   const edge = (bin) => (bin === bins ? totals.length : Math.trunc(bin * (totals.length / bins)));
   return Array.from({ length: bins }, (_, bin) => {
     let best = edge(bin);
     for (let at = best; at < edge(bin + 1); at += 1) if (totals[at] > totals[best]) best = at;
-    return step.bytes(segment, best, repeat);
+    return columns?.[best] ?? step.bytes(segment, best, repeat);
   });
 }
 
@@ -275,7 +270,7 @@ export function peakEvent({ step, peak: { panel } }) {
 
 // The picture in words, with its numbers: phases in order, the peak, its largest parts, and the budget.
 export function describe(picture, { bytes, name }) {
-  const order = picture.spans.map(({ label }) => label.replace("\n", " ")).join("; ");
+  const order = picture.spans.map(({ label }) => label.replaceAll("\n", " ")).join("; ");
   const { total } = picture.peak;
   const held = picture.peak.bytes.map((count, kind) => [picture.step.kinds[kind], count])
     .filter(([, count]) => count && count >= 0.05 * total).sort((a, b) => b[1] - a[1])

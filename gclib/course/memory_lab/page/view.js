@@ -30,7 +30,8 @@ const tile = (id, [color, lines]) => `<pattern id="${id}" width="8" height="8" p
 export class View {
   // announce: whether the peak is said aloud here when it changes (not where other words say it).
   constructor(element, { announce = true } = {}) {
-    this.id = `gclib-${(made += 1)}`;
+    const id = `gclib-${(made += 1)}`;
+    this.tile = (kind) => `${id}-${kind.replace(" ", "-")}`;
     this.element = element;
     element.classList.add("gclib-timeline");
     const tiles = Object.entries(LOOKS).map(([kind, look]) => tile(this.tile(kind), look)).join("");
@@ -39,7 +40,7 @@ export class View {
         <div data-part="cursor" role="slider" tabindex="0" aria-label="Events of the step" aria-valuemin="1"
           aria-valuenow="1" aria-valuemax="1" title="${KEYS}" style="left:${FRAME.left}px;right:${FRAME.right}px;
           top:${FRAME.top}px;bottom:${FRAME.bottom}px"></div></div>
-      <div class="gclib-side"><table><caption>Bytes <span data-part="where"></span></caption>
+      <div class="gclib-side"><table><caption><span data-part="where"></span></caption>
         <tbody data-part="legend"></tbody></table></div>
       <p data-part="peak"${announce ? ' role="status"' : ""}></p><p data-part="reading"></p>
       <p class="gclib-buttons"><button type="button" data-part="zoom" aria-pressed="false">Zoom into this chunk</button>
@@ -50,10 +51,6 @@ export class View {
     this.svg = element.querySelector("svg");
     this.zoomed = false;
     this.listen();
-  }
-
-  tile(kind) {
-    return `${this.id}-${kind.replace(" ", "-")}`;
   }
 
   listen() {
@@ -74,10 +71,6 @@ export class View {
     this.resized.observe(this.svg.parentElement);
   }
 
-  close() {
-    this.resized.disconnect();
-  }
-
   // segments: a timeline of laws.js. budget: {bytes, name}. live: {x, bytes} of a run over the whole picture, or null.
   show(segments, kinds, budget, live = null) {
     this.step = new Step(segments, kinds);
@@ -89,11 +82,13 @@ export class View {
     this.element.removeAttribute("aria-busy");
     this.refresh();
     const { total } = this.whole.peak;
-    const share = total <= budget.bytes ? "fits within" : "does not fit within";
-    const words = `Peak ${formatBytes(total)} (${counted(total)} bytes): ${share} ${budget.name}.`;
+    const fits = total <= budget.bytes ? "fits" : "does not fit";
+    const words = `Peak ${formatBytes(total)} (${counted(total)} bytes): ${fits} within ${budget.name}.`;
     if (this.peak.textContent !== words) this.peak.textContent = words;
     if (this.more.open) this.tabulate();
   }
+
+  close() { this.resized.disconnect(); }
 
   // Keep the old picture, pale, while another one is on its way.
   dim() {
@@ -104,14 +99,13 @@ export class View {
   press(event) {
     const { key } = event;
     const to = {
-      ArrowRight: () => this.at + 1, ArrowLeft: () => this.at - 1,
-      ArrowUp: () => this.at + 1, ArrowDown: () => this.at - 1,
+      ArrowRight: () => this.at + 1, ArrowLeft: () => this.at - 1, ArrowUp: () => this.at + 1,
+      ArrowDown: () => this.at - 1, p: () => peakEvent(this.whole), P: () => peakEvent(this.whole),
       PageDown: () => this.step.pieceFrom(this.at, 1), PageUp: () => this.step.pieceFrom(this.at, -1),
-      Home: () => 0, End: () => this.step.count - 1, p: () => peakEvent(this.whole), P: () => peakEvent(this.whole),
+      Home: () => 0, End: () => this.step.count - 1,
     }[key];
     if (to) this.moveTo(to());
-    else if (key === "Enter") this.zoomTo(!this.zoomed);
-    else if (key === "Escape" && this.zoomed) this.zoomTo(false);
+    else if (key === "Enter" || (key === "Escape" && this.zoomed)) this.zoomTo(!this.zoomed);
     else return;
     event.preventDefault();
     event.stopPropagation();
@@ -159,7 +153,7 @@ export class View {
 
   axis() {
     const [unit, size] = unitFor(this.shown.peak.total);
-    const raw = this.scale / size / 4;
+    const raw = this.scale / size / 5;
     const power = 10 ** Math.floor(Math.log10(raw));
     const step = [1, 2, 2.5, 5, 10].find((one) => one * power >= raw) * power;
     const ticks = Array.from({ length: Math.floor(this.scale / size / step) + 1 }, (_, n) => n * step);
@@ -197,7 +191,7 @@ export class View {
       <text x="${this.x((start + stop) / 2)}" y="${this.y(top / 2)}" text-anchor="middle">…</text>`);
     const { bytes, name } = this.budget;
     const label = `${escaped(name)}: ${formatBytes(bytes)}`;
-    const far = `${label} (${counted(bytes / highest)} times the peak: far above this picture)`;
+    const far = `${label} (${counted(bytes / highest)} times the peak${this.wide > 620 ? ": far above this picture" : ""})`;
     const card = inside
       ? `<path class="gclib-card" d="M${this.x(0)} ${this.y(bytes)}H${this.x(1)}"/>
         <text class="gclib-card" x="${this.x(0.005)}" y="${this.y(bytes) - 4}">${label}</text>`
@@ -242,7 +236,7 @@ export class View {
     const total = `<tr><td></td><th scope="row">all</th><td>${formatBytes(event.total)}</td></tr>`;
     const run = this.live?.x.length ? '<tr><td><i class="gclib-live"></i></td><th scope="row" colspan="2">the run</th></tr>' : "";
     this.legend.innerHTML = rows.join("") + total + run;
-    this.where.textContent = `at event ${counted(this.at + 1)} of ${counted(this.step.count)}`;
+    this.where.textContent = `At event ${counted(this.at + 1)} of ${counted(this.step.count)}`;
     const words = this.reading_(event);
     this.reading.textContent = words;
     this.cursor.setAttribute("aria-valuenow", this.at + 1);
