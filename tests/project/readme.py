@@ -105,9 +105,7 @@ def card_steps() -> str:
     """Our step's time on a card over others', the ones that it loses first; and over itself with other settings."""
     table = rows_of("steps_cuda_bert-base")
     first = table[0]
-    table = [
-        row for row in table if (row["batch_size"], row["chunk_size"]) == (first["batch_size"], first["chunk_size"])
-    ]
+    table = [row for row in table if (row["batch_size"], row["chunk_size"]) == (first["batch_size"], first["chunk_size"])]
     seconds = {row["version"]: float(row["seconds"]) for row in table}
     peaks = {row["version"]: float(row["peak_mib"]) / 1024 for row in table}
     ours = "gclib (defaults: sorted)"
@@ -131,9 +129,7 @@ def trainer_table() -> str:
     for row in (ours, *others):
         name, _, kind = row["version"].partition(", ")
         knob = {"rows": "mini_batch_size", "tokens": "mini_batch_num_tokens"}.get(kind, "chunk_size")
-        seconds = (
-            f"{float(row['seconds']):.1f}" if row["seconds"] else f"{float(row['first_seconds']):.1f} (first run only)"
-        )
+        seconds = f"{float(row['seconds']):.1f}" if row["seconds"] else f"{float(row['first_seconds']):.1f} (first run only)"
         who = "`GradCacheLoss`" if row is ours else ST
         rows.append(f"| {who} | `{knob}={row['setting']}` | {float(row['peak_mib']):,.0f} | {seconds} |")
     timed = [row for row in others if row["over_ours"]]
