@@ -1,4 +1,4 @@
-"""Six commands: `python -m gclib` and one of `data-card`, `table1`, `train`, `evaluate`, `calibrate`, `zoo`."""
+"""Seven commands: `python -m gclib` and one of course, data-card, table1, train, evaluate, calibrate, zoo."""
 
 import argparse
 import sys
@@ -9,6 +9,7 @@ from gclib.audit.zoo import format_zoo, run_zoo
 from gclib.course.experiments.recipes import QUICK, WHOLE, TableSetting
 from gclib.course.experiments.results import table1
 from gclib.course.experiments.summaries import format_results
+from gclib.course.handout import hand_out
 from gclib.data import card
 from gclib.data.corpus import load_corpus
 from gclib.memory import calibration, recording
@@ -54,6 +55,8 @@ def main(arguments: list[str] | None = None) -> int:
         _calibrate(chosen, parser)
     elif chosen.command == "zoo":
         return _zoo(chosen, parser)
+    elif chosen.command == "course":
+        _course(chosen, parser)
     elif chosen.command == "data-card":
         _data_card(write=chosen.write)
     else:
@@ -70,6 +73,13 @@ def _calibrate(chosen: argparse.Namespace, parser: argparse.ArgumentParser) -> N
     print(calibration.format_calibration(measured))
     if chosen.record:
         print(f"recorded in {recording.record_card(measured, chosen.record)}")
+
+
+def _course(chosen: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
+    try:
+        print(hand_out(chosen.folder).report())
+    except ValueError as error:
+        parser.error(str(error))
 
 
 def _zoo(chosen: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
@@ -124,6 +134,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     measured.add_argument("--seconds", type=float, default=30.0, help="when to stop (default: 30)")
     measured.add_argument("--record", metavar="FOLDER", help="also record steps on the GPU, into a file in this folder")
+    words = "copy the course's notebooks into a folder of yours"
+    course = commands.add_parser("course", help=words, description=f"{words.capitalize()}; no file there is changed.")
+    course.add_argument("folder", metavar="FOLDER")
     _add_zoo(commands)
     _add_training(commands)
     return parser

@@ -4,7 +4,9 @@ A chapter counts as written when its notebook is there; nothing here opens a not
 """
 
 from collections.abc import Collection
+from contextlib import suppress
 from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, files
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,7 +16,19 @@ from gclib.support.validation import refuse
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-NOTEBOOKS = ROOT / "notebooks"
+
+def _find_notebooks() -> Path:
+    """The checkout's notebooks/; for an installed wheel the folder into which it put them."""
+    first = "00_start_here.ipynb"
+    if not (ROOT / "notebooks" / first).is_file():
+        with suppress(PackageNotFoundError):
+            for file in files("gclib") or ():
+                if file.match(f"gclib/notebooks/{first}"):
+                    return Path(file.locate()).resolve().parent
+    return ROOT / "notebooks"
+
+
+NOTEBOOKS = _find_notebooks()
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,7 @@
 """The project as a whole: pins agree, imports point left, docstrings are there, README and notebooks are honest."""
 
 import ast
+import copy
 import inspect
 import pkgutil
 import re
@@ -360,6 +361,31 @@ def test_a_chapter_has_its_measured_box_and_its_cells_in_order(path):
     # 14 trains seven ways.
     most = {"00": 1.0, "01": 1.0, "06": 2.5, "10": 3.0, "13": 3.0, "14": 3.0}
     assert minutes <= most.get(path.stem[:2], 1.5)
+
+
+@by_name(CHAPTERS)
+def test_a_chapter_begins_with_the_one_cell_that_says_what_to_type_where_gclib_is_missing(path):
+    before = nbformat.read(path, as_version=4)
+    after = copy.deepcopy(before)
+    execute.put_guard(after)
+    assert after == before, "run `make notebooks`"
+
+
+@pytest.mark.parametrize(
+    ("place", "words"),
+    [
+        ("", "Kernel > Change Kernel"),
+        ("import types; sys.modules['google.colab'] = types.ModuleType('google.colab')", "%pip install"),
+        ("sys.platform = 'emscripten'", "on a computer"),
+    ],
+)
+def test_without_gclib_a_chapter_says_in_words_what_to_type(place, words, tmp_path):
+    code = f"import sys; {place}\n{execute.GUARD_CODE.read_text('utf-8')}"
+    alone = [sys.executable, "-I", "-S", "-c", code]  # the standard library, and no package
+    done = subprocess.run(alone, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 1 and words in done.stderr.split("NotHere: ")[1]
+    here = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert (here.returncode, here.stdout, here.stderr) == (0, "", "")
 
 
 @by_name(CHAPTERS)

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 from project import readme
 
+from gclib.course.chapters import NOTEBOOKS, written_chapters
 from gclib.support import PACKAGE, ROOT
 
 pytestmark = pytest.mark.slow
@@ -33,6 +34,7 @@ def wheel(tmp_path_factory):
     folder = tmp_path_factory.mktemp("wheel")
     source = folder / "source"
     shutil.copytree(PACKAGE, source / "gclib", ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copytree(NOTEBOOKS, source / "notebooks", ignore=shutil.ignore_patterns(".ipynb_checkpoints"))
     for name in ("pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, source)
     offline = ["--no-deps", "--no-index", "--no-build-isolation", "--quiet"]
@@ -49,14 +51,15 @@ def installed(wheel, tmp_path_factory):
     places = {"base": str(folder), "platbase": str(folder), "installed_base": sys.base_prefix}
     packages, scripts = (Path(sysconfig.get_path(name, "venv", places)) for name in ("purelib", "scripts"))
     offline = ["--no-deps", "--no-index", "--quiet"]
-    run([sys.executable, "-m", "pip", "install", str(wheel), "--target", str(packages), *offline], folder)
+    python = scripts / Path(sys.executable).name
+    run([sys.executable, "-m", "pip", "--python", str(python), "install", str(wheel), *offline], folder)
     # A path file inside a folder that a path file names isn't read: the editable gclib of this environment stays out.
     (packages / "others.pth").write_text(sysconfig.get_path("purelib"))
-    return scripts / Path(sys.executable).name, packages
+    return python, packages
 
 
 def test_the_wheel_holds_every_file_of_the_package_and_nothing_else(wheel):
-    files = set(zipfile.ZipFile(wheel).namelist())
+    files = {name for name in zipfile.ZipFile(wheel).namelist() if ".data/data/share/gclib/notebooks/" not in name}
     package = {path for path in PACKAGE.rglob("*.*") if "__pycache__" not in path.parts and path.is_file()}
     assert {name for name in files if ".dist-info/" not in name} == {
         path.relative_to(ROOT).as_posix() for path in package
@@ -81,3 +84,16 @@ def test_the_readme_sample_runs_on_the_installed_wheel(installed, tmp_path):
 @pytest.mark.parametrize("arguments", [["--help"], ["train", "--help"]], ids=" ".join)
 def test_the_commands_start_from_the_installed_wheel(installed, tmp_path, arguments):
     assert "usage: " in run([installed[0], "-m", "gclib", *arguments], tmp_path)
+
+
+def test_the_installed_wheel_hands_out_the_course_and_leaves_a_readers_work(installed, tmp_path):
+    command = [installed[0], "-m", "gclib", "course", "mine"]
+    assert "jupyter lab mine" in run(command, tmp_path)
+    for path in NOTEBOOKS.rglob("*.ipynb"):
+        if ".ipynb_checkpoints" not in path.parts:
+            assert (tmp_path / "mine" / path.relative_to(NOTEBOOKS)).read_bytes() == path.read_bytes()
+    (tmp_path / "mine" / "glossary.ipynb").write_text("my notes")
+    assert "glossary.ipynb" in run(command, tmp_path)
+    assert (tmp_path / "mine" / "glossary.ipynb").read_text() == "my notes"
+    code = "from gclib.course.chapters import written_chapters; print(written_chapters())"
+    assert run([installed[0], "-c", code], tmp_path).strip() == str(written_chapters())

@@ -65,7 +65,7 @@ class Recipe:
             return naive_step
         return functools.partial(STEPS[self.step], chunk_size=self.chunk_size)
 
-    def updates(self, pairs: int, setting: Setting) -> int:
+    def updates(self, pairs: int, setting: TableSetting) -> int:
         """The optimizer steps of its training."""
         return steps_for(pairs, setting.epochs, self.batch_size)
 
@@ -73,7 +73,7 @@ class Recipe:
         """What encodes queries and passages: the encoder that is trained, for both."""
         return [encoder, encoder]
 
-    def loss_fn(self, setting: Setting) -> nn.Module:
+    def loss_fn(self, setting: TableSetting) -> nn.Module:
         """A new loss, with whatever it keeps from step to step."""
         return ContrastiveLoss(setting.temperature)
 
