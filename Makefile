@@ -5,6 +5,7 @@ RUN      := $(VENV)/bin/python
 READY    := $(VENV)/.ready
 WORKERS  ?= 2
 LAB_ARGS ?=
+SITE_ARGS ?=
 NOTEBOOK := notebooks/00_start_here.ipynb
 NBVAL    := -p tests.project.kernels --nbval-lax --nbval-current-env --nbval-cell-timeout=180 --nbval-kernel-startup-timeout=120
 PARALLEL := -n $(WORKERS) --dist loadscope --no-loadscope-reorder
@@ -74,10 +75,11 @@ notebooks: corpus ## run every notebook top to bottom, measure it, keep its outp
 	$(RUN) tests/project/execute.py
 
 site: chromium env ## write the course as a site into _site/, and look at every page of it in a browser
-	$(RUN) -m gclib.course.site.build _site
+	$(RUN) -m gclib.course.site.build _site $(SITE_ARGS)
 	GCLIB_SITE=_site $(RUN) -m pytest tests/browser/test_site.py tests/course/site
 
-picture: env ## photograph the memory lab in a browser, for the README
+picture: env ## draw the README's pictures: two steps' bytes, and the memory lab in a browser
+	$(RUN) tests/project/readme.py --picture
 	GCLIB_PICTURE=notebooks/images/memory_lab.png $(RUN) -m pytest tests/browser -k memory_lab
 
 readme: env ## fill in what the README says of chapters, files and the sample

@@ -4,7 +4,8 @@ A kept representation costs D numbers instead of an encoder's activations, and i
 some steps ago, and no gradient reaches the encoder through it. So the gradient is another one than that of a batch as
 large as batch and bank together. Each loss is any step's `loss_fn`. With a bank of size 0 it is the plain loss. What is
 encoded enters the bank when the loss is taken, after it; the oldest batches leave first. A chunk of `accumulation_step`
-is a batch of its own, so the banks fill there chunk by chunk, as in ContAccum. A bank is no part of a checkpoint.
+is a batch of its own, so the banks fill there chunk by chunk, as in ContAccum. A bank is a buffer that the ledger
+counts, and no part of a checkpoint.
 
 Letters: B queries, K hard negatives per query, N = B * (1 + K) passages, D dimensions, M entries of a bank.
 """
@@ -38,7 +39,7 @@ class QueueLoss(nn.Module):
         super().__init__()
         self.size = int_at_least("size", size, 0)
         self.temperature = positive_number("temperature", temperature)
-        self.passages: Tensor | None = None
+        self.register_buffer("passages", None, persistent=False)
 
     def forward(self, query_reps: Tensor, passage_reps: Tensor) -> Tensor:
         """(B, D) and (N, D) -> scalar; the passages stand in the queue afterwards."""
@@ -69,8 +70,8 @@ class TwoSidedBankLoss(nn.Module):
         if loss_fn is not None and not callable(loss_fn):
             raise refuse("loss_fn", "must be callable", type(loss_fn).__name__)
         self.size, self.loss_fn = int_at_least("size", size, 0), loss_fn or _plain
-        self.queries: Tensor | None = None
-        self.passages: Tensor | None = None
+        self.register_buffer("queries", None, persistent=False)
+        self.register_buffer("passages", None, persistent=False)
 
     @property
     def needs_whole_batch(self) -> bool:

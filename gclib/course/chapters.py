@@ -1,4 +1,4 @@
-"""The course as data: fourteen chapters, what each one needs, and a picture of that.
+"""The course as data: sixteen chapters, what each one needs, and a picture of that.
 
 A chapter counts as written when its notebook is there; nothing here opens a notebook.
 """

@@ -154,6 +154,15 @@ class NotebookPage:
         )
         return [text for selector in selectors for text in self.page.locator(selector).all_inner_texts()]
 
+    def violations(self) -> list[str]:
+        """What axe finds serious or critical in texts and outputs (the editors are JupyterLab's): rule, element."""
+        from axe_core_python.sync_playwright import Axe
+
+        found = Axe().run(self.page, context={"include": [[".jp-OutputArea"], [".jp-MarkdownOutput"]]})
+        assert found["passes"], "axe looked at nothing"
+        worse = [rule for rule in found["violations"] if rule["impact"] in ("serious", "critical")]
+        return [f"{rule['id']}: {node['html'][:200]}" for rule in worse for node in rule["nodes"]]
+
     def press_on_slider(self, slider, key: str) -> None:
         """Focus a slider's handle, as Tab would, and press a key."""
         handle = slider.locator(".noUi-handle")

@@ -21,6 +21,7 @@ def test_chapter_00_opens_and_runs_and_its_first_slider_moves(open_chapter):
     notebook.press_on_slider(notebook.page.locator(".widget-slider", has_text="batch size"), "ArrowRight")
     wait_until(lambda: words.inner_text().startswith("128 pairs: plain"), words.inner_text)
     assert notebook.errors() == []
+    assert notebook.violations() == []
 
 
 def test_memory_lab_redraws_runs_and_stops(open_chapter):

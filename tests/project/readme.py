@@ -1,5 +1,7 @@
 """The parts of README.md that the project itself knows: chapters, files, measured ratios, the sample. `make readme`.
 
+    python tests/project/readme.py [--picture]        --picture: draw the picture at its top anew, too
+
 A part stands between `<!-- name -->` and `<!-- /name -->`; test_project.py holds that it is up to date.
 """
 
@@ -11,6 +13,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+from gclib import forecast_step
+from gclib.course import plots
 from gclib.course.chapters import CHAPTERS, written_chapters
 from gclib.memory.recording import load_recordings
 from gclib.support import ROOT
@@ -18,6 +22,8 @@ from gclib.support import ROOT
 README = ROOT / "README.md"
 RESULTS = ROOT / "tests" / "benchmarks" / "results"
 STRIPS = "sentence-t., strips of a tile"
+PICTURE = ROOT / "notebooks" / "images" / "naive_and_cached.png"
+ST = "sentence-transformers' cached loss"
 PLACES = {
     "notebooks/": "the course, one chapter a notebook; `solutions/` has the worked answers",
     "data/": "the data card, and steps that were recorded on graphics cards",
@@ -95,6 +101,62 @@ def card_table() -> str:
     return "\n".join(lines)
 
 
+def card_steps() -> str:
+    """Our step's time on a card over others', the ones that it loses first; and over itself with other settings."""
+    table = rows_of("steps_cuda_bert-base")
+    first = table[0]
+    table = [row for row in table if (row["batch_size"], row["chunk_size"]) == (first["batch_size"], first["chunk_size"])]
+    seconds = {row["version"]: float(row["seconds"]) for row in table}
+    peaks = {row["version"]: float(row["peak_mib"]) / 1024 for row in table}
+    ours = "gclib (defaults: sorted)"
+    rivals = [("naive, padded", "the naive step"), ("official GradCache", "official GradCache")]
+    rivals += [("sentence-transformers cached", ST)]
+    rows = ["| `grad_cache_step`, seconds, peak | over | time | peak bytes |", "|---|---|---|---|"]
+    ratios = [(seconds[ours] / seconds[key], peaks[ours] / peaks[key], words) for key, words in rivals]
+    for number, (time, share, words) in enumerate(sorted(ratios, reverse=True)):
+        own = f"{seconds[ours]:.2f} s, {peaks[ours]:.1f} GiB" if number == 0 else ""
+        rows.append(f"| {own} | {words} | {time:.2f} | {share:.2f} |")
+    quickest = {"gclib, packed by tokens": "`chunk_tokens`", "gclib, sorted, a quarter retained": "a quarter retained"}
+    better = [f"{words}: {seconds[key]:.2f} s, {peaks[key]:.1f} GiB" for key, words in quickest.items()]
+    where = f"BERT-base, B = {first['batch_size']}, C = {first['chunk_size']}"
+    return "\n".join([f"On an {first['device']}, {where}:", "", *rows, "", f"With {'; '.join(better)}."])
+
+
+def trainer_table() -> str:
+    """Our loss beside sentence-transformers' cached one in its trainer, at each of its settings; where we lose, too."""
+    ours, *others = rows_of("sentence_transformers")
+    rows = ["| | setting | peak, MiB | seconds |", "|---|---|---|---|"]
+    for row in (ours, *others):
+        name, _, kind = row["version"].partition(", ")
+        knob = {"rows": "mini_batch_size", "tokens": "mini_batch_num_tokens"}.get(kind, "chunk_size")
+        seconds = f"{float(row['seconds']):.1f}" if row["seconds"] else f"{float(row['first_seconds']):.1f} (first run only)"
+        who = "`GradCacheLoss`" if row is ours else ST
+        rows.append(f"| {who} | `{knob}={row['setting']}` | {float(row['peak_mib']):,.0f} | {seconds} |")
+    timed = [row for row in others if row["over_ours"]]
+    quickest = min(timed, key=lambda row: float(row["seconds"]))
+    least = min(others, key=lambda row: float(row["peak_mib"]))
+    share = 1 / float(quickest["over_ours"])
+    told = f"Ours takes {share:.2f} of the time of its quickest setting; with {least['setting']} rows a mini-batch it needs "
+    told += f"{float(least['peak_mib']) / float(ours['peak_mib']):.2f} of our bytes."
+    return "\n".join([*rows, "", told])
+
+
+def draw_picture() -> None:
+    """The bytes of the sample's two steps, forecast, on one scale."""
+    sizes = {"config": "tiny", "batch_size": 512, "query_length": 32, "passage_length": 32}
+    with plots.style():
+        figure, panels = plots.new_figure(1, 2, width=10.5, height=3.6)
+        for axes, (step, name, chunk) in zip(
+            panels, [("naive", "Naive", None), ("grad_cache", "Gradient cache, 16 rows at once", 16)], strict=True
+        ):
+            forecast = forecast_step(step, chunk_size=chunk, **sizes)
+            plots.plot_timeline(axes, forecast.timeline)
+            axes.get_legend().remove()  # at this size one kind is seen
+            axes.set_title(f"{name}: {forecast.peak_bytes / 2**20:.1f} MiB at the peak")
+        panels[1].set_ylim(panels[0].get_ylim())
+        PICTURE.write_bytes(plots.to_png(figure))
+
+
 def find_row(rows: list[dict[str, str]], version: str, batch_size: str) -> dict[str, str]:
     """The row of one version at one batch size."""
     return next(row for row in rows if (row["version"], row["batch_size"]) == (version, batch_size))
@@ -148,6 +210,8 @@ PARTS = {
     "chapters": lambda text: chapter_table(),
     "tree": lambda text: file_tree(),
     "measured": lambda text: measured_table(),
+    "card-steps": lambda text: card_steps(),
+    "trainer": lambda text: trainer_table(),
     "cards": lambda text: card_table(),
     "output": sample_output,
 }
@@ -163,4 +227,6 @@ def filled(text: str, *names: str) -> str:
 
 
 if __name__ == "__main__":
+    if "--picture" in sys.argv[1:]:
+        draw_picture()
     README.write_text(filled(README.read_text("utf-8")), "utf-8")

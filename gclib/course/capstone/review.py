@@ -432,4 +432,6 @@ def judge_claims(claims_made: Sequence[Claim], answers: Mapping[int, object]) ->
         lines.append(f"{place}. {claim.text}\n   {'right' if good else 'wrong'}: it {truth} ({claim.why}).")
     if strange := [key for key in answers if key not in range(1, len(claims_made) + 1)]:
         lines.append(f"There is no claim {', '.join(map(repr, strange))}: answers are {ANSWERS}.")
-    return "\n".join([*lines, f"{right} of {len(claims_made)} right."])
+    said = sum(isinstance(answers.get(place), bool) for place in range(1, len(claims_made) + 1))
+    score = f"{right} of {len(claims_made)} right." if said else "None of them is answered yet."
+    return "\n".join([*lines, score])

@@ -16,7 +16,12 @@ from gclib.steps import STEPS
 from gclib.support.validation import int_at_least
 from gclib.support.words import typed_number
 
-_FIELDS = {"batch_size": "B", "tile_size": "tile", "chunk_size": "C", "retain_chunks": "R"}
+_FIELDS = {
+    "batch_size": "batch size B",
+    "tile_size": "tile size",
+    "chunk_size": "chunk size C",
+    "retain_chunks": "retained chunks R",
+}
 _UNITS = {"peak": "GiB", "hours": "hours"}
 
 
@@ -27,7 +32,7 @@ class CapstoneForm(Lab):
     peak, hours, judge, verdict. brief: the one that is asked now. Raises ValueError for a seed that can't be.
     """
 
-    label_width = "90px"
+    label_width = "130px"
 
     def __init__(self, seed: int = 0):
         super().__init__()
@@ -60,6 +65,8 @@ class CapstoneForm(Lab):
     def report(self) -> str:
         """The judgement of what the fields say now, as text."""
         plan = self.plan()
+        if all(not getattr(self, name).value.strip() for name in _FIELDS):
+            return f"Brief {self.brief.seed}. Nothing is filled in yet: a plan needs a batch size at least."
         judged = review(self.brief, plan)
         parts: list[object] = [f"Brief {self.brief.seed}.", judged]
         if judged.plan is not None:
@@ -92,7 +99,7 @@ class CapstoneForm(Lab):
 
 
 def _text(label: str, value: str, tooltip: str, placeholder: str = "") -> widgets.Text:
-    look = {"placeholder": placeholder, "layout": {"width": "220px"}}
+    look = {"placeholder": placeholder, "layout": {"width": "270px"}}
     return widgets.Text(value, description=label, tooltip=tooltip, **look)
 
 

@@ -195,6 +195,7 @@ peak_of_step = Exercise(
     line_budget=1,
     oracle=_highest_phase,
     makers=(_few_rows, _many_rows, _the_middle_is_highest, _first_is_highest, _last_is_highest),
+    whole=True,
     misconceptions=(
         Misconception(
             "phases added up",
@@ -448,6 +449,13 @@ largest_chunk = Exercise(
             "larger than the batch",
             "A chunk larger than the batch is the whole batch: stop at batch_size.",
             lambda peak, budget, batch: _search(peak, budget, 100 * batch),
+        ),
+        Misconception(
+            "-1 where none fits",
+            "Where not even one row fits, the answer is 0, and not -1.",
+            lambda forecast_peak, budget, batch_size: max(
+                (c for c in range(1, batch_size + 1) if forecast_peak(c) <= budget), default=-1
+            ),
         ),
     ),
     hints=(

@@ -137,6 +137,28 @@ price = Exercise(
             "That is the naive step over the cached one: turn it over.",
             lambda padded, encoded, retained: 3 * padded / (4 * encoded - retained),
         ),
+        Misconception(
+            "backward of retained chunks forgotten",
+            "It looks as if a retained chunk cost its forward alone. Its graph is kept, and its backward still has "
+            "to run: only the second forward is saved.",
+            lambda padded, encoded, retained: (4 * encoded - 3 * retained) / (3 * padded),
+        ),
+        Misconception(
+            "the surcharge alone",
+            "That is what is added for encoding twice. Asked for is the whole step over the naive one: the first "
+            "forward and the backward are in it too.",
+            lambda padded, encoded, retained: (encoded - retained) / (3 * padded),
+        ),
+        Misconception(
+            "divided without a remainder",
+            "// drops what is behind the point. The price is a ratio: divide with /.",
+            lambda padded, encoded, retained: (4 * encoded - retained) // (3 * padded),
+        ),
+        Misconception(
+            "one forward padded",
+            "It looks as if one of the two forwards ran over the padded batch. Both go over the same trimmed chunks.",
+            lambda padded, encoded, retained: (3 * encoded + padded - retained) / (3 * padded),
+        ),
     ),
     hints=(
         "Count in forwards of one token. What does the naive step cost for each padded token, forward and backward?",
@@ -172,6 +194,7 @@ def _reference_tokens(lengths: list[int], chunk_size: int) -> int:
 padded_tokens = Exercise(
     chapter=7,
     name="padded_tokens",
+    whole=True,
     spec="tokens that one forward of all chunks encodes, padding included: rows sorted longest first, each chunk "
     "trimmed to its longest row (an int).",
     line_budget=3,
@@ -245,6 +268,24 @@ padded_tokens = Exercise(
             "widths without their rows",
             "It looks as if only the chunks' widths were added up. A chunk costs rows times width.",
             lambda lengths, size: sum(max(chunk) for chunk in _in_chunks(sorted(lengths)[::-1], size)),
+        ),
+        Misconception(
+            "the padding alone",
+            "That is the padding alone. Asked for are all tokens that are encoded, the texts' own included.",
+            lambda lengths, size: _each_at_its_longest(_in_chunks(sorted(lengths)[::-1], size)) - sum(lengths),
+        ),
+        Misconception(
+            "chunk_size chunks, evenly",
+            "It looks as if the rows were cut into chunk_size pieces. chunk_size says how many rows stand in each.",
+            lambda lengths, size: _each_at_its_longest(_in_chunks(sorted(lengths)[::-1], -(-len(lengths) // size))),
+        ),
+        Misconception(
+            "rows dealt out",
+            "It looks as if the sorted rows were dealt out to the chunks one by one. Then each chunk gets one of the "
+            "longest: neighbours belong together.",
+            lambda lengths, size: _each_at_its_longest(
+                [sorted(lengths)[::-1][start :: -(-len(lengths) // size)] for start in range(-(-len(lengths) // size))]
+            ),
         ),
     ),
     hints=(
@@ -349,6 +390,8 @@ def _encode_outcome(result: Any, encoder: CountingEncoder, *_: Any) -> dict[str,
     if result is None:
         return {"representations": None}
     found = {"representations": result, "most rows encoded at once": encoder.most_rows}
+    if isinstance(result, Tensor):
+        found["a graph from them to the encoder"] = result.requires_grad
     return found | {"tokens encoded": encoder.tokens}
 
 
@@ -366,8 +409,8 @@ def _right_in_another_order(expected: dict[str, Any], got: dict[str, Any], *_: A
 encode_sorted = Exercise(
     chapter=7,
     name="encode_sorted",
-    spec="representations (B, D), row i that of rows[i], encoded longest first, chunk_size rows at a time, each chunk "
-    "trimmed to its longest row.",
+    spec="representations (B, D) with their graph, row i that of rows[i], encoded longest first, chunk_size rows at a "
+    "time, each chunk trimmed to its longest row.",
     line_budget=6,
     repeats=3,
     oracle=_reference_encode,
@@ -475,6 +518,36 @@ encode_sorted = Exercise(
             _Encode(
                 order=lambda lengths: torch.tensor(lengths).argsort(stable=True),
                 width=lambda chunk, lengths: min(chunk),
+            ),
+        ),
+        Misconception(
+            "a graph was not kept",
+            "The representations are right, and no gradient can reach the encoder: no_grad or .detach() cuts the "
+            "graph off. Who calls this decides whether there is one.",
+            lambda encoder, rows, lengths, size: _Encode()(encoder, rows, lengths, size).detach(),
+        ),
+        Misconception(
+            "a token too few",
+            "It looks as if a chunk were one token narrower than its longest row. [:, :n] holds n tokens already.",
+            _Encode(width=lambda chunk, lengths: max(chunk) - 1),
+        ),
+        Misconception(
+            "a forward too many",
+            "The representations are right, but the whole batch was encoded once more beside its chunks, perhaps to "
+            "learn the width of the result. torch.cat needs no width.",
+            lambda encoder, rows, lengths, size: (encoder(rows), _Encode()(encoder, rows, lengths, size))[1],
+        ),
+        Misconception(
+            "widths of the unsorted chunks",
+            "The rows were sorted, but each chunk is as wide as the longest of the rows that stood at its place "
+            "before: take the lengths in the same order.",
+            lambda encoder, rows, lengths, size: _by_widths(
+                encoder,
+                rows,
+                lengths,
+                size,
+                order=_falling(lengths),
+                widths=[max(lengths[i // size * size :][:size]) for i in range(len(lengths))],
             ),
         ),
     ),
@@ -609,6 +682,16 @@ graphs_to_retain = Exercise(
             "There are only so many chunks: with all of them retained, nothing is encoded twice, and no more can be "
             "saved.",
             lambda graph, loss, replay, budget, chunks: (budget - loss) // graph,
+        ),
+        Misconception(
+            "one too few",
+            "One graph more would fit: round down, and take nothing off.",
+            lambda graph, loss, replay, budget, chunks: max(0, min(chunks, (budget - loss) // graph - 1)),
+        ),
+        Misconception(
+            "all or none",
+            "It looks as if either all chunks were retained or none. Each of them counts for itself.",
+            lambda graph, loss, replay, budget, chunks: chunks if loss + chunks * graph <= budget else 0,
         ),
     ),
     hints=(

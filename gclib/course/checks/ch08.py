@@ -148,6 +148,31 @@ def _sum_of_exponentials(tiles: Tiles, rows: int) -> Tensor:
     return sum(tile.exp().sum(1) for tile in tiles).log()
 
 
+def _first_maximum(tiles: Tiles, rows: int) -> Tensor:
+    """The first tile's maximum for all of them."""
+    highest, total = None, 0.0
+    for tile in tiles:
+        highest = tile.amax(1) if highest is None else highest
+        total = total + (tile - highest[:, None]).exp().sum(1)
+    return highest + total.log()
+
+
+def _rescaled_up(tiles: Tiles, rows: int) -> Tensor:
+    """The first tile taken as it is, and the total multiplied by exp(new - old) after it."""
+    highest = total = None
+    for tile in tiles:
+        newest = tile.amax(1) if highest is None else torch.maximum(highest, tile.amax(1))
+        part = (tile - newest[:, None]).exp().sum(1)
+        total = part if total is None else total * (newest - highest).exp() + part
+        highest = newest
+    return highest + total.log()
+
+
+def _log_mean_exp(tiles: Tiles, rows: int) -> Tensor:
+    sums = [(tile.logsumexp(1), tile.shape[1]) for tile in tiles]
+    return torch.stack([found for found, _ in sums]).logsumexp(0) - math.log(sum(columns for _, columns in sums))
+
+
 def _fold_outcome(result: Any, tiles: Tiles, rows: int) -> dict[str, Any]:
     if result is None:
         return {"log-sum-exps": None}
@@ -267,6 +292,28 @@ online_log_sum_exp = Exercise(
             "The value is right, but all tiles were held together: that is the whole row again, and its memory. Keep "
             "two numbers a row, and let each tile go.",
             lambda tiles, rows: torch.cat(list(tiles), dim=1).logsumexp(1),
+        ),
+        Misconception(
+            "maximum of the first tile",
+            "Right as long as no later logit is far above the first tile's largest. A later tile may be: the maximum "
+            "has to run with it.",
+            _first_maximum,
+        ),
+        Misconception(
+            "rescaled the wrong way round, after the first tile",
+            "It looks as if the old total were multiplied by exp(new maximum - old maximum). It gets smaller when "
+            "the maximum grows: exp(old - new).",
+            _rescaled_up,
+        ),
+        Misconception(
+            "last tile alone",
+            "That is the log-sum-exp of the last tile. Each tile's exponentials add to those of the tiles before.",
+            lambda tiles, rows: [tile.logsumexp(1) for tile in tiles][-1],
+        ),
+        Misconception(
+            "mean instead of sum",
+            "That is the logarithm of the mean of the exponentials. The log-sum-exp adds them up.",
+            _log_mean_exp,
         ),
     ),
     hints=(
@@ -443,6 +490,14 @@ def _all_tiles_kept(logits: CountedLogits, batch_size: int, tile_size: int) -> T
     return F.cross_entropy(whole, torch.arange(batch_size))
 
 
+def _without_short_tiles(logits: CountedLogits, batch_size: int, tile_size: int) -> Tensor:
+    """Full tiles alone, and the mean over all rows."""
+    return (
+        _LossOfTiles(ragged=False, last=lambda losses: torch.cat(losses).sum())(logits, batch_size, tile_size)
+        / batch_size
+    )
+
+
 def _loss_outcome(result: Any, logits: CountedLogits, batch_size: int, tile_size: int) -> dict[str, Any]:
     if result is None:
         return {"loss": None}
@@ -584,6 +639,12 @@ tiled_loss = Exercise(
             "such a view and keeps all of its tile; subtract it at once, or .clone() it.",
             _all_tiles_kept,
         ),
+        Misconception(
+            "short tiles lost",
+            "It looks as if the short last tiles were left out: rows and columns after the last full tile are in the "
+            "loss too.",
+            _without_short_tiles,
+        ),
     ),
     hints=(
         "Two loops: blocks of rows, and inside it blocks of columns. What does a row need from all of its tiles, and "
@@ -654,6 +715,17 @@ class _TileGradient:
         if own or self.always:
             gradient = gradient - self.positive * torch.eye(len(tile), dtype=tile.dtype)
         return gradient * self.weight(tile, batch_size, temperature)
+
+
+def _over_the_logarithm(
+    tile: Tensor, row_lse: Tensor, column_lse: Tensor, batch_size: int, temperature: float, own: bool
+) -> Tensor:
+    """exp(logit) over the log-sum-exps themselves."""
+    wrong = _TileGradient(
+        row=lambda tile, row_lse, column_lse: tile.exp() / row_lse[:, None],
+        column=lambda tile, row_lse, column_lse: tile.exp() / column_lse,
+    )
+    return wrong(tile, row_lse, column_lse, batch_size, temperature, own)
 
 
 def _nothing(tile: Tensor, row_lse: Tensor, column_lse: Tensor) -> Tensor:
@@ -780,6 +852,12 @@ tile_gradient = Exercise(
                 column=lambda tile, row_lse, column_lse: tile.exp() / column_lse.exp(),
             ),
         ),
+        Misconception(
+            "divided by the logarithm",
+            "It looks as if exp(logit) were divided by the log-sum-exp. The sum is its exponential: exp(logit - log- "
+            "sum-exp).",
+            _over_the_logarithm,
+        ),
     ),
     hints=(
         "The gradient of a softmax cross-entropy with respect to a logit is p, less 1 for the positive. Here every "
@@ -882,6 +960,37 @@ largest_dense_batch = Exercise(
             "exact fit refused",
             "A loss that takes exactly the budget fits: it must be <=, not <.",
             lambda budget, buffers: math.isqrt((budget - 1) // (4 * buffers)),
+        ),
+        Misconception(
+            "2 bytes a number",
+            "It looks as if a number took two bytes. A float32 takes 4.",
+            lambda budget, buffers: math.isqrt(budget // (2 * buffers)),
+        ),
+        Misconception(
+            "rounded to the nearest",
+            "The root was rounded to the nearest, here upwards, and that batch does not fit: round down.",
+            lambda budget, buffers: round((budget / (4 * buffers)) ** 0.5),
+        ),
+        Misconception(
+            "buffers rooted, 4 not",
+            "It looks as if the root were taken of the number of matrices, and not of the 4 bytes. Both stand under "
+            "it: B * B = budget / (4 * buffers).",
+            lambda budget, buffers: math.isqrt(budget // buffers) // 4,
+        ),
+        Misconception(
+            "twice the bytes",
+            "It looks as if a number took 8 bytes, or as if there were twice as many matrices. A float32 takes 4.",
+            lambda budget, buffers: math.isqrt(budget // (8 * buffers)),
+        ),
+        Misconception(
+            "bits for bytes",
+            "It looks as if a number took 32 bytes. A float32 has 32 bits, 4 bytes.",
+            lambda budget, buffers: math.isqrt(budget // (32 * buffers)),
+        ),
+        Misconception(
+            "one too few",
+            "A batch of one more fits: round down, and take nothing off.",
+            lambda budget, buffers: math.isqrt(budget // (4 * buffers)) - 1,
         ),
     ),
     hints=(

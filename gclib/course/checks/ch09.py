@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .engine import Exercise, Misconception
+from .engine import Exercise, Misconception, Slip
 from .judging import Inputs
 
 # --- a rank's share of the loss -------------------------------------------------------------------------------
@@ -95,6 +95,31 @@ loss_to_backpropagate = Exercise(
             "weighted the wrong way round",
             "It looks as if a rank with few rows got the larger weight. Its mean stands for fewer rows.",
             lambda own_loss, rows, rank: own_loss * sum(rows) / (len(rows) * rows[rank]),
+        ),
+        Misconception(
+            "another rank's rows",
+            "It looks as if another rank's rows were the weight. Ranks count from 0, as lists do: rows[rank].",
+            lambda own_loss, rows, rank: own_loss * rows[rank - 1] * len(rows) / sum(rows),
+        ),
+        Misconception(
+            "the first rank's rows",
+            "It looks as if rank 0's rows were the weight, on every rank: rows[rank].",
+            lambda own_loss, rows, rank: own_loss * rows[0] * len(rows) / sum(rows),
+        ),
+        Misconception(
+            "sum times W",
+            "That is W times the sum of this rank's losses. The whole batch's loss is a mean: divide by B.",
+            lambda own_loss, rows, rank: own_loss * rows[rank] * len(rows),
+        ),
+        Misconception(
+            "weight rounded down",
+            "It looks as if the weight were a whole number: // drops what is behind the point. Divide with /.",
+            lambda own_loss, rows, rank: own_loss * (rows[rank] * len(rows) // sum(rows)),
+        ),
+        Misconception(
+            "share upside down",
+            "It looks as if the share stood on its head, B / b. A rank with few rows counts little: b / B, times W.",
+            lambda own_loss, rows, rank: own_loss * sum(rows) / rows[rank],
         ),
     ),
     hints=(
@@ -193,6 +218,34 @@ gather_backward = Exercise(
             "after those of all ranks before it.",
             lambda gradients, rows, rank: _total(gradients)[: rows[rank]],
         ),
+        Misconception(
+            "starts at rank times the first rank's rows",
+            "It looks as if all ranks before this one had as many rows as rank 0. They start at sum(rows[:rank]).",
+            lambda gradients, rows, rank: _total(gradients)[rank * rows[0] :][: rows[rank]],
+        ),
+        Misconception(
+            "no end",
+            "The sum is right and starts at the right row, and it goes on to the last of all rows: cut it after "
+            "rows[rank].",
+            lambda gradients, rows, rank: _total(gradients)[sum(rows[:rank]) :],
+        ),
+        Misconception(
+            "starts a rank too late",
+            "The sum is right, but it starts after this rank's rows: sum(rows[:rank]) leaves the rank itself out.",
+            lambda gradients, rows, rank: _total(gradients)[sum(rows[: rank + 1]) :][: rows[rank]],
+        ),
+        Misconception(
+            "laid one below the other",
+            "The right rows were cut out of every rank's gradient and laid one below the other. They are gradients "
+            "of the same rows: add them.",
+            lambda gradients, rows, rank: torch.cat([_owned(gradient, rows, rank) for gradient in gradients]),
+        ),
+        Misconception(
+            "rows added up too",
+            "It looks as if this rank's rows were added up as well. Each row keeps a gradient of its own: add over "
+            "the ranks only.",
+            lambda gradients, rows, rank: _owned(_total(gradients), rows, rank).sum(0),
+        ),
     ),
     hints=(
         "Passage j was gathered by all ranks, and each of their losses used it. What does the chain rule do with what "
@@ -208,11 +261,15 @@ Gradient = Tensor | None
 
 
 def _gradients_of_ranks(rng: np.random.Generator, *, ranks: int, missing: bool) -> Inputs:
-    """Four parameters; if `missing`, some rank lacks the second, and all lack the third."""
-    shapes = [(2,), (3,), (2,), (1, 2)]
+    """Five parameters. If `missing`: the first rank lacks the second, all lack the third, the last lacks the fourth,
+    and the fifth's are zeros.
+    """
+    shapes = [(2,), (3,), (2,), (1, 2), (2,)]
     found: list[list[Gradient]] = [[torch.from_numpy(rng.standard_normal(s)) for s in shapes] for _ in range(ranks)]
     if missing:
-        found[int(rng.integers(0, ranks))][1] = None
+        for gradients in found:
+            gradients[4] = torch.zeros(2, dtype=torch.float64)
+        found[0][1] = found[-1][3] = None
         for gradients in found:
             gradients[2] = None
     return {"gradients": found}
@@ -260,6 +317,13 @@ average_over_ranks = Exercise(
     line_budget=5,
     oracle=_reference_mean,
     outcome=_zeros_as_one,
+    slips=(
+        Slip(
+            "None taken for a tensor",
+            "A rank that has no gradient has None there, and None can't be added or stacked: leave it out of the sum.",
+            "NoneType",
+        ),
+    ),
     makers=(
         partial(_gradients_of_ranks, ranks=3, missing=True),
         partial(_gradients_of_ranks, ranks=2, missing=False),
@@ -307,6 +371,55 @@ average_over_ranks = Exercise(
             "divided by W twice",
             "It looks as if you divided by W more than once.",
             partial(_combined, by=lambda present, ranks: _sum(present) / ranks**2),
+        ),
+        Misconception(
+            "first rank alone, as it is",
+            "That is one rank's list, None included. All ranks must end with the same, the mean, or their weights "
+            "drift apart.",
+            lambda gradients: list(gradients[0]),
+        ),
+        Misconception(
+            "decided by the first rank",
+            "It looks as if a parameter that rank 0 has no gradient for kept None. Another rank may have one: look "
+            "at all of them.",
+            lambda gradients: [
+                None if first is None else mean
+                for first, mean in zip(gradients[0], _reference_mean(gradients), strict=True)
+            ],
+        ),
+        Misconception(
+            "decided by the last rank",
+            "It looks as if a parameter that the last rank has no gradient for kept None. Another rank may have one: "
+            "look at all of them.",
+            lambda gradients: [
+                None if last is None else mean
+                for last, mean in zip(gradients[-1], _reference_mean(gradients), strict=True)
+            ],
+        ),
+        Misconception(
+            "divided by the parameters",
+            "It looks as if the sum were divided by the number of parameters. It is a mean over the ranks: "
+            "len(gradients).",
+            lambda gradients: [
+                None if mean is None else mean * len(gradients) / len(gradients[0])
+                for mean in _reference_mean(gradients)
+            ],
+        ),
+        Misconception(
+            "one number a parameter",
+            "It looks as if a gradient's entries were averaged too. Each entry keeps its own mean, over the ranks.",
+            partial(_combined, by=lambda present, ranks: _sum(present).mean()),
+        ),
+        Misconception(
+            "one number a parameter, divided by W",
+            "It looks as if a gradient's entries were averaged too. Each entry keeps its own mean, over the ranks.",
+            partial(_combined, by=lambda present, ranks: _sum(present).mean() / ranks),
+        ),
+        Misconception(
+            "zeros dropped",
+            "It looks as if a gradient of zeros were taken for none. It is one: the mean of zeros is zero, and None "
+            "means that nobody had any.",
+            lambda gradients: [None if mean is None or not mean.any() else mean for mean in _reference_mean(gradients)],
         ),
     ),
     hints=(
@@ -393,6 +506,26 @@ ring_schedule = Exercise(
             "It looks as if every rank met the blocks in the order of their owners. Then all would need the same block "
             "at once: each starts with its own, and they move around.",
             lambda rank, ranks: list(range(ranks)),
+        ),
+        Misconception(
+            "absolute values",
+            "Below 0 it looks as if the sign were dropped. Before rank 0 stands rank W - 1: take it modulo W.",
+            lambda rank, ranks: [abs(rank - hop) for hop in range(ranks)],
+        ),
+        Misconception(
+            "modulo W - 1",
+            "It looks as if it were taken modulo W - 1. There are W ranks, 0 to W - 1: modulo W.",
+            lambda rank, ranks: [(rank - hop) % max(1, ranks - 1) for hop in range(ranks)],
+        ),
+        Misconception(
+            "where the own block goes",
+            "That is where this rank's own block goes, hop by hop. Asked for is whose block is here.",
+            partial(_hops, step=1, start=1),
+        ),
+        Misconception(
+            "always its own",
+            "It looks as if no block moved. At each hop all of them go on to the next rank.",
+            lambda rank, ranks: [rank] * ranks,
         ),
     ),
     hints=(

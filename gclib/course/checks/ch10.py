@@ -10,7 +10,7 @@ from functools import partial
 
 import numpy as np
 
-from .engine import Exercise, Misconception
+from .engine import Exercise, Misconception, Slip
 from .judging import Inputs
 
 # --- as many examples, and a rate that fits -------------------------------------------------------------------
@@ -86,6 +86,29 @@ fair_schedule = Exercise(
             "The two numbers have changed places: return the steps first, then the rate.",
             lambda b, r, steps, rate: (rate * math.sqrt(b / r), steps * r // b),
         ),
+        Misconception(
+            "nothing changed",
+            "Steps and rate are the reference's. Another batch size needs others: as many examples, and a rate that "
+            "goes with the root.",
+            lambda b, r, steps, rate: (steps, rate),
+        ),
+        Misconception(
+            "ratio upside down",
+            "Both went the wrong way: a larger batch takes fewer steps, and a larger rate. The ratio stands on its "
+            "head.",
+            lambda b, r, steps, rate: (steps * b // r, rate * math.sqrt(r / b)),
+        ),
+        Misconception(
+            "root of the batch itself",
+            "It looks as if the rate were multiplied by the root of the batch. It is the root of the batch over the "
+            "reference's.",
+            lambda b, r, steps, rate: (steps * r // b, rate * math.sqrt(b)),
+        ),
+        Misconception(
+            "examples, not steps",
+            "The first number is how many examples the reference sees. How many steps of batch_size are they?",
+            lambda b, r, steps, rate: (steps * r, rate * math.sqrt(b / r)),
+        ),
     ),
     hints=(
         "How many examples does the reference see in all? How many steps of batch_size are that?",
@@ -116,7 +139,7 @@ mean_and_spread = Exercise(
     spec="(mean, sample standard deviation) of a row's results over seeds.",
     line_budget=3,
     oracle=_reference_spread,
-    makers=(partial(_accuracies, seeds=3), partial(_accuracies, seeds=5)),
+    makers=tuple(partial(_accuracies, seeds=seeds) for seeds in (3, 5, 2)),
     rtol=1e-5,  # float32 is enough
     atol=1e-9,
     misconceptions=(
@@ -168,6 +191,42 @@ mean_and_spread = Exercise(
                 statistics.fmean(abs(value - statistics.fmean(values)) for value in values),
             ),
         ),
+        Misconception(
+            "not squared",
+            "The distances from the mean were added with their signs, and that sum is always 0. Square them first.",
+            lambda values: (statistics.fmean(values), 0.0),
+        ),
+        Misconception(
+            "never divided",
+            "It looks as if the squares were added up and rooted, and never divided: then the spread grows with the "
+            "number of seeds.",
+            lambda values: (statistics.fmean(values), statistics.stdev(values) * math.sqrt(len(values) - 1)),
+        ),
+        Misconception(
+            "divided outside the root",
+            "It looks as if the root came before the division. Divide the sum of squares by n - 1, then take the root.",
+            lambda values: (statistics.fmean(values), statistics.stdev(values) / math.sqrt(len(values) - 1)),
+        ),
+        Misconception(
+            "mean not taken off",
+            "It looks as if the values themselves were squared. The spread is how far they are from their mean.",
+            lambda values: (statistics.fmean(values), math.sqrt(sum(value**2 for value in values) / (len(values) - 1))),
+        ),
+        Misconception(
+            "spread first",
+            "The two numbers have changed places: return the mean first.",
+            lambda values: (statistics.stdev(values), statistics.fmean(values)),
+        ),
+        Misconception(
+            "mean divided by n - 1",
+            "The n - 1 belongs to the spread. The mean is the sum over n.",
+            lambda values: (sum(values) / (len(values) - 1), statistics.stdev(values)),
+        ),
+        Misconception(
+            "relative to the mean",
+            "The second number is the spread over the mean. Asked for is the spread itself, in the results' own unit.",
+            lambda values: (statistics.fmean(values), statistics.stdev(values) / statistics.fmean(values)),
+        ),
     ),
     hints=(
         "How far is each value from the mean? Square, add up: by what do you divide?",
@@ -181,7 +240,7 @@ mean_and_spread = Exercise(
 
 
 def _batch(rng: np.random.Generator, *, size: int) -> Inputs:
-    """Text numbers of a batch: five equal queries and two, a pair that stands there twice, two equal passages.
+    """Text numbers of a batch: five equal queries and two, a pair that stands there twice, three equal passages.
 
     So every wrong way to count gives another number.
     """
@@ -190,7 +249,7 @@ def _batch(rng: np.random.Generator, *, size: int) -> Inputs:
     for row in rows[1:5]:
         queries[row] = queries[rows[0]]
     queries[rows[6]], passages[rows[6]] = queries[rows[5]], passages[rows[5]]
-    passages[rows[8]] = passages[rows[7]]
+    passages[rows[8]] = passages[rows[11]] = passages[rows[7]]
     queries[rows[10]] = queries[rows[9]]
     return {"queries": queries, "passages": passages}
 
@@ -291,6 +350,35 @@ false_negative_rate = Exercise(
             "That is the share in percent. Asked for is a number from 0 to 1.",
             lambda q, p: 100 * _by_counting(q, p),
         ),
+        Misconception(
+            "different passages counted",
+            "That is 1 - (different passages) / B: it counts the later ones of equal passages, and looks at no "
+            "query. The first of them has a false negative too, and so has a row with an equal query.",
+            lambda q, p: 1 - len(set(p)) / len(p),
+        ),
+        Misconception(
+            "false negatives of a query",
+            "That is how many false negatives a query has, on the average. Asked for is the share of queries that "
+            "have at least one.",
+            lambda q, p: _cells(q, p) * len(q),
+        ),
+        Misconception(
+            "duplicates of both added",
+            "That counts the later ones of equal queries and of equal passages, and adds the two. A row counts once, "
+            "and the first of equal ones counts too.",
+            lambda q, p: (2 * len(q) - len(set(q)) - len(set(p))) / len(q),
+        ),
+        Misconception(
+            "query against passage",
+            "It looks as if queries were held against passages. Their numbers count different texts: queries against "
+            "queries, passages against passages.",
+            lambda q, p: sum(text in p[:row] + p[row + 1 :] for row, text in enumerate(q)) / len(q),
+        ),
+        Misconception(
+            "divided by B - 1",
+            "It looks as if there were B - 1 queries. All B of them count.",
+            lambda q, p: _by_counting(q, p) * len(q) / (len(q) - 1),
+        ),
     ),
     hints=(
         "Look at one row. Which other rows make a passage in this batch right for its query?",
@@ -335,6 +423,14 @@ chance_losses = Exercise(
     line_budget=3,
     oracle=_one_by_one,
     makers=(_epoch, partial(_epoch, full=True)),
+    slips=(
+        Slip(
+            "an empty batch",
+            "The logarithm of 0: a batch without rows was counted. Where the batch size divides the pairs nothing is "
+            "left for another batch.",
+            "math domain error|expected a positive input",
+        ),
+    ),
     rtol=1e-6,
     atol=1e-9,
     misconceptions=(
@@ -387,6 +483,36 @@ chance_losses = Exercise(
             "That is the sum over a batch's queries. The loss is their mean, and it does not grow with the rows but "
             "with their logarithm.",
             lambda n, b, k: [rows * math.log(rows * (1 + k)) for rows in _rows(n, b)],
+        ),
+        Misconception(
+            "minus the loss",
+            "The sign: log(1 / n) is below 0, and the loss is minus that, log n.",
+            lambda n, b, k: [-math.log(rows * (1 + k)) for rows in _rows(n, b)],
+        ),
+        Misconception(
+            "the chance itself",
+            "That is the chance of a guess, 1 / n. The loss is its negative logarithm.",
+            lambda n, b, k: [1 / (rows * (1 + k)) for rows in _rows(n, b)],
+        ),
+        Misconception(
+            "all pairs at once",
+            "It looks as if a query chose among all pairs. A loss sees its own batch.",
+            lambda n, b, k: [math.log(n * (1 + k)) for _ in _rows(n, b)],
+        ),
+        Misconception(
+            "base 10",
+            "That is the logarithm to the base of 10. PyTorch's cross entropy takes the natural one.",
+            lambda n, b, k: [math.log10(rows * (1 + k)) for rows in _rows(n, b)],
+        ),
+        Misconception(
+            "short batch first",
+            "The short batch is the last one: rows are cut from the start.",
+            lambda n, b, k: [math.log(rows * (1 + k)) for rows in _rows(n, b)[::-1]],
+        ),
+        Misconception(
+            "an empty last batch, at 0",
+            "There is a loss too many where the batch size divides the pairs: nothing is left for another batch.",
+            lambda n, b, k: [math.log(rows * (1 + k)) if rows else 0.0 for rows in [b] * (n // b) + [n % b]],
         ),
     ),
     hints=(

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from .engine import Exercise, Misconception
+from .engine import Exercise, Misconception, Slip
 from .judging import Inputs
 
 # --- the knobs of three libraries -------------------------------------------------------------------------------
@@ -47,7 +47,8 @@ def _reference_translate(library: str, knobs: dict[str, int], ranks: int) -> dic
 class _Translate:
     """Right but for the fields that are changed.
 
-    accumulate: accumulated steps count. features: open_clip's accum_freq does. gather: whether ranks count, given
+    accumulate: accumulated steps count. piece: mini_batch_size taken for B. uncut: the rank's batch taken for C.
+    features: open_clip's accum_freq counts. gather: whether ranks count, given
     what the knob says. capped: the most rows of a chunk. cut: open_clip's batch_size taken for B.
     """
 
@@ -57,6 +58,8 @@ class _Translate:
     capped: Callable[[int, int], int] = lambda batch, ranks: batch
     swapped: bool = False
     cut: bool = False
+    piece: bool = False
+    uncut: bool = False
 
     def __call__(self, library: str, knobs: dict[str, int], ranks: int) -> dict[str, int]:
         if library == "open_clip":
@@ -65,7 +68,8 @@ class _Translate:
             chunk //= knobs["accum_freq"] if self.cut else 1
         else:
             batch, chunk = knobs["per_device_train_batch_size"], knobs["mini_batch_size"]
-            chunk = min(self.capped(batch, ranks), chunk)
+            chunk = batch if self.uncut else min(self.capped(batch, ranks), chunk)
+            batch = chunk if self.piece else batch
             batch *= knobs["gradient_accumulation_steps"] if self.accumulate else 1
             shared = self.gather(knobs["gather_across_devices"])
         batch *= ranks if shared else 1
@@ -79,7 +83,15 @@ translate = Exercise(
     spec='{"batch_size": B, the queries of one loss over all ranks, "chunk_size": C, the rows encoded at once}, from '
     "the knobs of sentence-transformers' cached loss or of open_clip (which gathers).",
     line_budget=8,
+    whole=True,
     oracle=_reference_translate,
+    slips=(
+        Slip(
+            "one library's knobs asked of the other",
+            "Each library has its own knobs: ask `library` first. open_clip has batch_size and accum_freq alone.",
+            "KeyError: '(per_device|mini_batch|gradient_acc|gather|batch_size|accum)",
+        ),
+    ),
     makers=(
         partial(_sentence_transformers, gather=True),
         partial(_sentence_transformers, gather=False),
@@ -133,6 +145,26 @@ translate = Exercise(
             "its chunk has at most per_device_train_batch_size of them.",
             _Translate(capped=lambda batch, ranks: batch * ranks),
         ),
+        Misconception(
+            "mini_batch_size taken for the batch",
+            "It looks as if mini_batch_size were the loss's batch. The cached loss goes over all of "
+            "per_device_train_batch_size; mini_batch_size is the chunk.",
+            _Translate(piece=True),
+        ),
+        Misconception(
+            "the rank's batch taken for the chunk",
+            "It looks as if a rank encoded its whole batch at once. The cached loss encodes mini_batch_size rows at "
+            "a time.",
+            _Translate(uncut=True),
+        ),
+        Misconception(
+            "chunks of all ranks together",
+            "It looks as if the ranks' chunks were added up. Each rank encodes its own: asked for are the rows of one.",
+            lambda library, knobs, ranks: {
+                name: size * (ranks if name == "chunk_size" else 1)
+                for name, size in _Translate()(library, knobs, ranks).items()
+            },
+        ),
     ),
     hints=(
         "For each knob ask: does it change which passages a query is compared with, or only what is encoded at once?",
@@ -150,7 +182,7 @@ translate = Exercise(
 def _tokens(rng: np.random.Generator, padded: bool) -> Inputs:
     """Vectors whose products are mostly negative, so that padding (zeros) would win a careless maximum.
 
-    Their lengths differ: products go well below -1, so that -1 is no stand-in for -inf.
+    Their lengths differ: products go well below -10, so that neither -1 nor -10 is a stand-in for -inf.
     """
     shape = {"rows": int(rng.integers(3, 6)), "more": int(rng.integers(6, 9)), "D": 4}
     made = []
@@ -164,7 +196,7 @@ def _tokens(rng: np.random.Generator, padded: bool) -> Inputs:
         if padded:
             lengths = torch.from_numpy(rng.integers(2, width, (rows, 1)))
             mask = (torch.arange(width) < lengths).long()
-        raw = F.normalize(raw, dim=-1) * torch.from_numpy(rng.uniform(2.0, 3.0, (rows, width, 1)))
+        raw = F.normalize(raw, dim=-1) * torch.from_numpy(rng.uniform(8.0, 12.0, (rows, width, 1)))
         made.append((raw * (mask.unsqueeze(-1) if padded and sign < 0 else 1), mask))
     (queries, query_mask), (passages, passage_mask) = made
     names = ("query_tokens", "passage_tokens", "query_mask", "passage_mask")
@@ -209,6 +241,17 @@ class _MaxSim:
         best = grid.amax(dim=3) if self.last == "max" else grid.sum(dim=3)
         best = torch.where(rows, best, 0.0) if self.mask_queries else best
         return best.sum(dim=2) / rows.sum(dim=2) if self.mean else best.sum(dim=2)
+
+
+def _grid(queries: Tensor, passages: Tensor, query_mask: Tensor, passage_mask: Tensor, *, fill: float) -> Tensor:
+    """All products (B, N, Tq, Tp), with `fill` wherever one of the two is padding."""
+    seen = query_mask.bool()[:, None, :, None] & passage_mask.bool()[None, :, None, :]
+    return torch.where(seen, torch.einsum("isd,jtd->ijst", queries, passages), fill)
+
+
+def _pooled(tokens: Tensor, mask: Tensor) -> Tensor:
+    """The mean of a text's tokens."""
+    return (tokens * mask[..., None]).sum(1) / mask.sum(1, keepdim=True)
 
 
 max_sim = Exercise(
@@ -269,6 +312,46 @@ max_sim = Exercise(
             "dot products.",
             _MaxSim(unit=True),
         ),
+        Misconception(
+            "padding filled with -10",
+            "It looks as if padding were set to -10 before the maximum, or 10 taken off. Products of tokens may be "
+            "lower still. -inf always is.",
+            _MaxSim(fill=-10.0),
+        ),
+        Misconception(
+            "largest of all pairs",
+            "It looks as if the maximum went over all pairs of tokens. Each query token keeps its own best, and "
+            "these are added up.",
+            lambda q, p, q_mask, p_mask: _grid(q, p, q_mask, p_mask, fill=-torch.inf).amax((2, 3)),
+        ),
+        Misconception(
+            "mean over the passage",
+            "It looks as if a query token were held against the mean of the passage's tokens. It keeps the best one.",
+            lambda q, p, q_mask, p_mask: (
+                _grid(q, p, q_mask, p_mask, fill=0.0).sum(3) / p_mask.sum(1)[None, :, None]
+            ).sum(2),
+        ),
+        Misconception(
+            "pooled first",
+            "It looks as if each text were pooled to one vector first. MaxSim keeps a vector a token.",
+            lambda q, p, q_mask, p_mask: _pooled(q, q_mask) @ _pooled(p, p_mask).T,
+        ),
+        Misconception(
+            "own passage alone",
+            "Those are the scores of each query with its own passage. Every query is held against every passage: (B, "
+            "N).",
+            lambda q, p, q_mask, p_mask: _MaxSim()(q, p, q_mask, p_mask).diagonal(),
+        ),
+        Misconception(
+            "passages by queries",
+            "The scores stand the other way round, (N, B). Rows are queries.",
+            lambda q, p, q_mask, p_mask: _MaxSim()(q, p, q_mask, p_mask).T,
+        ),
+        Misconception(
+            "without a sign",
+            "It looks as if the size of a product counted, whatever its sign. Opposite tokens are unlike.",
+            lambda q, p, q_mask, p_mask: _grid(q, p, q_mask, p_mask, fill=0.0).abs().amax(3).sum(2),
+        ),
     ),
     hints=(
         "Make all products first: a tensor (B, N, Tq, Tp). Which of its axes is maximised, which added up?",
@@ -281,10 +364,12 @@ max_sim = Exercise(
 # --- Matryoshka -------------------------------------------------------------------------------------------------
 
 
-def _nested(rng: np.random.Generator) -> Inputs:
+def _nested(rng: np.random.Generator, *, whole: bool = True) -> Inputs:
+    """Three lengths, upwards and with the whole vector, or in any order and without it."""
     rows, width = int(rng.integers(4, 8)), 16
     reps = [torch.from_numpy(rng.standard_normal((rows, width))) for _ in range(2)]
-    dims = [int(rng.integers(2, 5)), int(rng.integers(6, 11)), width]
+    dims = [int(rng.integers(2, 5)), int(rng.integers(6, 11)), width if whole else int(rng.integers(12, width))]
+    dims = dims if whole else [dims[place] for place in rng.permutation(3)]
     return {"query_reps": reps[0], "passage_reps": reps[1], "dims": dims, "loss_fn": InfoNCE(0.2)}
 
 
@@ -331,6 +416,15 @@ def _cut_after_normalising(queries: Tensor, passages: Tensor, dims: Sequence[int
     return sum(loss_fn(*(rep[:, :dim] for rep in units)) for dim in dims)
 
 
+def _cut_again(queries: Tensor, passages: Tensor, dims: Sequence[int], loss_fn: Callable) -> Tensor:
+    """Each prefix of the one before, from the largest down or in the order of dims."""
+    total = 0.0
+    for dim in sorted(dims):
+        queries, passages = (F.normalize(rep[:, :dim], dim=1) for rep in (queries, passages))
+        total = total + loss_fn(queries, passages)
+    return total
+
+
 def _cut_rows(queries: Tensor, passages: Tensor, dims: Sequence[int], loss_fn: Callable) -> Tensor:
     return sum(loss_fn(*(F.normalize(rep[:dim], dim=1) for rep in (queries, passages))) for dim in dims)
 
@@ -342,8 +436,8 @@ matryoshka_loss = Exercise(
     "again (a scalar tensor).",
     line_budget=3,
     oracle=_reference_matryoshka,
-    makers=(_nested,),
-    repeats=8,
+    makers=(_nested, partial(_nested, whole=False)),
+    repeats=4,
     differentiable=True,
     rtol=1e-8,
     atol=1e-9,
@@ -398,6 +492,39 @@ matryoshka_loss = Exercise(
             "normalised along the batch",
             "It looks as if columns were made unit vectors (dim=0). A representation is a row: dim=1.",
             partial(_matryoshka, along=0),
+        ),
+        Misconception(
+            "only the largest prefix",
+            "It looks as if only the largest of dims were trained: nothing asks the shorter ones to be good alone.",
+            lambda queries, passages, dims, loss_fn: _matryoshka(queries, passages, [max(dims)], loss_fn),
+        ),
+        Misconception(
+            "one tower made unit vectors",
+            "It looks as if only the queries' prefixes were made unit vectors again. The passages' need it too.",
+            lambda queries, passages, dims, loss_fn: sum(
+                loss_fn(F.normalize(queries[:, :dim], dim=1), passages[:, :dim]) for dim in dims
+            ),
+        ),
+        Misconception(
+            "weighted by their length",
+            "It looks as if each prefix were weighted by its length. They all have weight 1.",
+            lambda queries, passages, dims, loss_fn: sum(
+                dim / max(dims) * _matryoshka(queries, passages, [dim], loss_fn) for dim in dims
+            ),
+        ),
+        Misconception(
+            "cut from what was cut",
+            "It looks as if each prefix were cut from the one before, which overwrote the representations. Each is "
+            "cut from the whole.",
+            _cut_again,
+        ),
+        Misconception(
+            "one length for the whole batch",
+            "It looks as if the batch were divided by one length, that of the whole matrix. Each row is made a unit "
+            "vector: dim=1.",
+            lambda queries, passages, dims, loss_fn: sum(
+                loss_fn(*(rep[:, :dim] / rep[:, :dim].norm() for rep in (queries, passages))) for dim in dims
+            ),
         ),
     ),
     hints=(
@@ -471,6 +598,52 @@ gradient_scale = Exercise(
             "That is the ratio of the sums (or of the means) of the entries. A sum is one direction of many, and the "
             "two gradients may well agree in it and nowhere else.",
             lambda found, expected: float(found.sum() / expected.sum()),
+        ),
+        Misconception(
+            "one entry's ratio",
+            "That is the ratio of the first entries. One entry of many, and it may be noise.",
+            lambda found, expected: float(found[0] / expected[0]),
+        ),
+        Misconception(
+            "never divided",
+            "That is <found, expected> alone: it grows with both of them. Divide by <expected, expected>.",
+            lambda found, expected: float(found @ expected),
+        ),
+        Misconception(
+            "relative error",
+            "That is how far apart they are, over the length of `expected`. Asked for is the factor between them.",
+            lambda found, expected: float((found - expected).norm() / expected.norm()),
+        ),
+        Misconception(
+            "distance",
+            "That is how far apart they are. Asked for is the factor between them.",
+            lambda found, expected: float((found - expected).norm()),
+        ),
+        Misconception(
+            "rounded",
+            "The factor was rounded to a whole number. It need not be one.",
+            lambda found, expected: round(_reference_scale(found, expected)),
+        ),
+        Misconception(
+            "ratio of squared lengths",
+            "That is the ratio of the squared lengths. It counts what points elsewhere, and it is the square of a "
+            "factor.",
+            lambda found, expected: float(found @ found / (expected @ expected)),
+        ),
+        Misconception(
+            "median of the ratios",
+            "That is the median of the ratios of single entries. Least squares weighs each by its size.",
+            lambda found, expected: float((found / expected).median()),
+        ),
+        Misconception(
+            "ratio of mean sizes",
+            "That is the ratio of the mean sizes. It counts what points elsewhere, and cannot see a wrong sign.",
+            lambda found, expected: float(found.abs().mean() / expected.abs().mean()),
+        ),
+        Misconception(
+            "ratio of the largest",
+            "That is the ratio of the largest entries. It cannot see a wrong sign, and it rests on two entries.",
+            lambda found, expected: float(found.abs().max() / expected.abs().max()),
         ),
     ),
     hints=(

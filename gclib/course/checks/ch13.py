@@ -2,7 +2,7 @@
 
 import copy
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from types import SimpleNamespace
@@ -147,6 +147,32 @@ negatives_and_updates = Exercise(
             "The last update is not full, and was to be dropped: round down.",
             _Negatives(up=True),
         ),
+        Misconception(
+            "not rounded",
+            "The updates are no whole number: the last, incomplete one is dropped. // rounds down.",
+            lambda pairs, per_device, ranks, accumulation, hard, gather: (
+                _Negatives()(pairs, per_device, ranks, accumulation, hard, gather)
+                | {"updates": pairs / (per_device * ranks * accumulation)}
+            ),
+        ),
+        Misconception(
+            "accumulation multiplies the updates",
+            "It looks as if accumulating made more updates. One update waits for `accumulation` losses: there are "
+            "fewer.",
+            lambda pairs, per_device, ranks, accumulation, hard, gather: (
+                _Negatives()(pairs, per_device, ranks, accumulation, hard, gather)
+                | {"updates": pairs * accumulation // (per_device * ranks)}
+            ),
+        ),
+        Misconception(
+            "an update's queries taken for the loss's",
+            "It looks as if a query met all queries of an update. It meets the passages of its own loss, each "
+            "query's 1 + K of them.",
+            lambda pairs, per_device, ranks, accumulation, hard, gather: (
+                _Negatives()(pairs, per_device, ranks, accumulation, hard, gather)
+                | {"negatives": per_device * ranks * accumulation - 1}
+            ),
+        ),
     ),
     hints=(
         "Two questions: which passages stand in one loss? How many pairs does one optimizer step use up?",
@@ -225,6 +251,7 @@ def _after_trainer(loss: object, model: Watched, inputs: object, loss_fn: object
         (_SCALE * loss).backward()
     slopes = [torch.zeros_like(p) if p.grad is None else p.grad for p in model.parameters()]
     return {
+        "in training mode": model.training,
         "loss": value,
         "gradients of 3 * loss": slopes,
         "at most C rows with a graph in a call": max(model.rows, default=0) <= chunk_size,
@@ -268,6 +295,13 @@ def _cut_off(model: Watched, sides: list, loss_fn: Callable, chunk_size: int) ->
 
 def _cached(model: Watched, sides: list, loss_fn: Callable, chunk_size: int) -> Tensor:
     return grad_cache_loss([model, model], sides, loss_fn, chunk_size=chunk_size)
+
+
+def _passages_fixed(model: Watched, sides: list, loss_fn: Callable, chunk_size: int) -> Tensor:
+    """The passages encoded once, without a graph."""
+    with torch.no_grad():
+        fixed = model(**sides[1])
+    return grad_cache_loss([model], sides[:1], lambda queries: loss_fn(queries, fixed), chunk_size=chunk_size)
 
 
 def _divided(model: Watched, sides: list, loss_fn: Callable, chunk_size: int) -> Tensor:
@@ -327,14 +361,15 @@ compute_loss = Exercise(
             _trained_by(_loss_of_chunks),
         ),
         Misconception(
-            "the step, not the loss",
-            "grad_cache_step does its own backward and returns a number without a graph, so nothing that the trainer "
-            "does to the loss (scaling, dividing) reaches the gradient. grad_cache_loss is the one with a graph.",
+            "backward inside, a number returned",
+            "The backward has run already, and what is returned has no graph, so nothing that the trainer does to the "
+            "loss (scaling, dividing) reaches the gradient. grad_cache_step does that; grad_cache_loss returns the "
+            "loss with its graph, and its backward is left to whoever called you.",
             _trained_by(_step_called),
         ),
         Misconception(
             "cut off from the model",
-            "The loss has a graph that ends at the representations: no gradient reaches the model.",
+            "No gradient reaches the model: the loss has no graph, or one that ends at the representations.",
             _trained_by(_cut_off),
         ),
         Misconception(
@@ -353,6 +388,28 @@ compute_loss = Exercise(
             "It looks as if padding counted as text: the masks were not handed on.",
             _trained_by(_unmasked),
         ),
+        Misconception(
+            "chunks twice as large",
+            "Loss and gradient are right, but more than chunk_size rows were in a graph at once: chunk_size counts "
+            "the rows of one tower.",
+            _trained_by(lambda model, sides, loss_fn, chunk_size: _cached(model, sides, loss_fn, 2 * chunk_size)),
+        ),
+        Misconception(
+            "queries twice",
+            "It looks as if the queries were taken for the passages too.",
+            _trained_by(lambda model, sides, loss_fn, chunk_size: _cached(model, sides[:1] * 2, loss_fn, chunk_size)),
+        ),
+        Misconception(
+            "one tower without gradient",
+            "The loss is right, and only the queries' part of its gradient comes: the passages were encoded without "
+            "a graph, and never again.",
+            _trained_by(_passages_fixed),
+        ),
+        Misconception(
+            "another mode",
+            "The model is no longer in training mode: eval() turns its dropout off, here and in all that comes after.",
+            _trained_by(lambda model, sides, loss_fn, chunk_size: _cached(model.eval(), sides, loss_fn, chunk_size)),
+        ),
     ),
     hints=(
         "Which function of gclib returns a loss with a graph whose backward does the replay?",
@@ -365,14 +422,14 @@ compute_loss = Exercise(
 # --- what is left of the fixed bytes with LoRA --------------------------------------------------------------------
 
 
-def _adapted(rng: np.random.Generator) -> Inputs:
+def _adapted(rng: np.random.Generator, *, base_bytes: tuple[int, ...] = (2,)) -> Inputs:
     width = int(rng.integers(4, 17)) * 64
     wide = width * int(rng.integers(2, 5))
     shapes = [(width, width)] * int(rng.integers(1, 4)) + [(wide, width)]
     more = int(rng.integers(10**4, 10**6))
     return {
         "base_weights": sum(rows * columns for rows, columns in shapes) + more,
-        "base_bytes": 2,
+        "base_bytes": int(rng.choice(base_bytes)),
         "shapes": shapes,
         "rank": int(rng.integers(2, 7)) * 2,
     }
@@ -392,7 +449,7 @@ class _Lora:
     """Right but for the fields that are changed. trained: bytes of one adapter weight and all that goes with it."""
 
     trained: int = 16
-    base: int | None = None
+    base: Callable[[int], int] = lambda each: each
     size: Callable[[int, int, int], int] = lambda rows, columns, rank: rank * (rows + columns)
     without_targets: bool = False
 
@@ -400,8 +457,7 @@ class _Lora:
         adapters = sum(self.size(rows, columns, rank) for rows, columns in shapes)
         if self.without_targets:
             base_weights -= sum(rows * columns for rows, columns in shapes)
-        each = base_bytes if self.base is None else self.base
-        return base_weights * each + adapters * self.trained
+        return base_weights * self.base(base_bytes) + adapters * self.trained
 
 
 bytes_with_lora = Exercise(
@@ -411,21 +467,21 @@ bytes_with_lora = Exercise(
     "in float32 with their gradients and AdamW's two states.",
     line_budget=3,
     oracle=_reference_lora,
-    makers=(_adapted,),
-    repeats=8,
+    makers=(_adapted, partial(_adapted, base_bytes=(1, 4))),
+    whole=True,
     rtol=1e-9,
     atol=0.5,
     misconceptions=(
         Misconception(
             "gradients for the base",
             "It looks as if the frozen base had gradients. It is frozen: nothing asks for them.",
-            _Lora(base=4),
+            _Lora(base=lambda each: 2 * each),
         ),
         Misconception(
             "the base trained",
             "It looks as if the base had gradients and both of AdamW's states, as in full fine-tuning. Frozen weights "
             "have neither.",
-            _Lora(base=8),
+            _Lora(base=lambda each: 4 * each),
         ),
         Misconception(
             "states forgotten",
@@ -463,7 +519,44 @@ bytes_with_lora = Exercise(
         Misconception(
             "the base forgotten",
             "It looks as if only what is trained took room. The frozen weights are the largest part of all.",
-            _Lora(base=0),
+            _Lora(base=lambda each: 0),
+        ),
+        Misconception(
+            "whole matrices trained",
+            "It looks as if the adapted matrices were trained as a whole. LoRA trains two thin factors of each: "
+            "(rank, in), (out, rank).",
+            _Lora(size=lambda rows, columns, rank: rows * columns),
+        ),
+        Misconception(
+            "the other factor of two",
+            "It looks as if each matrix had one factor, (out, rank). The first, (rank, in), makes it thin.",
+            _Lora(size=lambda rows, columns, rank: rank * rows),
+        ),
+        Misconception(
+            "numbers of the base, not bytes",
+            "The base's numbers were counted, and not its bytes: base_bytes each.",
+            _Lora(base=lambda each: 1),
+        ),
+        Misconception(
+            "numbers, not bytes",
+            "The base's numbers were counted, and not its bytes: base_bytes each. And an adapter's weight has 16 "
+            "bytes, not 4.",
+            _Lora(base=lambda each: 1, trained=4),
+        ),
+        Misconception(
+            "rank forgotten",
+            "It looks as if each factor had one row. A factor has `rank` of them.",
+            _Lora(size=lambda rows, columns, rank: rows + columns),
+        ),
+        Misconception(
+            "rank by rank",
+            "It looks as if an adapter were a matrix (rank, rank). It is two thin factors: (rank, in), (out, rank).",
+            _Lora(size=lambda rows, columns, rank: rank**2),
+        ),
+        Misconception(
+            "the first matrix for all",
+            "It looks as if all matrices had the first one's shape. They differ: add up one by one.",
+            lambda weights, each, shapes, rank: _Lora()(weights, each, shapes[:1] * len(shapes), rank),
         ),
     ),
     hints=(
@@ -481,11 +574,13 @@ class Regression(nn.Module):
 
     def __init__(self, seed: int):
         super().__init__()
-        self.weight = nn.Parameter(torch.randn(4, generator=torch.Generator().manual_seed(seed)))
+        generator = torch.Generator().manual_seed(seed)
+        self.weight = nn.Parameter(torch.randn(4, generator=generator))
+        self.bias = nn.Parameter(torch.randn(1, generator=generator))
 
     def forward(self, inputs: Tensor) -> Tensor:
         """The loss."""
-        return (inputs @ self.weight - 1.0).square().mean()
+        return (inputs @ self.weight + self.bias - 1.0).square().mean()
 
 
 def _amp(rng: np.random.Generator, *, overflow: bool = False, small: bool = False) -> Inputs:
@@ -493,7 +588,7 @@ def _amp(rng: np.random.Generator, *, overflow: bool = False, small: bool = Fals
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     scale = 2.0**124 if overflow else 2.0 ** int(rng.integers(6, 13))
     scaler = torch.amp.GradScaler("cpu", init_scale=scale, growth_interval=1)
-    setup = SimpleNamespace(model=model, optimizer=optimizer, scaler=scaler, max_norm=1e3 if small else 0.25)
+    setup = SimpleNamespace(model=model, optimizer=optimizer, scaler=scaler, max_norm=1e6 if small else 0.25)
     batches = [torch.from_numpy(rng.uniform(1.0, 2.0, (5, 4))).float() for _ in range(3)]
     if overflow:
         batches[1] *= 40.0
@@ -502,21 +597,28 @@ def _amp(rng: np.random.Generator, *, overflow: bool = False, small: bool = Fals
 
 def _reference_updates(setup: SimpleNamespace, batches: Sequence[Tensor]) -> None:
     """The gradient by hand; a step and twice the scale where scaled gradients are finite, else half the scale."""
-    weight, scale = setup.model.weight, setup.scaler.get_scale()
+    scale = setup.scaler.get_scale()
     for batch in batches:
-        error = batch.double() @ weight.detach().double() - 1.0
-        slope = 2 * (batch.double() * error.unsqueeze(1)).mean(dim=0)
+        rows = torch.cat([batch.double(), torch.ones(len(batch), 1, dtype=torch.float64)], dim=1)
+        error = rows @ _weights(setup.model).double() - 1.0
+        slope = 2 * (rows * error.unsqueeze(1)).mean(dim=0)
         fine = bool(torch.isfinite((slope * scale).float()).all()) and math.isfinite(scale)
         if fine:
             shorter = slope * min(1.0, setup.max_norm / float(slope.norm()))
-            with torch.no_grad():
-                weight -= (0.1 * shorter).float()
+            nn.utils.vector_to_parameters(
+                _weights(setup.model) - (0.1 * shorter).float(), list(setup.model.parameters())
+            )
         scale *= 2.0 if fine else 0.5
     setup.scaler = torch.amp.GradScaler("cpu", init_scale=scale)
 
 
+def _weights(model: Regression) -> Tensor:
+    """All of them in one vector: four, and the bias."""
+    return torch.cat([parameter.detach() for parameter in model.parameters()])
+
+
 def _after_updates(result: object, setup: SimpleNamespace, batches: object) -> dict:
-    return {"weights": setup.model.weight.detach(), "scale": setup.scaler.get_scale()}
+    return {"weights": _weights(setup.model), "scale": setup.scaler.get_scale()}
 
 
 @dataclass(frozen=True)
@@ -529,6 +631,7 @@ class _Updates:
     clip: Callable[..., object] | None = nn.utils.clip_grad_norm_
     guarded: bool = True
     update: bool = True
+    step: bool = True
 
     def __call__(self, setup: SimpleNamespace, batches: Sequence[Tensor]) -> None:
         for batch in batches:
@@ -542,7 +645,9 @@ class _Updates:
                 setup.scaler.unscale_(setup.optimizer)
             if self.clip is not None:
                 self.clip(setup.model.parameters(), setup.max_norm)
-            if self.guarded:
+            if not self.step:
+                pass
+            elif self.guarded:
                 setup.scaler.step(setup.optimizer)
             else:
                 setup.optimizer.step()
@@ -550,6 +655,31 @@ class _Updates:
                 setup.scaler.update()
             elif self.guarded:
                 setup.scaler.update(setup.scaler.get_scale())
+
+
+def _one_by_one(parameters: Iterable[Tensor], max_norm: float) -> None:
+    """Each parameter clipped by its own norm."""
+    for parameter in parameters:
+        nn.utils.clip_grad_norm_(parameter, max_norm)
+
+
+def _to_the_norm(parameters: Iterable[Tensor], max_norm: float) -> None:
+    """Every gradient made max_norm long, the short ones too."""
+    slopes = [parameter.grad for parameter in parameters]
+    norm = torch.cat([slope.flatten() for slope in slopes]).norm()
+    for slope in slopes:
+        slope.mul_(max_norm / norm)
+
+
+def _accumulated(setup: SimpleNamespace, batches: Sequence[Tensor]) -> None:
+    """One update, of the sum of the batches' gradients."""
+    setup.optimizer.zero_grad()
+    for batch in batches:
+        setup.scaler.scale(setup.model(batch)).backward()
+    setup.scaler.unscale_(setup.optimizer)
+    nn.utils.clip_grad_norm_(setup.model.parameters(), setup.max_norm)
+    setup.scaler.step(setup.optimizer)
+    setup.scaler.update()
 
 
 scaled_updates = Exercise(
@@ -584,7 +714,8 @@ scaled_updates = Exercise(
         ),
         Slip(
             "update without a step",
-            "scaler.update() looks at what unscale_ or step found, and neither was called.",
+            "scaler.update() looks at what unscale_ or step found in the gradients, and there was nothing: neither was "
+            "called, or the gradients had been cleared after backward().",
             "No inf checks were recorded",
         ),
     ),
@@ -594,6 +725,12 @@ scaled_updates = Exercise(
             "It looks as if gradients were clipped before they were unscaled. They are thousands of times too long "
             "there, so the clipping always acts, and what is left is unscaled to almost nothing.",
             _Updates(unscale=False),
+        ),
+        Misconception(
+            "always as long as max_norm",
+            "It looks as if every gradient was made max_norm long, the short ones too. Clipping leaves those as they "
+            "are.",
+            _Updates(clip=_to_the_norm),
         ),
         Misconception(
             "scaled twice",
@@ -625,9 +762,26 @@ scaled_updates = Exercise(
         ),
         Misconception(
             "scale not updated",
-            "The weights may be right, but the scale stayed as it was: scaler.update() makes it larger after a good "
-            "step and smaller after an overflow.",
+            "The weights may be right, but the scale stayed as it was: either the scaler had no part in it, or "
+            "scaler.update() is missing, which makes it larger after a good step and smaller after an overflow.",
             _Updates(update=False),
+        ),
+        Misconception(
+            "no step taken",
+            "The weights have not changed: scaler.step(optimizer) is missing.",
+            _Updates(step=False),
+        ),
+        Misconception(
+            "clipped one by one",
+            "It looks as if each parameter was clipped by itself, which turns the gradient of all of them. One norm, "
+            "over all parameters.",
+            _Updates(clip=_one_by_one),
+        ),
+        Misconception(
+            "one update for all batches",
+            "It looks as if gradients were added over all batches and one step was taken. An update for each batch "
+            "was asked for.",
+            _accumulated,
         ),
     ),
     hints=(

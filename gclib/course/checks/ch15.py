@@ -65,6 +65,12 @@ def _sum_of(**changed: Callable) -> Callable:
     return wrong
 
 
+def _reps_at_the_loss(fixed: int, row: int, rep: int, batch: int, chunk: int, retained: int, tile: int | None) -> float:
+    """Representations and cached gradients counted in the first of the two moments alone."""
+    at_the_loss = 4 * batch * rep + retained * chunk * row + 12 * (tile or batch) ** 2
+    return (fixed + max(at_the_loss, chunk * row)) / GIB
+
+
 predict_peak = Exercise(
     chapter=15,
     name="predict_peak",
@@ -76,6 +82,8 @@ predict_peak = Exercise(
         partial(_pieces, batch=3_000, retained=2),
         partial(_pieces, batch=40_000, retained=2, tile=2_000),
         partial(_pieces, batch=1_000, retained=0),
+        partial(_pieces, batch=20_000, retained=0),
+        partial(_pieces, batch=30_000, retained=0, tile=9_000),
     ),
     rtol=1e-7,
     atol=0.0,
@@ -88,7 +96,8 @@ predict_peak = Exercise(
         ),
         Misconception(
             "retained graphs forgotten",
-            "The retained graphs are missing: they live while the loss is computed.",
+            "The retained graphs are missing, or too small: they live while the loss is computed, each with the `row` "
+            "bytes of C rows.",
             _sum_of(graphs=lambda **_: 0),
         ),
         Misconception(
@@ -103,9 +112,9 @@ predict_peak = Exercise(
             _sum_of(graphs=lambda retained, row, **_: retained * row, replay=lambda row, **_: row),
         ),
         Misconception(
-            "retained graphs beside a replay",
-            "It looks as if the retained graphs were live in a replay too. Their backward runs first: then they are "
-            "gone.",
+            "both moments at once",
+            "It looks as if the two moments were one: the logits, the retained graphs and a replay's graph together. "
+            "They come one after the other, and what the first held is gone then: take the larger.",
             _sum_of(graphs=lambda retained, chunk, row, **_: (retained + 1) * chunk * row),
         ),
         Misconception(
@@ -150,6 +159,34 @@ predict_peak = Exercise(
             "moments.",
             _sum_of(replay=lambda **_: 0),
         ),
+        Misconception(
+            "retained graphs in a replay",
+            "It looks as if the retained graphs were live in a replay too. Their backward runs first: then they are "
+            "gone.",
+            _sum_of(replay=lambda retained, chunk, row, **_: (retained + 1) * chunk * row),
+        ),
+        Misconception(
+            "a quarter of the representations",
+            "It looks as if there were B of them. There are 2 B representations *and* 2 B cached gradients of the "
+            "same size.",
+            _sum_of(reps=lambda batch, rep, **_: batch * rep),
+        ),
+        Misconception(
+            "side not squared",
+            "It looks as if there were `side` logits. They are a square: side * side of them.",
+            _sum_of(logits=lambda batch, tile, **_: 12 * (tile or batch)),
+        ),
+        Misconception(
+            "fixed bytes forgotten",
+            "Parameters, gradients and the optimizer's states are always there: `fixed` is missing.",
+            _sum_of(fixed=lambda **_: 0),
+        ),
+        Misconception(
+            "representations at the loss only",
+            "It looks as if representations and cached gradients were gone in a replay. The replay reads the cached "
+            "gradients: they are there at both moments.",
+            _reps_at_the_loss,
+        ),
     ),
     hints=(
         "Two moments can be the peak: the loss, and a replay. What is live in both, and what in one of them only?",
@@ -163,11 +200,11 @@ predict_peak = Exercise(
 # --- the time -------------------------------------------------------------------------------------------------
 
 
-def _training(rng: np.random.Generator, *, encoded: float, retained: float) -> Inputs:
-    """A training whose examples do not fill the last batch."""
+def _training(rng: np.random.Generator, *, encoded: float, retained: float, rest: tuple[float, float]) -> Inputs:
+    """A training whose last batch has this share of its examples; none: the others hold them all."""
     batch = int(rng.integers(200, 3000))
     return {
-        "examples": batch * int(rng.integers(40, 150)) + int(rng.integers(batch // 4, 3 * batch // 4)),
+        "examples": batch * int(rng.integers(40, 150)) + int(batch * rng.uniform(*rest)),
         "batch": batch,
         "naive_seconds": float(rng.uniform(5, 60)),
         "encoded": float(encoded * rng.uniform(0.8, 1.0)),
@@ -202,7 +239,11 @@ predict_time = Exercise(
     "of a naive update times rho (1 + (1 - r) / 3).",
     line_budget=3,
     oracle=_counted_hours,
-    makers=(partial(_training, encoded=0.8, retained=0.6), partial(_training, encoded=0.5, retained=0.0)),
+    makers=(
+        partial(_training, encoded=0.8, retained=0.6, rest=(0.1, 0.45)),
+        partial(_training, encoded=0.5, retained=0.0, rest=(0.55, 0.9)),
+        partial(_training, encoded=0.7, retained=0.4, rest=(0.0, 0.0)),
+    ),
     rtol=1e-7,
     atol=0.0,
     misconceptions=(
@@ -261,6 +302,49 @@ predict_time = Exercise(
             "That is in seconds; hours are asked for.",
             _ratio_hours(_right_ratio, unit=1),
         ),
+        Misconception(
+            "the naive padded time",
+            "That is the naive training's time. Yours encodes the share rho of its tokens, and those that keep no "
+            "graph a second time.",
+            _ratio_hours(lambda encoded, retained: 1.0),
+        ),
+        Misconception(
+            "a half for a third",
+            "It looks as if a second forward were half a naive update. A backward is two forwards, so a forward is a "
+            "third of it.",
+            _ratio_hours(lambda encoded, retained: encoded * (1 + (1 - retained) / 2)),
+        ),
+        Misconception(
+            "rho in the second forward only",
+            "It looks as if only the second forward were trimmed. Both encode the same chunks, and so does the "
+            "backward: rho stands before all of it.",
+            _ratio_hours(lambda encoded, retained: 1 + encoded * (1 - retained) / 3),
+        ),
+        Misconception(
+            "retained share added",
+            "The sign: what is retained saves a forward, 1 - r. Here it was added, 1 + r.",
+            _ratio_hours(lambda encoded, retained: encoded * (1 + (1 + retained) / 3)),
+        ),
+        Misconception(
+            "second forward subtracted",
+            "The sign: a second forward takes time. Here it was taken off.",
+            _ratio_hours(lambda encoded, retained: encoded * (1 - (1 - retained) / 3)),
+        ),
+        Misconception(
+            "divided by rho",
+            "It looks as if rho divided. It is the share that is left of the tokens: multiply.",
+            _ratio_hours(lambda encoded, retained: (1 + (1 - retained) / 3) / encoded),
+        ),
+        Misconception(
+            "an update too many",
+            "Where the batch divides the examples nothing is left for another update: round up, and add nothing.",
+            _ratio_hours(_right_ratio, updates=lambda n, b: n // b + 1),
+        ),
+        Misconception(
+            "updates rounded to the nearest",
+            "The last batch counts as an update, however small: round up, not to the nearest.",
+            _ratio_hours(_right_ratio, updates=lambda n, b: round(n / b)),
+        ),
     ),
     hints=(
         "How many updates are there, what does a naive one take, and what is one of yours in naive ones?",
@@ -315,7 +399,7 @@ def _a_byte_short(rng: np.random.Generator) -> Inputs:
 
 
 def _plan(batch: int, budget: int, need: Callable, **other: Any) -> dict[str, Any]:
-    """The rule, with parts of it done otherwise: naive, tile, chunk, retained."""
+    """The rule, with parts of it done otherwise: naive, tile, chunk, count (of the chunks), retained."""
     fits = other.get("fits", lambda size: size <= budget)
     if other.get("naive", True) and fits(need(None, 0, None)):
         return {"step": "naive", "chunk_size": None, "retain_chunks": 0, "tile_size": None}
@@ -324,7 +408,7 @@ def _plan(batch: int, budget: int, need: Callable, **other: Any) -> dict[str, An
         tile = other["tile"]
     sizes = [size for size in (4, 8, 16, 32, 64) if fits(need(size, 0, tile))]
     chunk = other.get("chunk", max)(sizes or [4])
-    most = other.get("towers", 2) * math.ceil(batch / chunk)
+    most = other.get("count", lambda batch, chunk: 2 * math.ceil(batch / chunk))(batch, chunk)
     kept = [count for count in range(most + 1) if fits(need(chunk, count, tile))]
     retained = other.get("retained", lambda kept, most: max(kept, default=0))(kept, most)
     return {"step": "grad_cache", "chunk_size": chunk, "retain_chunks": retained, "tile_size": tile}
@@ -399,18 +483,42 @@ plan = Exercise(
         Misconception(
             "more than there are chunks",
             "There are only so many chunks, 2 * ceil(batch / C). With all of them retained no more can be saved.",
-            partial(_plan, towers=18),
+            partial(_plan, count=lambda batch, chunk: 18 * math.ceil(batch / chunk)),
         ),
         Misconception(
             "the chunks of one tower",
             "It looks as if only one tower's chunks were counted. Queries and passages are both cut: 2 * ceil(batch / "
             "C) chunks.",
-            partial(_plan, towers=1),
+            partial(_plan, count=lambda batch, chunk: math.ceil(batch / chunk)),
         ),
         Misconception(
             "never naive",
             "The naive step fits here: nothing has to be encoded twice, and there is nothing to plan.",
             partial(_plan, naive=False),
+        ),
+        Misconception(
+            "chunks rounded down",
+            "A short last chunk is a chunk too: 2 * ceil(batch / C) of them can be retained.",
+            partial(_plan, count=lambda batch, chunk: 2 * (batch // chunk)),
+        ),
+        Misconception(
+            "both towers cut as one",
+            "It looks as if queries and passages were cut together. Each tower has a short last chunk of its own: 2 "
+            "* ceil(batch / C).",
+            partial(_plan, count=lambda batch, chunk: -(-2 * batch // chunk)),
+        ),
+        Misconception(
+            "one chunk left out",
+            "It looks as if one chunk could not be retained: range leaves its end out. All 2 * ceil(batch / C) may be.",
+            partial(_plan, count=lambda batch, chunk: 2 * -(-batch // chunk) - 1),
+        ),
+        Misconception(
+            "a chunk for the naive step",
+            "The naive step has no chunk: its chunk_size is None.",
+            lambda batch, budget, need: {
+                name: batch if name == "chunk_size" and value is None else value
+                for name, value in _plan(batch, budget, need).items()
+            },
         ),
     ),
     hints=(
@@ -425,8 +533,11 @@ plan = Exercise(
 # --- the defence ----------------------------------------------------------------------------------------------
 
 
-def _proposals(rng: np.random.Generator, *, survivors: bool = True, exact: bool = False) -> Inputs:
-    """Plans of which some are too large, too late, or see fewer negatives than they say; in any order."""
+def _proposals(rng: np.random.Generator, *, survivors: bool = True, exact: bool = False, above: bool = False) -> Inputs:
+    """Plans of which some are too large, too late, or see fewer negatives than they say; in any order.
+
+    exact: one takes the card to the byte, one ends at the deadline. above: they are just beyond.
+    """
     card, deadline = int(rng.integers(8, 80)), int(rng.integers(10, 60))
     batch, fine, late = int(rng.integers(5, 9)) * 256, card * 2**29, deadline * 1.4
 
@@ -449,6 +560,9 @@ def _proposals(rng: np.random.Generator, *, survivors: bool = True, exact: bool 
     if exact:
         plans[-1] |= {"peak_bytes": card * GIB}
         plans[-2] |= {"hours": float(deadline)}
+    if above:
+        plans[-1] |= {"peak_bytes": card * GIB + 1}
+        plans[-2] |= {"hours": deadline + 0.01}
     order = rng.permutation(len(plans))
     return {"plans": [plans[place] for place in order], "card_gib": card, "deadline": deadline}
 
@@ -463,6 +577,7 @@ class _Survivors:
     """The places of the plans that survive, best first; right but for the fields that are changed."""
 
     unit: float = GIB
+    size: Callable[[int], float] = float
     in_time: bool = True
     fits: bool = True
     seen: Callable[[dict], int] = _seen
@@ -471,10 +586,18 @@ class _Survivors:
 
     def __call__(self, plans: list[dict], card_gib: int, deadline: int) -> list[int]:
         left = [
-            n for n, plan in enumerate(plans) if not self.fits or self.within(plan["peak_bytes"], card_gib * self.unit)
+            n
+            for n, plan in enumerate(plans)
+            if not self.fits or self.within(self.size(plan["peak_bytes"]), card_gib * self.unit)
         ]
         left = [n for n in left if not self.in_time or self.within(plans[n]["hours"], deadline)]
         return sorted(left, key=lambda n: self.rank(self.seen(plans[n]), plans[n]))
+
+
+def _among_survivors(plans: list[dict], card_gib: int, deadline: int) -> list[int]:
+    """Places in the list of those that are left."""
+    order = _Survivors()(plans, card_gib, deadline)
+    return [sorted(order).index(place) for place in order]
 
 
 def _reference_defence(plans: list[dict], card_gib: int, deadline: int) -> list[int]:
@@ -498,7 +621,12 @@ defend = Exercise(
     "least hours (a list of ints; accumulation sees the negatives of its chunk).",
     line_budget=6,
     oracle=_reference_defence,
-    makers=(_proposals, partial(_proposals, survivors=False), partial(_proposals, exact=True)),
+    makers=(
+        _proposals,
+        partial(_proposals, survivors=False),
+        partial(_proposals, exact=True),
+        partial(_proposals, above=True),
+    ),
     misconceptions=(
         Misconception(
             "accumulation's batch taken for its negatives",
@@ -551,6 +679,46 @@ defend = Exercise(
             "exact fit refused",
             "A plan that takes exactly the card, or ends exactly at the deadline, stays in: it must be <=, not <.",
             _Survivors(within=operator.lt),
+        ),
+        Misconception(
+            "not in order",
+            "The right plans stay in, in the order of the list. The one whose queries see the most negatives comes "
+            "first.",
+            _Survivors(rank=lambda seen, plan: ()),
+        ),
+        Misconception(
+            "equals as they stand",
+            "Of two plans with equally many negatives the faster comes first. Here they stay as they stand in the "
+            "list.",
+            _Survivors(rank=lambda seen, plan: (-seen,)),
+        ),
+        Misconception(
+            "the best alone",
+            "That is the best of them. All that survive are asked for, best first.",
+            lambda plans, card_gib, deadline: _Survivors()(plans, card_gib, deadline)[:1],
+        ),
+        Misconception(
+            "accumulation struck out",
+            "It looks as if accumulation were struck out. It fits and keeps the deadline: it stays in, with the "
+            "negatives of its chunk.",
+            lambda plans, card_gib, deadline: [
+                n for n in _Survivors()(plans, card_gib, deadline) if plans[n]["step"] != "accumulation"
+            ],
+        ),
+        Misconception(
+            "places among the survivors",
+            "Those are places in the list of the plans that are left. Asked for are places in `plans`.",
+            _among_survivors,
+        ),
+        Misconception(
+            "bytes against GiB",
+            "Nothing fits, it looks as if bytes were held against GiB: a GiB has 2^30 bytes.",
+            _Survivors(unit=1),
+        ),
+        Misconception(
+            "memory rounded to whole GiB",
+            "One of these does not fit: it takes a little more than the card has. Compare bytes, not whole GiB.",
+            _Survivors(size=lambda peak: peak // GIB * GIB),
         ),
     ),
     hints=(

@@ -7,6 +7,7 @@ import math
 from collections.abc import Mapping, Sequence
 from numbers import Real
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -33,6 +34,8 @@ def describe(value: object) -> str:
 
 def a_kind(value: object) -> str:
     """The type of `value` with its article: "a list", "an int"; "nothing (None)" for None."""
+    if isinstance(value, np.ndarray):
+        return "a numpy array"
     return "nothing (None)" if value is None else _with_article(type(value).__name__)
 
 
@@ -72,8 +75,9 @@ def _rounded(shown: object) -> object:
 def difference(expected: object, got: object, *, rtol: float, atol: float) -> str | None:
     """The first difference of `got` from `expected` in words, or None when they agree.
 
-    Tensors must agree in shape, dtype and values (a NaN equals a NaN). A real number is also accepted as a
-    scalar tensor, and a list as a tuple: how an answer packs a number is not what is asked.
+    Tensors must agree in shape, dtype and values (a NaN equals a NaN); a wider float than the expected one agrees. A
+    real number is also accepted as a scalar tensor, and a list as a tuple: how an answer packs a number is not what is
+    asked.
     """
     if isinstance(expected, Tensor):
         return _tensor_difference(expected, got, rtol, atol)
@@ -92,14 +96,16 @@ def difference(expected: object, got: object, *, rtol: float, atol: float) -> st
 
 def _tensor_difference(expected: Tensor, got: object, rtol: float, atol: float) -> str | None:
     if not isinstance(got, Tensor):
-        return f"expected {describe(expected)}, got {a_kind(got)}, not a tensor"
+        return f"expected {describe(expected)}, got {a_kind(got)}, not a tensor{_but_right(expected, got, rtol, atol)}"
     if got.shape != expected.shape:
         return f"expected shape {_shape(expected)}, got shape {_shape(got)}"
-    if got.dtype != expected.dtype:
-        return f"expected dtype {expected.dtype}, got {got.dtype}"
+    if got.dtype != expected.dtype and not (got.dtype == torch.float64 and expected.is_floating_point()):
+        right = _but_right(expected, got, rtol, atol)
+        return f"expected dtype {expected.dtype}, got {got.dtype}{right}"
     if got.device != expected.device:
         return f"expected a tensor on {expected.device}, got one on {got.device}"
-    same = torch.isclose(got.detach(), expected.detach(), rtol=rtol, atol=atol, equal_nan=True)
+    got = got.detach()
+    same = torch.isclose(got, expected.detach().to(got.dtype), rtol=rtol, atol=atol, equal_nan=True)
     if same.all():
         return None
     if expected.ndim == 0:
@@ -107,6 +113,17 @@ def _tensor_difference(expected: Tensor, got: object, rtol: float, atol: float) 
     place = tuple((~same).nonzero()[0].tolist())
     wrong = f"{int((~same).sum())} of {same.numel()} values differ"
     return f"{wrong}; the first is at {list(place)}: expected {_at(expected, place)}, got {_at(got, place)}"
+
+
+def _but_right(expected: object, got: object, rtol: float, atol: float) -> str:
+    """ "; the values are right" where `got` is `expected` in another type, "" where it is not."""
+    try:
+        values = torch.as_tensor(got).detach().double()
+        same = torch.isclose(values, torch.as_tensor(expected).detach().double(), rtol=rtol, atol=atol, equal_nan=True)
+    except (TypeError, ValueError, RuntimeError):
+        return ""
+    wanted = torch.as_tensor(expected).shape
+    return "; the values are right, only the type is not" if values.shape == wanted and same.all() else ""
 
 
 def _shape(value: Tensor) -> str:
@@ -145,10 +162,28 @@ def _mapping_difference(expected: Mapping, got: object, rtol: float, atol: float
 
 def _sequence_difference(expected: Sequence, got: object, rtol: float, atol: float) -> str | None:
     if isinstance(got, str) or not isinstance(got, Sequence):
-        return f"expected {a_kind(expected)}, got {a_kind(got)}"
+        return f"expected {a_kind(expected)}, got {a_kind(got)}{_but_right(expected, got, rtol, atol)}"
     if len(got) != len(expected):
         return f"expected {len(expected)} items, got {len(got)}"
     for place, (value, other) in enumerate(zip(expected, got, strict=True)):
         if (found := difference(value, other, rtol=rtol, atol=atol)) is not None:
             return f"at [{place}]: {found}"
     return None
+
+
+def other_form(expected: object, got: object) -> bool:
+    """Whether `got` is packed otherwise than `expected`, so that its values can't be held against it one by one."""
+    if isinstance(expected, Tensor):
+        wider = isinstance(got, Tensor) and got.dtype == torch.float64 and expected.is_floating_point()
+        return not isinstance(got, Tensor) or got.dtype != expected.dtype and not wider
+    if isinstance(expected, Mapping):
+        if not isinstance(got, Mapping) or set(got) != set(expected):
+            return True
+        return any(other_form(value, got[key]) for key, value in expected.items())
+    if isinstance(expected, Sequence) and not isinstance(expected, str):
+        if isinstance(got, str) or not isinstance(got, Sequence):
+            return True
+        return len(got) == len(expected) and any(map(other_form, expected, got))
+    if isinstance(expected, Real) and not isinstance(expected, bool):
+        return not isinstance(got, Real) and not (isinstance(got, Tensor) and got.ndim == 0)
+    return False

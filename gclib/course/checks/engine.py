@@ -75,14 +75,15 @@ class Exercise(Task):
             return Verdict("wrong", f"{said} Write {self.key}({self.name}).")
         rng = np.random.default_rng(secrets.randbits(64) if seed is None else seed)
         with generators_kept():
-            for number, maker in enumerate(self.makers):
-                cases = [self._case(maker, rng) for _ in range(self.repeats)]
-                verdict = judge_cases(self, answer, cases, answered=number > 0)
+            drawn = [[self._case(maker, rng) for _ in range(self.repeats)] for maker in self.makers]
+            for number, cases in enumerate(drawn):
+                others = [group[0] for place, group in enumerate(drawn) if place != number]
+                verdict = judge_cases(self, answer, cases, others, answered=number > 0)
                 if verdict is not None:
                     return verdict
         if used := sorted(self.without & _names(getattr(answer, "__code__", None))):
             said = f"The values are right, but `{used[0]}` does the work: the exercise is to write it out yourself."
-            return Verdict("wrong", said, earns_hint=True)
+            return Verdict("wrong", said, "left to a function that does it", earns_hint=True)
         return Verdict("correct", self._praise(answer))
 
     def _case(self, maker: Maker, rng: np.random.Generator) -> Case:

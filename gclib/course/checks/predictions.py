@@ -65,8 +65,8 @@ def show_back(chapter: int, key: str, measured: object, *, unit: str = "", how: 
     print(f"{f'You predicted {_in_words(predicted)} {unit}'.strip()}. {finding}.")
     if isinstance(predicted, Real) and isinstance(measured, Real) and predicted > 0 and measured > 0:
         factor = max(predicted / measured, measured / predicted)
-        near = f"within a factor of {factor:.2g}" if factor >= 1.05 else "as good as exact"
-        print(f"That is {near}.")
+        much = "much" if predicted > measured else "little"
+        print("That is as good as exact." if factor < 1.05 else f"That is {_in_words(factor)} times too {much}.")
 
 
 def predict(
@@ -82,8 +82,8 @@ def predict(
     """A widget that asks `question` and keeps the answer: one of `options`, or a number in `unit` from `low` to `high`.
 
     The unit may be typed behind the number. The attributes `answer`, `keep` (a button) and `status` work from the
-    keyboard alone. An earlier prediction is shown and can be changed. Raises ValueError unless exactly one of `options`
-    and `unit` is given, and low < high.
+    keyboard alone; Enter in the field keeps the number too. An earlier prediction is shown and can be changed. Raises
+    ValueError unless exactly one of `options` and `unit` is given, and low < high.
     """
     _check_question(chapter, key, question, options, unit)
     if not low < high:
@@ -104,6 +104,7 @@ def predict(
         start = f"{earlier:g}" if isinstance(earlier, Real) else ""
         look = {"placeholder": "a number", "layout": {"width": "18em"}}
         box.answer = widgets.Text(value=start, description=unit, **look)
+        box.answer.on_msg(lambda _, content, __: content.get("event") == "submit" and keep_answer())  # Enter
 
     def keep_answer() -> None:
         answer = box.answer.value
@@ -113,7 +114,7 @@ def predict(
         except ValueError as refused:
             box.status.value = escape(f"{refused}{_still_kept(chapter, key)}")
 
-    box.keep = button("Keep my prediction", keep_answer, layout={"width": "auto"})
+    box.keep = button("Keep my prediction", keep_answer, layout={"width": "max-content"})
     box.arrange(box.words, box.answer, box.keep, box.status, classes={"prediction": box})
     return box
 

@@ -5,11 +5,13 @@ Learning rates grow with the square root of the batch, so that no row is tuned b
 
 import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from torch import Tensor
+from torch import Tensor, nn
 
+from gclib.data.pairs import TextPair
+from gclib.losses.module import ContrastiveLoss
 from gclib.steps import STEPS, naive_step
 from gclib.support.validation import positive_int, positive_number, refuse
 
@@ -62,6 +64,25 @@ class Recipe:
         if self.step == "naive":
             return naive_step
         return functools.partial(STEPS[self.step], chunk_size=self.chunk_size)
+
+    def updates(self, pairs: int, setting: Setting) -> int:
+        """The optimizer steps of its training."""
+        return steps_for(pairs, setting.epochs, self.batch_size)
+
+    def towers(self, encoder: nn.Module) -> list[nn.Module]:
+        """What encodes queries and passages: the encoder that is trained, for both."""
+        return [encoder, encoder]
+
+    def loss_fn(self, setting: Setting) -> nn.Module:
+        """A new loss, with whatever it keeps from step to step."""
+        return ContrastiveLoss(setting.temperature)
+
+    def training_pairs(self, pairs: Sequence[TextPair]) -> Sequence[TextPair]:
+        """The pairs that it is trained on, out of those of the setting."""
+        return pairs
+
+    def after_update(self, towers: Sequence[nn.Module]) -> None:
+        """What follows each optimizer step: here nothing."""
 
 
 def scaled_rate(batch_size: int, *, at_128: float = 2e-3) -> float:

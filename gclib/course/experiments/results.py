@@ -21,11 +21,10 @@ import torch
 import transformers
 from tqdm import tqdm
 
-from gclib.course.experiments.recipes import LARGEST, QUICK, RECIPES, Recipe, Setting, steps_for
+from gclib.course.experiments.recipes import QUICK, RECIPES, Recipe, Setting
 from gclib.data.corpus import fingerprint, installed_sources
 from gclib.data.pairs import TextPair, load_pairs
 from gclib.data.tokens import train_tokenizer
-from gclib.losses.module import ContrastiveLoss
 from gclib.models.encoder import Encoder, bert_config
 from gclib.support.files import DamagedFile, cache_folder, code_digest, read_checked, write_checked
 from gclib.support.validation import int_at_least, positive_int, refuse
@@ -99,9 +98,9 @@ def race(
             raise refuse(name, "must be at least one", "none")
     rows = [(recipe, seed) for seed in seeds for recipe in recipes]
     paths = _paths(setting, rows)
-    results = {row: None if fresh else _read(paths[row]) for row in rows}
+    results = {row: None if fresh else _read(paths[row], row[0]) for row in rows}
     missing = [row for row in rows if results[row] is None]
-    with _bar(setting, len(missing), progress) as bar:
+    with _bar(setting, [recipe for recipe, _ in missing], progress) as bar:
         for recipe, seed in missing:
             bar.set_description(f"{recipe.name}, seed {seed}")
             result = run(recipe, setting, seed=seed, on_record=lambda _, rows=recipe.batch_size: bar.update(rows))
@@ -115,7 +114,8 @@ def saved_results(
     setting: Setting, *, recipes: Sequence[Recipe] = RECIPES, seeds: Sequence[int] = SEEDS
 ) -> list[Result]:
     """Those results of a race that are in the cache; nothing is trained."""
-    results = map(_read, _paths(setting, [(recipe, seed) for seed in seeds for recipe in recipes]).values())
+    paths = _paths(setting, [(recipe, seed) for seed in seeds for recipe in recipes])
+    results = [_read(path, recipe) for (recipe, _), path in paths.items()]
     return [result for result in results if result is not None]
 
 
@@ -141,19 +141,21 @@ def train_encoder(
 ) -> list[TrainingRecord]:
     """Train the encoder, for both towers, by the recipe; the records of its steps."""
     pairs, _, tokenizer = pairs_and_tokenizer(setting)
-    steps = steps_for(len(pairs), setting.epochs, recipe.batch_size)
-    optimizer = torch.optim.AdamW(encoder.parameters(), lr=recipe.learning_rate, weight_decay=0.01, fused=True)
+    steps, towers, loss_fn = recipe.updates(len(pairs), setting), recipe.towers(encoder), recipe.loss_fn(setting)
+    trained = [*encoder.parameters(), *loss_fn.parameters()]
+    optimizer = torch.optim.AdamW(trained, lr=recipe.learning_rate, weight_decay=0.01, fused=True)
     return train(
-        (encoder, encoder),
-        pairs,
+        towers,
+        recipe.training_pairs(pairs),
         tokenizer,
-        ContrastiveLoss(setting.temperature),
+        loss_fn,
         step=recipe.step_function(),
         batch_size=recipe.batch_size,
         steps=steps,
         optimizer=optimizer,
         seed=seed,
         on_record=on_record,
+        on_state=lambda state: recipe.after_update(towers),
         warmup_steps=round(setting.warmup_share * steps),
         progress=False,
         **setting.lengths(),
@@ -210,12 +212,10 @@ def _texts(
     return pairs, load("test", test_pairs), train_tokenizer(pairs, vocab_size=vocab_size)
 
 
-def _bar(setting: Setting, rows: int, progress: bool) -> Any:
-    """A progress bar over the queries of so many rows."""
-    total = 0
-    if rows:
-        pairs, _, _ = pairs_and_tokenizer(setting)
-        total = rows * steps_for(len(pairs), setting.epochs, LARGEST) * LARGEST
+def _bar(setting: Setting, rows: Sequence[Recipe], progress: bool) -> Any:
+    """A progress bar over the queries of these rows."""
+    pairs = len(pairs_and_tokenizer(setting)[0]) if rows else 0
+    total = sum(recipe.updates(pairs, setting) * recipe.batch_size for recipe in rows)
     return tqdm(total=total, unit="query", disable=not (progress and rows), mininterval=0.5)
 
 
@@ -240,12 +240,12 @@ def _surroundings() -> dict[str, Any]:
     }
 
 
-def _read(path: Path) -> Result | None:
-    """The saved result, or None where there is none that is whole."""
+def _read(path: Path, recipe: Recipe) -> Result | None:
+    """The recipe's saved result, or None where there is none that is whole."""
     try:
         _, body = read_checked(path)
     except (FileNotFoundError, DamagedFile):
         return None
     fields = json.loads(body)
     curve = tuple(Point(*point) for point in fields["curve"])
-    return Result(**{**fields, "recipe": Recipe(**fields["recipe"]), "curve": curve, "saved": True})
+    return Result(**{**fields, "recipe": recipe, "curve": curve, "saved": True})

@@ -7,15 +7,20 @@ alone asks for a server, as browsers load no module from a file.
 
 import argparse
 import json
+import re
 import shutil
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from html import escape
 from pathlib import Path
 
 from bs4 import BeautifulSoup, NavigableString, Tag
 
 from gclib.course.chapters import CHAPTERS, NOTEBOOKS, describe_map
+from gclib.course.memory_lab.answers import MODELS
+from gclib.course.memory_lab.bundles import write_bundles
+from gclib.course.memory_lab.picture import PAGE
 from gclib.course.site.render import GUARD, HERE, Page, Renderer
 from gclib.support.validation import refuse
 
@@ -29,11 +34,13 @@ OTHERS = (  # (file, address, title), of those that are there
 )
 INDEX = Page(NOTEBOOKS / "index.md", "index.html", "Train with batches far bigger than memory", "text")
 LAB = Page(NOTEBOOKS / "lab.md", "lab.html", "The memory lab, live", "text")
+MOUNT = '<div class="lab"><p role="status">The lab is loading. It needs JavaScript.</p><div></div></div>'
 
 
-def build(folder: Path) -> list[Page]:
+def build(folder: Path, write_laws: Callable[[Path], object] = write_bundles) -> list[Page]:
     """Write the whole site into `folder`, which is made anew; the pages, in order.
 
+    write_laws: writes into a folder what the live lab reads; by default for every model, length and device that it has.
     Raises ValueError where the folder holds something that is no site of ours.
     """
     if folder.exists() and any(folder.iterdir()) and not (folder / SECTIONS).is_file():
@@ -44,12 +51,12 @@ def build(folder: Path) -> list[Page]:
     pages = list_pages()
     pictures = {path: f"images/{path.name}" for path in (NOTEBOOKS / "images").glob("*.png")}
     renderer = Renderer({page.source.resolve(): page.address for page in pages} | pictures)
-    for source, address in [
-        *pictures.items(),
-        *((HERE / "template" / name, name) for name in ("style.css", "page.js")),
-    ]:
+    copied = pictures | {HERE / "template" / name: name for name in ("style.css", "page.js")}
+    copied |= {path: f"lab/{path.name}" for path in PAGE.iterdir() if path.suffix in (".js", ".css")}
+    for source, address in copied.items():
         (folder / address).parent.mkdir(exist_ok=True)
         shutil.copy(source, folder / address)
+    write_laws(folder / "lab" / "bundles")
     sections = []
     for page in pages:
         document = _document(renderer, page, pages)
@@ -89,6 +96,9 @@ def _document(renderer: Renderer, page: Page, pages: Sequence[Page]) -> Beautifu
     exercises, fold = document.find(id="Exercises"), document.find(class_="answers")
     if exercises and fold and (after := exercises.find_next("h2")):
         after.insert_before(fold.extract())
+    shows_lab = (cell for cell in document.find_all(class_="code") if re.search(r"\bMemoryLab\(", cell.get_text()))
+    if cell := next(shows_lab, None):
+        cell.insert_after(BeautifulSoup(f"<p>The same lab, live in this page:</p>{MOUNT}", "html.parser"))
     return document
 
 
@@ -96,8 +106,8 @@ def _text_of(page: Page, chapters: Sequence[Page]) -> str:
     """The index or the lab's page as markdown, from its template."""
     rows = [f"| [{c.title}]({c.source.name}) | {CHAPTERS[c.chapter].able_to} | {_needs(c)} |" for c in chapters]
     table = "\n".join(["| chapter | afterwards you can | builds on |", "|---|---|---|", *rows])
-    text = (HERE / "template" / page.source.name).read_text("utf-8")
-    return text.replace("<!-- map -->", map_svg(chapters)).replace("<!-- chapters -->", table)
+    text = (HERE / "template" / page.source.name).read_text("utf-8").replace("<!-- map -->", map_svg(chapters))
+    return text.replace("<!-- chapters -->", table).replace("<!-- lab -->", MOUNT)
 
 
 def _needs(page: Page) -> str:
@@ -163,9 +173,12 @@ def main(arguments: list[str] | None = None) -> int:
     """Build the site into the folder named; the exit status."""
     parser = argparse.ArgumentParser(prog="python -m gclib.course.site.build", description="Write the course's site.")
     parser.add_argument("folder", type=Path)
-    folder = parser.parse_args(arguments).folder
+    words = "models of the live lab (default: all; their laws are read off once, which takes minutes a model)"
+    parser.add_argument("--models", nargs="+", choices=MODELS, default=MODELS, help=words, metavar="MODEL")
+    chosen = parser.parse_args(arguments)
+    folder = chosen.folder
     try:
-        pages = build(folder)
+        pages = build(folder, partial(write_bundles, models=chosen.models))
     except ValueError as error:
         parser.error(str(error))
     size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())

@@ -14,7 +14,7 @@ from gclib.support.validation import refuse
 from gclib.support.words import format_table
 
 NOTHING = "nothing wrong"
-RIGHT = Trap(NOTHING, right_step, "Gao et al. 2021, section 3.3", "keep it so")
+RIGHT = Trap(NOTHING, right_step, "Gao et al. 2021, section 3.3", "as it is, nothing to mend")
 SMALLEST = 5  # rows: less would leave no chunk that is full and one that is short
 RANKS = 2
 MEASURED = (
@@ -55,7 +55,7 @@ class AuditLab(Lab):
         )
         names = [NOTHING, *sorted(trap.name for trap in TRAPS)]
         self.guess = widgets.Dropdown(options=names, value=NOTHING, description="I say")
-        self.tell = button("Tell", self._on_tell, icon="check", tooltip="Is the guess right?")
+        self.tell = button("Check my answer", self._on_tell, icon="check", tooltip="Is the guess right?")
         self.arrange([self.step, self.rows], self.words, [self.guess, self.tell], self.status)
         on_change(self.refresh, self.step, self.rows)
         self.refresh()
@@ -99,7 +99,7 @@ class AuditLab(Lab):
     def _on_tell(self) -> None:
         trap = self._steps[self.step.value]
         if self.guess.value == trap.name:
-            self._say(f"Yes: {trap.name}. Right is: {trap.right}.")
+            self._say(f"Yes: {trap.name}. What is right: {trap.right}.")
         else:
             self._say(f"No. {self._against(self.guess.value)}")
 

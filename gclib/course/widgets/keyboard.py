@@ -5,6 +5,9 @@ cell), unless an element says data-lm-suppress-shortcuts; keys with Ctrl or Cmd,
 focus is a pale hair's breadth on menus and fields, and now an outline everywhere. And ipywidgets leaves a screen reader
 without a slider's name and value (it is told the place of a choice, not the choice), a toggle button's state and a
 prediction's question, and makes a stop for Tab of a choice's readout, where typing does nothing.
+
+Texts beside the widgets are mended too. JupyterLab breaks printed lines inside words, and cuts a table or a formula
+that is wider than the page: lines break between words, and what is too wide can be scrolled, by keyboard as well.
 """
 
 import ipywidgets as widgets
@@ -15,6 +18,9 @@ STYLE = """
     outline: 2px solid var(--jp-brand-color1, #1976d2) !important; outline-offset: 1px !important;
 }
 .widget-slider .noUi-handle { border-color: var(--jp-ui-font-color2, #757575); }
+.jp-RenderedText pre { word-break: normal; overflow-wrap: anywhere; }
+.jp-Notebook .jp-RenderedMarkdown { max-width: 100%; overflow-x: auto; overflow-y: hidden; }
+.jp-RenderedMarkdown td code { white-space: nowrap; }
 """
 MEND = """
 function set(element, name, value) {
@@ -37,6 +43,8 @@ function mend() {
     document.querySelectorAll(".jupyter-button > i").forEach(icon => set(icon, "aria-hidden", "true"));
     for (const button of document.querySelectorAll(".widget-toggle-button"))
         set(button, "aria-pressed", String(button.matches(".mod-active")));
+    for (const text of document.querySelectorAll(".jp-RenderedMarkdown"))
+        if (text.scrollWidth > text.clientWidth) set(text, "tabindex", "0");
     for (const box of document.querySelectorAll(".gclib-prediction")) {
         set(box, "role", "group");
         set(box, "aria-label", box.querySelector(".widget-html-content")?.textContent);

@@ -338,7 +338,7 @@ class TileLab(MeasuredLab):
             fits = "fits" if peak <= GPU_MEMORY_BYTES[CARD] else "does not fit"
             peaks.append(f"{name} {format_bytes(peak)}, which {fits}")
         times = forecast.dense / forecast.tiled
-        ratio = f"{times:,.1f} times less" if times >= 1 else "which is more"
+        ratio = f"1/{times:,.0f} of that" if times >= 1.5 else "no less to speak of" if times >= 1 else "which is more"
         own = settings.dimensions == ENCODER_DIMENSIONS
         encoder = (
             ENCODER if own else f"a model as large as {ENCODER} whose representations have D = {settings.dimensions}"

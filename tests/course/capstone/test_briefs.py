@@ -380,6 +380,7 @@ def test_answers_to_claims_are_counted():
     right = {place: claim.holds for place, claim in enumerate(found, 1)}
     assert judge_claims(found, right).endswith("5 of 5 right.")
     assert judge_claims(found, {}).count("not answered") == 5 and "hold (" not in judge_claims(found, {})
+    assert judge_claims(found, {}).endswith("None of them is answered yet.")
     assert judge_claims(found, [True, False]).startswith("Answers are a dict")  # type: ignore[arg-type]
     judged = judge_claims(found, {1: not found[0].holds, 2: "yes", 7: True})
     assert judged.count("wrong:") == 1 and "but with 'yes'" in judged and "There is no claim 7" in judged

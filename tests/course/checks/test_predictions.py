@@ -61,11 +61,18 @@ def test_predictions_are_shown_back(capsys):
     assert capsys.readouterr().out.splitlines() == [
         "You made no prediction here. Measured: 4.85 nats.",
         "You predicted 9.7 nats. Measured: 4.85 nats.",
-        "That is within a factor of 2.",
+        "That is 2 times too much.",
         "You predicted 24,000. Measured: 12,000.",
-        "That is within a factor of 2.",
+        "That is 2 times too much.",
         "You predicted it falls. Counted: it rises.",
     ]
+
+
+def test_enter_in_the_field_keeps_the_number():
+    box = predict(3, "bytes", "How many?", unit="MiB")
+    box.answer.value = "12"
+    box.answer._handle_custom_msg({"event": "submit"}, [])  # what the page sends
+    assert recall(3) == {"bytes": 12.0} and "Kept: 12" in box.status.value
 
 
 def answer(box, value):

@@ -3,14 +3,18 @@
 import json
 import re
 from collections import Counter
+from functools import partial
+from pathlib import Path
 from urllib.parse import unquote, urldefrag
 
 import pytest
 from bs4 import BeautifulSoup
 
 from gclib.course.chapters import CHAPTERS, NOTEBOOKS, written_chapters
+from gclib.course.memory_lab.bundles import write_bundles
 from gclib.course.site import build, render
 
+write_few_laws = partial(write_bundles, models=("tiny",), lengths=(32,), precisions=("float32",), devices=("cpu",))
 LOADED = {"script": "src", "img": "src", "link": "href", "iframe": "src", "source": "src"}
 
 
@@ -18,7 +22,7 @@ LOADED = {"script": "src", "img": "src", "link": "href", "iframe": "src", "sourc
 def folder(tmp_path_factory):
     """The site, built once for all tests of this file."""
     folder = tmp_path_factory.mktemp("parent") / "site"
-    build.build(folder)
+    build.build(folder, write_few_laws)
     return folder
 
 
@@ -111,6 +115,17 @@ def test_chapters_lead_on_and_back_and_answers_are_behind_a_fold(documents, fold
         assert page.select_one("nav [aria-current=page]")["href"] == f"{name}.html"
 
 
+def test_the_lab_stands_on_its_page_and_in_its_chapter_with_all_that_it_loads(documents, folder):
+    with_lab = sorted(path.name for path, page in documents.items() if page.select(".lab"))
+    assert with_lab == ["06_live_memory_lab.html", "lab.html"]
+    modules = {path.name: path.read_text("utf-8") for path in (folder / "lab").glob("*.js")}
+    assert "export async function mount(" in modules["lab.js"]
+    for text in modules.values():
+        assert set(re.findall(r'^import .* from "\./([^"]+)"', text, re.MULTILINE)) <= set(modules)
+    index = json.loads((folder / "lab" / "bundles" / "index.json").read_text("utf-8"))
+    assert all((folder / "lab" / "bundles" / name).is_file() for name in index["files"].values())
+
+
 def test_search_finds_sections_by_their_own_words(sections):
     places = {address: (heading, text) for address, heading, text in sections}
     heading, text = places["glossary.html#Activations"]
@@ -121,7 +136,7 @@ def test_search_finds_sections_by_their_own_words(sections):
 def test_a_folder_that_is_no_site_is_left_alone(tmp_path):
     (tmp_path / "thesis.txt").write_text("mine")
     with pytest.raises(ValueError, match="folder must be empty, or hold a site"):
-        build.build(tmp_path)
+        build.build(tmp_path, write_few_laws)
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
 
 
@@ -140,8 +155,8 @@ def test_a_link_is_relative_to_its_page():
 
 def test_building_again_makes_the_folder_anew(tmp_path, monkeypatch):
     monkeypatch.setattr(build, "list_pages", lambda: [build.INDEX])
-    build.build(tmp_path)
+    build.build(tmp_path, Path.mkdir)
     files = sorted(path.name for path in tmp_path.rglob("*"))
     (tmp_path / "old.html").touch()
-    build.build(tmp_path)
+    build.build(tmp_path, Path.mkdir)
     assert sorted(path.name for path in tmp_path.rglob("*")) == files

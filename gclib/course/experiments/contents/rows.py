@@ -10,22 +10,25 @@ Letters: B queries of an update, K hard negatives of a query.
 import functools
 import itertools
 import random
-import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
+from gclib.course.experiments.contents.planting import (
+    CLEAN,
+    PLANTERS,
+    RIGHT_NEGATIVE,
+    SAME_PASSAGE,
+    SAME_QUERY,
+    apart,
+)
 from gclib.course.experiments.recipes import Setting, scaled_rate
 from gclib.course.experiments.results import pairs_and_tokenizer
-from gclib.data.negatives import mine_hard_negatives, normal_form
+from gclib.data.negatives import mine_hard_negatives
 from gclib.data.pairs import TextPair
 from gclib.data.sampling import draw_batches
 from gclib.support.validation import int_at_least, one_of, positive_int, positive_number, refuse
 
-CLEAN, SAME_PASSAGE, SAME_QUERY = "clean", "same passage", "same query"
 SHUFFLED, TOGETHER, PARTED = "shuffled", "together", "parted"
-PARTS = 4  # that a passage is cut in where a query has several
-_NAME = re.compile(r"\b(?:def|class)\s+(\w+)")
-_WORD = re.compile(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])|\d+")
 
 
 @dataclass(frozen=True)
@@ -33,9 +36,9 @@ class Row:
     """One training. rate_factor: of the rate that grows with the root of the batch (`scaled_rate`).
 
     share: of the setting's updates. data: CLEAN pairs; SAME_PASSAGE, each passage under two queries; SAME_QUERY, each
-    query with PARTS passages. order: SHUFFLED, with what belongs together side by side (TOGETHER), or PARTED by the
-    sampler. masked: whether what an id knows as right is left out of the loss. Raises ValueError for what can't be, and
-    for hard negatives with other than CLEAN pairs.
+    query with PARTS passages; RIGHT_NEGATIVE, each query with both halves of its passage, the one as the other's hard
+    negative. order: SHUFFLED, with what belongs together side by side (TOGETHER), or PARTED by the sampler. masked:
+    whether what the batch itself shows to be right is left out of the loss. Raises ValueError for what can't be.
     """
 
     name: str
@@ -55,8 +58,9 @@ class Row:
             positive_number(name, getattr(self, name))
         if self.share > 1:
             raise refuse("share", "must be at most 1", self.share)
-        if one_of("data", self.data, (CLEAN, SAME_PASSAGE, SAME_QUERY)) != CLEAN and self.hard_negatives:
-            raise refuse("hard_negatives", "must be 0 with planted duplicates", self.hard_negatives)
+        planted = int(one_of("data", self.data, (CLEAN, *PLANTERS)) == RIGHT_NEGATIVE)
+        if self.data != CLEAN and self.hard_negatives != planted:
+            raise refuse("hard_negatives", f"must be {planted} with {self.data}", self.hard_negatives)
         one_of("order", self.order, (SHUFFLED, TOGETHER, PARTED))
 
     @property
@@ -84,9 +88,16 @@ EQUAL_BYTES = (
     Row("B = 512, K = 0", 512),
 )
 PLANTED = tuple(
-    Row(f"{data}, {words}", 128, data=data, order=order, masked=masked)
-    for data in (SAME_PASSAGE, SAME_QUERY)
-    for words, order, masked in (("as it is", TOGETHER, False), ("masked", TOGETHER, True), ("parted", PARTED, True))
+    Row(f"{data}, {words}", 16, int(data == RIGHT_NEGATIVE), data=data, order=order, masked=words != "as it is")
+    for data, words, order in (
+        (SAME_PASSAGE, "as it is", TOGETHER),
+        (SAME_PASSAGE, "masked", TOGETHER),
+        (SAME_QUERY, "as it is", TOGETHER),
+        (SAME_QUERY, "masked", TOGETHER),
+        (SAME_QUERY, "parted", PARTED),
+        (RIGHT_NEGATIVE, "as it is", TOGETHER),
+        (RIGHT_NEGATIVE, "masked", TOGETHER),
+    )
 )
 SWEEP = tuple(
     replace(row, temperature=temperature, rate_factor=factor)
@@ -103,29 +114,11 @@ def texts_of(row: Row, setting: Setting) -> list[list[TextPair]]:
     pairs = pairs_and_tokenizer(setting)[0]
     if row.data == CLEAN:
         return [[pair] for pair in _with_negatives(setting, row.hard_negatives)]
-    groups = _apart(filter(None, map(two_queries if row.data == SAME_PASSAGE else several_passages, pairs)))
+    groups = apart(filter(None, map(PLANTERS[row.data], pairs)))
     count = len(pairs) // len(groups[0]) if groups else 1
     if len(groups) < count:
         raise refuse("setting", f"must have pairs for {count} groups with {row.data}", f"those for {len(groups)}")
     return groups[:count]
-
-
-def two_queries(pair: TextPair) -> list[TextPair]:
-    """The passage under its query, and under the name of the function in words; nothing where that is no other text."""
-    name = _NAME.search(pair.passage)
-    words = " ".join(_WORD.findall(name[1])).lower() if name else ""
-    return [pair, replace(pair, query=words)] if words not in ("", pair.query.lower()) else []
-
-
-def several_passages(pair: TextPair, parts: int = PARTS) -> list[TextPair]:
-    """The query with each of `parts` pieces of its passage, of as many words each; nothing for less than 4 words each.
-
-    The words of code are what white space parts.
-    """
-    words = pair.passage.split()
-    edges = [place * len(words) // parts for place in range(parts + 1)]
-    pieces = [" ".join(words[start:stop]) for start, stop in zip(edges, edges[1:], strict=False)]
-    return [replace(pair, passage=piece) for piece in pieces] if len(words) >= 4 * parts else []
 
 
 def batches_of(row: Row, setting: Setting, seed: int) -> Iterator[list[TextPair]]:
@@ -153,18 +146,6 @@ def _all_batches(row: Row, setting: Setting, seed: int) -> Iterator[list[TextPai
         pairs = [pair for group in order for pair in group]
         for start in range(0, len(pairs) - row.batch_size + 1, row.batch_size):
             yield pairs[start : start + row.batch_size]
-
-
-def _apart(groups: Iterable[list[TextPair]]) -> list[list[TextPair]]:
-    """Those groups in which no text is a twin of an earlier group's, nor of a piece beside it."""
-    seen, apart = set(), []
-    for group in groups:
-        texts = {*(pair.query for pair in group), *(pair.passage for pair in group)}
-        forms = set(map(normal_form, texts))
-        if len(forms) == len(texts) and seen.isdisjoint(forms):
-            apart.append(group)
-            seen |= forms
-    return apart
 
 
 @functools.lru_cache(maxsize=4)

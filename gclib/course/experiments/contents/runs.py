@@ -36,8 +36,7 @@ from gclib.course.experiments.contents.rows import (
 from gclib.course.experiments.recipes import Setting
 from gclib.course.experiments.results import KS, SEEDS, fresh_encoder, pairs_and_tokenizer
 from gclib.data.corpus import fingerprint, installed_sources
-from gclib.data.negatives import pair_ids
-from gclib.losses.masks import SameIds
+from gclib.data.negatives import false_negative_mask
 from gclib.losses.module import ContrastiveLoss
 from gclib.memory.forecast import forecast_step
 from gclib.memory.ledger import record_memory
@@ -122,7 +121,7 @@ def train_row(row: Row, setting: Setting, *, seed: int, on_update: Callable[[], 
         torch.manual_seed(seed)
         for factor, batch in zip(factors, batches_of(row, setting, seed), strict=True):
             optimizer.param_groups[0]["lr"] = factor * row.learning_rate
-            step.mask = SameIds(*pair_ids(batch)) if row.masked else None
+            step.mask = false_negative_mask(batch) if row.masked else None
             loss, _ = training.update(batch)
             on_update()
     seconds, pool = time.perf_counter() - started, pairs_and_tokenizer(setting)[1]

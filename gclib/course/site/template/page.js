@@ -71,3 +71,17 @@ field.form.addEventListener("keydown", event => {
   field.focus();
   search();
 });
+
+// The live lab, where a page has a place for it: a module and its numbers, which browsers load from a server alone.
+for (const lab of document.querySelectorAll(".lab")) {
+  const folder = new URL(`${root.dataset.root}lab/`, document.baseURI).href;
+  const words = lab.querySelector("[role=status]");
+  if (location.protocol === "file:") {
+    words.textContent = "Browsers load the live lab from a server only. In the site's folder type python -m http.server, "
+      + "then open http://localhost:8000/lab.html.";
+  } else {
+    import(`${folder}lab.js`)
+      .then(({ mount }) => mount(lab.querySelector("div"), `${folder}bundles/`))
+      .then(() => words.remove(), error => { words.textContent = `The lab could not be loaded: ${error.message}.`; });
+  }
+}

@@ -4,10 +4,10 @@ import math
 
 import numpy as np
 import torch
-from helpers.answers import Answers
 
-ANSWERS = Answers()
-right, wrong = ANSWERS.right, ANSWERS.wrong
+from tests.course.checks.answers import answers_to
+
+right, wrong, ANSWERS = answers_to("ch08")
 
 
 @right("online_log_sum_exp")
@@ -68,7 +68,7 @@ def lse_by_iterator(tiles, rows):
     return s.log() + m
 
 
-@wrong("online_log_sum_exp")
+@wrong("online_log_sum_exp", "exponentials without the maximum")
 def no_maximum(tiles, rows):
     total = torch.zeros(rows, dtype=torch.float64)
     for tile in tiles:
@@ -76,7 +76,7 @@ def no_maximum(tiles, rows):
     return total.log()
 
 
-@wrong("online_log_sum_exp")
+@wrong("online_log_sum_exp", "old total not rescaled")
 def old_sum_not_rescaled(tiles, rows):
     top = torch.full((rows,), -math.inf, dtype=torch.float64)
     total = torch.zeros(rows, dtype=torch.float64)
@@ -86,7 +86,7 @@ def old_sum_not_rescaled(tiles, rows):
     return top + total.log()
 
 
-@wrong("online_log_sum_exp")
+@wrong("online_log_sum_exp", "maximum started at -1,000")
 def maximum_starts_at_minus_1000(tiles, rows):
     top = torch.full((rows,), -1000.0, dtype=torch.float64)
     total = torch.zeros(rows, dtype=torch.float64)
@@ -97,7 +97,7 @@ def maximum_starts_at_minus_1000(tiles, rows):
     return top + total.log()
 
 
-@wrong("online_log_sum_exp")
+@wrong("online_log_sum_exp", "maximum started at 0")
 def maximum_starts_at_zero(tiles, rows):
     top = torch.zeros(rows, dtype=torch.float64)
     total = torch.zeros(rows, dtype=torch.float64)
@@ -108,7 +108,7 @@ def maximum_starts_at_zero(tiles, rows):
     return top + total.log()
 
 
-@wrong("online_log_sum_exp")
+@wrong("online_log_sum_exp", "one maximum for all rows")
 def one_maximum_for_all_rows(tiles, rows):
     top, total = -math.inf, torch.zeros(rows, dtype=torch.float64)
     for tile in tiles:
@@ -118,7 +118,7 @@ def one_maximum_for_all_rows(tiles, rows):
     return top + total.log()
 
 
-@wrong("online_log_sum_exp")
+@wrong("online_log_sum_exp", "maximum of the first tile")
 def maximum_of_the_first_tile(tiles, rows):
     top, total = None, 0
     for tile in tiles:
@@ -128,14 +128,14 @@ def maximum_of_the_first_tile(tiles, rows):
     return top + total.log()
 
 
-@wrong("online_log_sum_exp")
+@wrong("online_log_sum_exp", "all tiles at once")
 def all_tiles_held(tiles, rows):
     logits = torch.cat(list(tiles), dim=1)
     top = logits.max(1).values
     return top + (logits - top[:, None]).exp().sum(1).log()
 
 
-@wrong("online_log_sum_exp")
+@wrong("online_log_sum_exp", "log-sum-exps added")
 def log_sum_exps_added(tiles, rows):
     found = torch.zeros(rows, dtype=torch.float64)
     for tile in tiles:
@@ -144,7 +144,7 @@ def log_sum_exps_added(tiles, rows):
     return found
 
 
-@wrong("online_log_sum_exp")
+@wrong("online_log_sum_exp", "rescaled the wrong way round, after the first tile")
 def rescaled_the_wrong_way(tiles, rows):
     top, total = None, None
     for tile in tiles:
@@ -158,7 +158,7 @@ def rescaled_the_wrong_way(tiles, rows):
     return top + total.log()
 
 
-@wrong("online_log_sum_exp")
+@wrong("online_log_sum_exp", "maximum not added again")
 def maximum_not_added(tiles, rows):
     top = torch.full((rows,), -math.inf, dtype=torch.float64)
     total = torch.zeros(rows, dtype=torch.float64)
@@ -169,7 +169,7 @@ def maximum_not_added(tiles, rows):
     return total.log()
 
 
-@wrong("online_log_sum_exp")
+@wrong("online_log_sum_exp", "maximum alone")
 def only_the_maximum(tiles, rows):
     top = torch.full((rows,), -math.inf, dtype=torch.float64)
     for tile in tiles:
@@ -177,7 +177,7 @@ def only_the_maximum(tiles, rows):
     return top
 
 
-@wrong("online_log_sum_exp")
+@wrong("online_log_sum_exp", "another form")
 def in_float32(tiles, rows):
     top = torch.full((rows,), -math.inf)
     total = torch.zeros(rows)
@@ -189,7 +189,7 @@ def in_float32(tiles, rows):
     return top + total.log()
 
 
-@wrong("online_log_sum_exp")
+@wrong("online_log_sum_exp", "left to a function that does it")
 def by_torch(tiles, rows):
     found = torch.full((rows,), -math.inf, dtype=torch.float64)
     for tile in tiles:
@@ -197,13 +197,13 @@ def by_torch(tiles, rows):
     return found
 
 
-@wrong("online_log_sum_exp")
+@wrong("online_log_sum_exp", "two passes")
 def twice_through(tiles, rows):
     top = torch.stack([tile.max(1).values for tile in tiles]).max(0).values
     return top + sum((tile - top[:, None]).exp().sum(1) for tile in tiles).log()
 
 
-@wrong("online_log_sum_exp")
+@wrong("online_log_sum_exp", "last tile alone")
 def last_tile_only(tiles, rows):
     for tile in tiles:
         top = tile.max(1).values
@@ -211,7 +211,7 @@ def last_tile_only(tiles, rows):
     return found
 
 
-@wrong("online_log_sum_exp")
+@wrong("online_log_sum_exp", "mean instead of sum")
 def mean_for_sum(tiles, rows):
     top = torch.full((rows,), -math.inf, dtype=torch.float64)
     total, count = torch.zeros(rows, dtype=torch.float64), 0
@@ -275,7 +275,7 @@ def loss_with_positives_apart(logits, batch_size, tile_size):
     return total / batch_size
 
 
-@wrong("tiled_loss")
+@wrong("tiled_loss", "sum instead of mean")
 def sum_not_mean(logits, batch_size, tile_size):
     cuts = [slice(i, min(i + tile_size, batch_size)) for i in range(0, batch_size, tile_size)]
     total = 0
@@ -285,7 +285,7 @@ def sum_not_mean(logits, batch_size, tile_size):
     return total
 
 
-@wrong("tiled_loss")
+@wrong("tiled_loss", "mean over blocks of rows")
 def mean_of_stripe_means(logits, batch_size, tile_size):
     cuts = [slice(i, min(i + tile_size, batch_size)) for i in range(0, batch_size, tile_size)]
     means = []
@@ -295,13 +295,13 @@ def mean_of_stripe_means(logits, batch_size, tile_size):
     return torch.stack(means).mean()
 
 
-@wrong("tiled_loss")
+@wrong("tiled_loss", "diagonal tiles only")
 def diagonal_tiles_only(logits, batch_size, tile_size):
     cuts = [slice(i, min(i + tile_size, batch_size)) for i in range(0, batch_size, tile_size)]
     return sum((t.logsumexp(1) - t.diagonal()).sum() for t in (logits(c, c) for c in cuts)) / batch_size
 
 
-@wrong("tiled_loss")
+@wrong("tiled_loss", "short tiles lost")
 def short_tiles_dropped(logits, batch_size, tile_size):
     count = batch_size // tile_size
     cuts = [slice(i * tile_size, (i + 1) * tile_size) for i in range(count)]
@@ -312,7 +312,7 @@ def short_tiles_dropped(logits, batch_size, tile_size):
     return total / batch_size
 
 
-@wrong("tiled_loss")
+@wrong("tiled_loss", "positive out of the denominator")
 def positive_left_out_of_the_sum(logits, batch_size, tile_size):
     cuts = [slice(i, min(i + tile_size, batch_size)) for i in range(0, batch_size, tile_size)]
     total = 0
@@ -328,7 +328,7 @@ def positive_left_out_of_the_sum(logits, batch_size, tile_size):
     return total / batch_size
 
 
-@wrong("tiled_loss")
+@wrong("tiled_loss", "down the columns")
 def columns_for_rows(logits, batch_size, tile_size):
     cuts = [slice(i, min(i + tile_size, batch_size)) for i in range(0, batch_size, tile_size)]
     total = 0
@@ -338,20 +338,20 @@ def columns_for_rows(logits, batch_size, tile_size):
     return total / batch_size
 
 
-@wrong("tiled_loss")
+@wrong("tiled_loss", "the whole matrix at once")
 def whole_matrix(logits, batch_size, tile_size):
     whole = logits(slice(0, batch_size), slice(0, batch_size))
     return (whole.logsumexp(1) - whole.diagonal()).mean()
 
 
-@wrong("tiled_loss")
+@wrong("tiled_loss", "tiles kept")
 def tiles_kept(logits, batch_size, tile_size):
     cuts = [slice(i, min(i + tile_size, batch_size)) for i in range(0, batch_size, tile_size)]
     whole = torch.cat([torch.cat([logits(r, c) for c in cuts], 1) for r in cuts])
     return (whole.logsumexp(1) - whole.diagonal()).mean()
 
 
-@wrong("tiled_loss")
+@wrong("tiled_loss", "a strip at once")
 def whole_stripes(logits, batch_size, tile_size):
     total = 0
     for r in range(0, batch_size, tile_size):
@@ -360,18 +360,18 @@ def whole_stripes(logits, batch_size, tile_size):
     return total / batch_size
 
 
-@wrong("tiled_loss")
+@wrong("tiled_loss", "minus the loss")
 def sign_turned(logits, batch_size, tile_size):
     return -loss_with_positives_apart(logits, batch_size, tile_size)
 
 
-@wrong("tiled_loss")
+@wrong("tiled_loss", "positive forgotten")
 def positives_forgotten(logits, batch_size, tile_size):
     cuts = [slice(i, min(i + tile_size, batch_size)) for i in range(0, batch_size, tile_size)]
     return torch.cat([torch.logsumexp(torch.stack([logits(r, c).logsumexp(1) for c in cuts]), 0) for r in cuts]).mean()
 
 
-@wrong("tiled_loss")
+@wrong("tiled_loss", "log-sum-exps added")
 def log_sum_exps_of_tiles_added(logits, batch_size, tile_size):
     cuts = [slice(i, min(i + tile_size, batch_size)) for i in range(0, batch_size, tile_size)]
     total = 0
@@ -380,7 +380,7 @@ def log_sum_exps_of_tiles_added(logits, batch_size, tile_size):
     return total / batch_size
 
 
-@wrong("tiled_loss")
+@wrong("tiled_loss", "exponentials without the maximum")
 def plain_exponentials(logits, batch_size, tile_size):
     cuts = [slice(i, min(i + tile_size, batch_size)) for i in range(0, batch_size, tile_size)]
     total = 0
@@ -390,14 +390,14 @@ def plain_exponentials(logits, batch_size, tile_size):
     return total / batch_size
 
 
-@wrong("tiled_loss")
+@wrong("tiled_loss", "both directions")
 def both_directions(logits, batch_size, tile_size):
     one = loss_with_positives_apart(logits, batch_size, tile_size)
     other = columns_for_rows(logits, batch_size, tile_size)
     return (one + other) / 2
 
 
-@wrong("tiled_loss")
+@wrong("tiled_loss", "another form")
 def a_plain_float(logits, batch_size, tile_size):
     return [loss_with_positives_apart(logits, batch_size, tile_size)]
 
@@ -427,96 +427,96 @@ def gradient_in_two(tile, row_lse, column_lse, batch_size, temperature, holds_po
     return 0.5 * (rows + columns) / batch_size / temperature
 
 
-@wrong("tile_gradient")
+@wrong("tile_gradient", "both directions added")
 def no_half(tile, row_lse, column_lse, batch_size, temperature, holds_positives):
     return 2 * gradient_in_two(tile, row_lse, column_lse, batch_size, temperature, holds_positives)
 
 
-@wrong("tile_gradient")
+@wrong("tile_gradient", "temperature forgotten")
 def no_temperature(tile, row_lse, column_lse, batch_size, temperature, holds_positives):
     return gradient_in_two(tile, row_lse, column_lse, batch_size, temperature, holds_positives) * temperature
 
 
-@wrong("tile_gradient")
+@wrong("tile_gradient", "multiplied by the temperature")
 def temperature_multiplied(tile, row_lse, column_lse, batch_size, temperature, holds_positives):
     return gradient_in_two(tile, row_lse, column_lse, batch_size, temperature, holds_positives) * temperature**2
 
 
-@wrong("tile_gradient")
+@wrong("tile_gradient", "1/B forgotten")
 def no_batch(tile, row_lse, column_lse, batch_size, temperature, holds_positives):
     return gradient_in_two(tile, row_lse, column_lse, batch_size, temperature, holds_positives) * batch_size
 
 
-@wrong("tile_gradient")
+@wrong("tile_gradient", "divided by the tile's rows")
 def mean_over_the_tile(tile, row_lse, column_lse, batch_size, temperature, holds_positives):
     return gradient_in_two(tile, row_lse, column_lse, len(tile), temperature, holds_positives)
 
 
-@wrong("tile_gradient")
+@wrong("tile_gradient", "rows' normaliser for both directions")
 def rows_alone(tile, row_lse, column_lse, batch_size, temperature, holds_positives):
     own = torch.eye(*tile.shape).to(tile) if holds_positives else 0
     return ((tile - row_lse[:, None]).exp() - own) / batch_size / temperature
 
 
-@wrong("tile_gradient")
+@wrong("tile_gradient", "columns' normaliser for both directions")
 def columns_alone(tile, row_lse, column_lse, batch_size, temperature, holds_positives):
     own = torch.eye(*tile.shape).to(tile) if holds_positives else 0
     return ((tile - column_lse).exp() - own) / batch_size / temperature
 
 
-@wrong("tile_gradient")
+@wrong("tile_gradient", "positive's -1 in one direction only")
 def positive_once(tile, row_lse, column_lse, batch_size, temperature, holds_positives):
     own = torch.eye(*tile.shape).to(tile) if holds_positives else 0
     return ((tile - row_lse[:, None]).exp() + (tile - column_lse).exp() - own) / 2 / batch_size / temperature
 
 
-@wrong("tile_gradient")
+@wrong("tile_gradient", "positives in every tile")
 def positives_always(tile, row_lse, column_lse, batch_size, temperature, holds_positives):
     return gradient_in_two(tile, row_lse, column_lse, batch_size, temperature, True)
 
 
-@wrong("tile_gradient")
+@wrong("tile_gradient", "positive's -1 forgotten")
 def positives_never(tile, row_lse, column_lse, batch_size, temperature, holds_positives):
     return gradient_in_two(tile, row_lse, column_lse, batch_size, temperature, False)
 
 
-@wrong("tile_gradient")
+@wrong("tile_gradient", "softmax within the tile")
 def softmax_of_the_tile(tile, row_lse, column_lse, batch_size, temperature, holds_positives):
     own = torch.eye(*tile.shape).to(tile) if holds_positives else 0
     return (tile.softmax(1) + tile.softmax(0) - 2 * own) / 2 / batch_size / temperature
 
 
-@wrong("tile_gradient")
+@wrong("tile_gradient", "row and column sums crossed")
 def log_sum_exps_swapped(tile, row_lse, column_lse, batch_size, temperature, holds_positives):
     own = torch.eye(*tile.shape).to(tile) if holds_positives else 0
     rows, columns = (tile - row_lse).exp(), (tile - column_lse[:, None]).exp()
     return (rows + columns - 2 * own) / 2 / batch_size / temperature
 
 
-@wrong("tile_gradient")
+@wrong("tile_gradient", "minus the gradient")
 def sign_of_the_gradient(tile, row_lse, column_lse, batch_size, temperature, holds_positives):
     return -gradient_in_two(tile, row_lse, column_lse, batch_size, temperature, holds_positives)
 
 
-@wrong("tile_gradient")
+@wrong("tile_gradient", "exponentials divided")
 def exponentials_divided(tile, row_lse, column_lse, batch_size, temperature, holds_positives):
     own = torch.eye(*tile.shape).to(tile) if holds_positives else 0
     rows = tile.exp() / row_lse.exp()[:, None]
     return (rows + tile.exp() / column_lse.exp() - 2 * own) / 2 / batch_size / temperature
 
 
-@wrong("tile_gradient")
+@wrong("tile_gradient", "divided by the logarithm")
 def divided_by_lse(tile, row_lse, column_lse, batch_size, temperature, holds_positives):
     own = torch.eye(*tile.shape).to(tile) if holds_positives else 0
     return (tile.exp() / row_lse[:, None] + tile.exp() / column_lse - 2 * own) / 2 / batch_size / temperature
 
 
-@wrong("tile_gradient")
+@wrong("tile_gradient", "logits divided again")
 def tile_divided_by_temperature_again(tile, row_lse, column_lse, batch_size, temperature, holds_positives):
     return gradient_in_two(tile / temperature, row_lse, column_lse, batch_size, temperature, holds_positives)
 
 
-@wrong("tile_gradient")
+@wrong("tile_gradient", "input changed in place")
 def tile_changed_in_place(tile, row_lse, column_lse, batch_size, temperature, holds_positives):
     found = gradient_in_two(tile, row_lse, column_lse, batch_size, temperature, holds_positives)
     tile.copy_(found)
@@ -554,76 +554,76 @@ def batch_by_root_and_correction(budget, buffers):
     return B
 
 
-@wrong("largest_dense_batch")
+@wrong("largest_dense_batch", "4 bytes forgotten")
 def number_is_one_byte(budget, buffers):
     return math.isqrt(budget // buffers)
 
 
-@wrong("largest_dense_batch")
+@wrong("largest_dense_batch", "2 bytes a number")
 def two_byte_numbers(budget, buffers):
     return math.isqrt(budget // (2 * buffers))
 
 
-@wrong("largest_dense_batch")
+@wrong("largest_dense_batch", "one matrix only")
 def buffers_forgotten(budget, buffers):
     return math.isqrt(budget // 4)
 
 
-@wrong("largest_dense_batch")
+@wrong("largest_dense_batch", "no root")
 def no_root(budget, buffers):
     return budget // (4 * buffers)
 
 
-@wrong("largest_dense_batch")
+@wrong("largest_dense_batch", "not rounded down")
 def not_rounded(budget, buffers):
     return (budget / (4 * buffers)) ** 0.5
 
 
-@wrong("largest_dense_batch")
+@wrong("largest_dense_batch", "rounded to the nearest")
 def rounded(budget, buffers):
     return round((budget / (4 * buffers)) ** 0.5)
 
 
-@wrong("largest_dense_batch")
+@wrong("largest_dense_batch", "one too many")
 def rounded_up(budget, buffers):
     return math.ceil((budget / (4 * buffers)) ** 0.5)
 
 
-@wrong("largest_dense_batch")
+@wrong("largest_dense_batch", "root in float32")
 def root_of_float32(budget, buffers):
     return int(torch.tensor(budget / (4 * buffers)).sqrt())
 
 
-@wrong("largest_dense_batch")
+@wrong("largest_dense_batch", "root in float32")
 def root_of_numpy_float32(budget, buffers):
     return int(np.sqrt(np.float32(budget / (4 * buffers))))
 
 
-@wrong("largest_dense_batch")
+@wrong("largest_dense_batch", "a float for an int")
 def floor_as_float(budget, buffers):
     return (budget // (4 * buffers)) ** 0.5 // 1
 
 
-@wrong("largest_dense_batch")
+@wrong("largest_dense_batch", "4 rooted, buffers not")
 def buffers_outside_the_root(budget, buffers):
     return math.isqrt(budget // 4) // buffers
 
 
-@wrong("largest_dense_batch")
+@wrong("largest_dense_batch", "buffers rooted, 4 not")
 def four_outside_the_root(budget, buffers):
     return math.isqrt(budget // buffers) // 4
 
 
-@wrong("largest_dense_batch")
+@wrong("largest_dense_batch", "twice the bytes")
 def halved_triangle(budget, buffers):
     return math.isqrt(budget // (2 * 4 * buffers))
 
 
-@wrong("largest_dense_batch")
+@wrong("largest_dense_batch", "bits for bytes")
 def bits_for_bytes(budget, buffers):
     return math.isqrt(budget // (32 * buffers))
 
 
-@wrong("largest_dense_batch")
+@wrong("largest_dense_batch", "one too few")
 def one_less(budget, buffers):
     return math.isqrt(budget // (4 * buffers)) - 1

@@ -2,10 +2,10 @@
 
 import numpy as np
 import torch
-from helpers.answers import Answers
 
-ANSWERS = Answers()
-right, wrong = ANSWERS.right, ANSWERS.wrong
+from tests.course.checks.answers import answers_to
+
+right, wrong, ANSWERS = answers_to("ch09")
 
 
 @right("loss_to_backpropagate")
@@ -29,67 +29,67 @@ def share_as_tensor(own_loss, rows, rank):
     return torch.as_tensor(own_loss, dtype=torch.float64) * len(rows) * (rows[rank] / sum(rows))
 
 
-@wrong("loss_to_backpropagate")
+@wrong("loss_to_backpropagate", "mean of means")
 def own_loss_alone(own_loss, rows, rank):
     return own_loss
 
 
-@wrong("loss_to_backpropagate")
+@wrong("loss_to_backpropagate", "W without the share")
 def times_ranks(own_loss, rows, rank):
     return own_loss * len(rows)
 
 
-@wrong("loss_to_backpropagate")
+@wrong("loss_to_backpropagate", "mean divided by W")
 def over_ranks(own_loss, rows, rank):
     return own_loss / len(rows)
 
 
-@wrong("loss_to_backpropagate")
+@wrong("loss_to_backpropagate", "W forgotten")
 def share_only(own_loss, rows, rank):
     return own_loss * rows[rank] / sum(rows)
 
 
-@wrong("loss_to_backpropagate")
+@wrong("loss_to_backpropagate", "sum over its rows")
 def sum_over_own(own_loss, rows, rank):
     return own_loss * rows[rank]
 
 
-@wrong("loss_to_backpropagate")
+@wrong("loss_to_backpropagate", "divided by W")
 def share_over_ranks(own_loss, rows, rank):
     return own_loss * rows[rank] / sum(rows) / len(rows)
 
 
-@wrong("loss_to_backpropagate")
+@wrong("loss_to_backpropagate", "weighted the wrong way round")
 def inverse_share(own_loss, rows, rank):
     return own_loss * sum(rows) / rows[rank] / len(rows)
 
 
-@wrong("loss_to_backpropagate")
+@wrong("loss_to_backpropagate", "the first rank's rows")
 def first_ranks_rows(own_loss, rows, rank):
     return own_loss * rows[0] * len(rows) / sum(rows)
 
 
-@wrong("loss_to_backpropagate")
+@wrong("loss_to_backpropagate", "sum times W")
 def sum_times_ranks(own_loss, rows, rank):
     return own_loss * rows[rank] * len(rows)
 
 
-@wrong("loss_to_backpropagate")
+@wrong("loss_to_backpropagate", "another rank's rows")
 def rank_from_one(own_loss, rows, rank):
     return own_loss * rows[rank - 1] * len(rows) / sum(rows)
 
 
-@wrong("loss_to_backpropagate")
+@wrong("loss_to_backpropagate", "mean taken for one row")
 def over_all_rows(own_loss, rows, rank):
     return own_loss / sum(rows)
 
 
-@wrong("loss_to_backpropagate")
+@wrong("loss_to_backpropagate", "weight rounded down")
 def whole_quotient(own_loss, rows, rank):
     return own_loss * (rows[rank] * len(rows) // sum(rows))
 
 
-@wrong("loss_to_backpropagate")
+@wrong("loss_to_backpropagate", "share upside down")
 def total_over_own(own_loss, rows, rank):
     return own_loss * sum(rows) / rows[rank]
 
@@ -128,63 +128,63 @@ def sum_by_loop(gradients, rows, rank):
     return own
 
 
-@wrong("gather_backward")
+@wrong("gather_backward", "own gradient alone")
 def own_loss_only(gradients, rows, rank):
     return gradients[rank].split(rows)[rank]
 
 
-@wrong("gather_backward")
+@wrong("gather_backward", "mean instead of sum")
 def mean_for_sum(gradients, rows, rank):
     return (sum(gradients) / len(gradients)).split(rows)[rank]
 
 
-@wrong("gather_backward")
+@wrong("gather_backward", "starts at rank * b")
 def equal_shares(gradients, rows, rank):
     return sum(gradients)[rank * rows[rank] : (rank + 1) * rows[rank]]
 
 
-@wrong("gather_backward")
+@wrong("gather_backward", "starts at rank times the first rank's rows")
 def equal_shares_of_the_first(gradients, rows, rank):
     return sum(gradients)[rank * rows[0] : rank * rows[0] + rows[rank]]
 
 
-@wrong("gather_backward")
+@wrong("gather_backward", "nothing cut out")
 def everything(gradients, rows, rank):
     return sum(gradients)
 
 
-@wrong("gather_backward")
+@wrong("gather_backward", "own gradient, nothing cut out")
 def whole_own(gradients, rows, rank):
     return gradients[rank]
 
 
-@wrong("gather_backward")
+@wrong("gather_backward", "another rank's rows")
 def from_the_start(gradients, rows, rank):
     return sum(gradients)[: rows[rank]]
 
 
-@wrong("gather_backward")
+@wrong("gather_backward", "no end")
 def end_forgotten(gradients, rows, rank):
     return sum(gradients)[sum(rows[:rank]) :]
 
 
-@wrong("gather_backward")
+@wrong("gather_backward", "own gradient left out")
 def others_only(gradients, rows, rank):
     return sum(g for i, g in enumerate(gradients) if i != rank).split(rows)[rank]
 
 
-@wrong("gather_backward")
+@wrong("gather_backward", "starts a rank too late")
 def start_off_by_a_rank(gradients, rows, rank):
     start = sum(rows[: rank + 1])
     return sum(gradients)[start : start + rows[rank]]
 
 
-@wrong("gather_backward")
+@wrong("gather_backward", "multiplied by W")
 def scaled_by_ranks(gradients, rows, rank):
     return len(rows) * sum(gradients).split(rows)[rank]
 
 
-@wrong("gather_backward")
+@wrong("gather_backward", "input changed in place")
 def added_in_place(gradients, rows, rank):
     total = gradients[0]
     for g in gradients[1:]:
@@ -192,17 +192,17 @@ def added_in_place(gradients, rows, rank):
     return total.split(rows)[rank]
 
 
-@wrong("gather_backward")
+@wrong("gather_backward", "another form")
 def as_a_list(gradients, rows, rank):
     return sum(gradients).split(rows)[rank].tolist()
 
 
-@wrong("gather_backward")
+@wrong("gather_backward", "laid one below the other")
 def concatenated(gradients, rows, rank):
     return torch.cat([g.split(rows)[rank] for g in gradients])
 
 
-@wrong("gather_backward")
+@wrong("gather_backward", "rows added up too")
 def summed_over_rows_too(gradients, rows, rank):
     return sum(gradients).split(rows)[rank].sum(0)
 
@@ -248,25 +248,25 @@ def average_by_filling(gradients):
     return result
 
 
-@wrong("average_over_ranks")
+@wrong("average_over_ranks", "divided by those who have it")
 def mean_of_those_that_have_one(gradients):
     columns = [[g for g in column if g is not None] for column in zip(*gradients, strict=True)]
     return [sum(there) / len(there) if there else None for there in columns]
 
 
-@wrong("average_over_ranks")
+@wrong("average_over_ranks", "sum instead of mean")
 def summed(gradients):
     columns = [[g for g in column if g is not None] for column in zip(*gradients, strict=True)]
     return [sum(there) if there else None for there in columns]
 
 
-@wrong("average_over_ranks")
+@wrong("average_over_ranks", "dropped where a rank lacks it")
 def none_if_any_lacks(gradients):
     columns = zip(*gradients, strict=True)
     return [None if any(g is None for g in c) else sum(c) / len(c) for c in columns]
 
 
-@wrong("average_over_ranks")
+@wrong("average_over_ranks", "zero where nobody has one")
 def zeros_where_nobody_has(gradients):
     out = []
     for column in zip(*gradients, strict=True):
@@ -275,12 +275,12 @@ def zeros_where_nobody_has(gradients):
     return out
 
 
-@wrong("average_over_ranks")
+@wrong("average_over_ranks", "zero where nobody has one")
 def zero_number_where_nobody_has(gradients):
     return [sum(g for g in column if g is not None) / len(gradients) for column in zip(*gradients, strict=True)]
 
 
-@wrong("average_over_ranks")
+@wrong("average_over_ranks", "None left out of the list")
 def parameters_dropped(gradients):
     out = []
     for column in zip(*gradients, strict=True):
@@ -290,12 +290,12 @@ def parameters_dropped(gradients):
     return out
 
 
-@wrong("average_over_ranks")
+@wrong("average_over_ranks", "first rank alone, as it is")
 def first_rank_only(gradients):
     return list(gradients[0])
 
 
-@wrong("average_over_ranks")
+@wrong("average_over_ranks", None)
 def ranks_for_parameters(gradients):
     out = []
     for row in gradients:
@@ -304,12 +304,12 @@ def ranks_for_parameters(gradients):
     return out
 
 
-@wrong("average_over_ranks")
+@wrong("average_over_ranks", "None taken for a tensor")
 def none_is_not_handled(gradients):
     return [torch.stack(column).mean(0) for column in zip(*gradients, strict=True)]
 
 
-@wrong("average_over_ranks")
+@wrong("average_over_ranks", "decided by the first rank")
 def decided_by_the_first_rank(gradients):
     out = []
     for column in zip(*gradients, strict=True):
@@ -320,13 +320,13 @@ def decided_by_the_first_rank(gradients):
     return out
 
 
-@wrong("average_over_ranks")
+@wrong("average_over_ranks", "divided by the parameters")
 def divided_by_parameters(gradients):
     columns = [[g for g in column if g is not None] for column in zip(*gradients, strict=True)]
     return [sum(there) / len(columns) if there else None for there in columns]
 
 
-@wrong("average_over_ranks")
+@wrong("average_over_ranks", "zeros dropped")
 def falsy_gradients_skipped(gradients):
     out = []
     for column in zip(*gradients, strict=True):
@@ -335,7 +335,7 @@ def falsy_gradients_skipped(gradients):
     return out
 
 
-@wrong("average_over_ranks")
+@wrong("average_over_ranks", "input changed in place")
 def added_in_place_too(gradients):
     out = []
     for column in zip(*gradients, strict=True):
@@ -346,7 +346,7 @@ def added_in_place_too(gradients):
     return out
 
 
-@wrong("average_over_ranks")
+@wrong("average_over_ranks", "one number a parameter")
 def scalars(gradients):
     out = []
     for column in zip(*gradients, strict=True):
@@ -394,71 +394,71 @@ def of_numpy_ints(rank, ranks):
     return list((rank - np.arange(ranks)) % ranks)
 
 
-@wrong("ring_schedule")
+@wrong("ring_schedule", "the other way round")
 def the_other_way(rank, ranks):
     return [(rank + hop) % ranks for hop in range(ranks)]
 
 
-@wrong("ring_schedule")
+@wrong("ring_schedule", "starts with the block before")
 def starts_after_a_hop(rank, ranks):
     return [(rank - hop) % ranks for hop in range(1, ranks + 1)]
 
 
-@wrong("ring_schedule")
+@wrong("ring_schedule", "one hop too few")
 def one_hop_too_few(rank, ranks):
     return [(rank - hop) % ranks for hop in range(ranks - 1)]
 
 
-@wrong("ring_schedule")
+@wrong("ring_schedule", "own block left out")
 def own_left_out(rank, ranks):
     return [(rank - hop) % ranks for hop in range(1, ranks)]
 
 
-@wrong("ring_schedule")
+@wrong("ring_schedule", "one hop too many")
 def one_hop_too_many(rank, ranks):
     return [(rank - hop) % ranks for hop in range(ranks + 1)]
 
 
-@wrong("ring_schedule")
+@wrong("ring_schedule", "owners in order")
 def from_zero(rank, ranks):
     return list(range(ranks))
 
 
-@wrong("ring_schedule")
+@wrong("ring_schedule", "owners below zero")
 def no_modulo(rank, ranks):
     return [rank - hop for hop in range(ranks)]
 
 
-@wrong("ring_schedule")
+@wrong("ring_schedule", "absolute values")
 def absolute_value(rank, ranks):
     return [abs(rank - hop) for hop in range(ranks)]
 
 
-@wrong("ring_schedule")
+@wrong("ring_schedule", "modulo W - 1")
 def modulo_minus_one(rank, ranks):
     return [(rank - hop) % (ranks - 1) if ranks > 1 else 0 for hop in range(ranks)]
 
 
-@wrong("ring_schedule")
+@wrong("ring_schedule", "where the own block goes")
 def where_my_block_goes(rank, ranks):
     return [(rank + hop + 1) % ranks for hop in range(ranks)]
 
 
-@wrong("ring_schedule")
+@wrong("ring_schedule", "another form")
 def a_set(rank, ranks):
     return {(rank - hop) % ranks for hop in range(ranks)}
 
 
-@wrong("ring_schedule")
+@wrong("ring_schedule", "the same for every rank")
 def rank_forgotten(rank, ranks):
     return [-hop % ranks for hop in range(ranks)]
 
 
-@wrong("ring_schedule")
+@wrong("ring_schedule", "always its own")
 def always_own(rank, ranks):
     return [rank] * ranks
 
 
-@wrong("ring_schedule")
+@wrong("ring_schedule", "another form")
 def a_generator(rank, ranks):
     return ((rank - hop) % ranks for hop in range(ranks))

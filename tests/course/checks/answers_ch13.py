@@ -4,12 +4,11 @@ import math
 
 import numpy as np
 import torch
-from helpers.answers import Answers
 
 import gclib
+from tests.course.checks.answers import answers_to
 
-ANSWERS = Answers()
-right, wrong = ANSWERS.right, ANSWERS.wrong
+right, wrong, ANSWERS = answers_to("ch13")
 
 
 @right("negatives_and_updates")
@@ -36,88 +35,88 @@ def _wrong_negatives(negatives, pairs, per_device, ranks, accumulation):
     return {"negatives": negatives, "updates": pairs // (per_device * ranks * accumulation)}
 
 
-@wrong("negatives_and_updates")
+@wrong("negatives_and_updates", "accumulation counted as negatives")
 def accumulation_adds_negatives(pairs, per_device, ranks, accumulation, hard_negatives, gather):
     b = per_device * accumulation * (ranks if gather else 1)
     return _wrong_negatives(b * (1 + hard_negatives) - 1, pairs, per_device, ranks, accumulation)
 
 
-@wrong("negatives_and_updates")
+@wrong("negatives_and_updates", "ranks forgotten")
 def gather_ignored(pairs, per_device, ranks, accumulation, hard_negatives, gather):
     return _wrong_negatives(per_device * (1 + hard_negatives) - 1, pairs, per_device, ranks, accumulation)
 
 
-@wrong("negatives_and_updates")
+@wrong("negatives_and_updates", "ranks without gathering")
 def always_gathered(pairs, per_device, ranks, accumulation, hard_negatives, gather):
     return _wrong_negatives(per_device * ranks * (1 + hard_negatives) - 1, pairs, per_device, ranks, accumulation)
 
 
-@wrong("negatives_and_updates")
+@wrong("negatives_and_updates", "only its own hard negatives")
 def own_hard_negatives_only(pairs, per_device, ranks, accumulation, hard_negatives, gather):
     b = per_device * (ranks if gather else 1)
     return _wrong_negatives(b - 1 + hard_negatives, pairs, per_device, ranks, accumulation)
 
 
-@wrong("negatives_and_updates")
+@wrong("negatives_and_updates", "own positive counted")
 def own_positive_counted(pairs, per_device, ranks, accumulation, hard_negatives, gather):
     b = per_device * (ranks if gather else 1)
     return _wrong_negatives(b * (1 + hard_negatives), pairs, per_device, ranks, accumulation)
 
 
-@wrong("negatives_and_updates")
+@wrong("negatives_and_updates", "hard negatives forgotten")
 def hard_negatives_forgotten(pairs, per_device, ranks, accumulation, hard_negatives, gather):
     b = per_device * (ranks if gather else 1)
     return _wrong_negatives(b - 1, pairs, per_device, ranks, accumulation)
 
 
-@wrong("negatives_and_updates")
+@wrong("negatives_and_updates", "own hard negatives left out")
 def others_hard_negatives_only(pairs, per_device, ranks, accumulation, hard_negatives, gather):
     b = per_device * (ranks if gather else 1)
     return _wrong_negatives((b - 1) * (1 + hard_negatives), pairs, per_device, ranks, accumulation)
 
 
-@wrong("negatives_and_updates")
+@wrong("negatives_and_updates", "rounded up")
 def updates_rounded_up(pairs, per_device, ranks, accumulation, hard_negatives, gather):
     found = negatives_in_order(pairs, per_device, ranks, accumulation, hard_negatives, gather)
     return found | {"updates": math.ceil(pairs / (per_device * ranks * accumulation))}
 
 
-@wrong("negatives_and_updates")
+@wrong("negatives_and_updates", "an update for each accumulated loss")
 def accumulation_not_in_updates(pairs, per_device, ranks, accumulation, hard_negatives, gather):
     found = negatives_in_order(pairs, per_device, ranks, accumulation, hard_negatives, gather)
     return found | {"updates": pairs // (per_device * ranks)}
 
 
-@wrong("negatives_and_updates")
+@wrong("negatives_and_updates", "every rank sees all pairs")
 def ranks_not_in_updates(pairs, per_device, ranks, accumulation, hard_negatives, gather):
     found = negatives_in_order(pairs, per_device, ranks, accumulation, hard_negatives, gather)
     return found | {"updates": pairs // (per_device * accumulation)}
 
 
-@wrong("negatives_and_updates")
+@wrong("negatives_and_updates", "pairs dealt out only where passages are gathered")
 def updates_of_a_gathered_batch_only(pairs, per_device, ranks, accumulation, hard_negatives, gather):
     found = negatives_in_order(pairs, per_device, ranks, accumulation, hard_negatives, gather)
     return found | {"updates": pairs // (per_device * (ranks if gather else 1) * accumulation)}
 
 
-@wrong("negatives_and_updates")
+@wrong("negatives_and_updates", "not rounded")
 def updates_as_float(pairs, per_device, ranks, accumulation, hard_negatives, gather):
     found = negatives_in_order(pairs, per_device, ranks, accumulation, hard_negatives, gather)
     return found | {"updates": pairs / (per_device * ranks * accumulation)}
 
 
-@wrong("negatives_and_updates")
+@wrong("negatives_and_updates", "another form")
 def as_two_numbers(pairs, per_device, ranks, accumulation, hard_negatives, gather):
     return tuple(negatives_in_order(pairs, per_device, ranks, accumulation, hard_negatives, gather).values())
 
 
-@wrong("negatives_and_updates")
+@wrong("negatives_and_updates", "accumulation multiplies the updates")
 def accumulation_multiplies_updates(pairs, per_device, ranks, accumulation, hard_negatives, gather):
     found = negatives_in_order(pairs, per_device, ranks, accumulation, hard_negatives, gather)
     return found | {"updates": pairs * accumulation // (per_device * ranks)}
 
 
-@wrong("negatives_and_updates")
+@wrong("negatives_and_updates", "an update's queries taken for the loss's")
 def batch_for_negatives(pairs, per_device, ranks, accumulation, hard_negatives, gather):
     return _wrong_negatives(per_device * ranks * accumulation - 1, pairs, per_device, ranks, accumulation)
 
@@ -190,25 +189,25 @@ def by_hand(model, inputs, loss_fn, chunk_size):
     return _Replay.apply(anchor, loss.detach(), replay)
 
 
-@wrong("compute_loss")
+@wrong("compute_loss", "the whole batch with its graph")
 def naive_autograd(model, inputs, loss_fn, chunk_size):
     queries, passages = _towers(inputs)
     return loss_fn(model(**queries), model(**passages))
 
 
-@wrong("compute_loss")
+@wrong("compute_loss", "backward inside, a number returned")
 def a_step_for_a_loss(model, inputs, loss_fn, chunk_size):
     return gclib.grad_cache_step([model, model], _towers(inputs), loss_fn, chunk_size=chunk_size)
 
 
-@wrong("compute_loss")
+@wrong("compute_loss", "backward inside, a number returned")
 def backward_inside(model, inputs, loss_fn, chunk_size):
     loss = gclib.grad_cache_loss([model, model], _towers(inputs), loss_fn, chunk_size=chunk_size)
     loss.backward()
     return loss.detach()
 
 
-@wrong("compute_loss")
+@wrong("compute_loss", "a loss for each chunk")
 def mean_of_chunk_losses(model, inputs, loss_fn, chunk_size):
     queries, passages = _towers(inputs)
     losses, total = 0, len(inputs["query_ids"])
@@ -219,7 +218,7 @@ def mean_of_chunk_losses(model, inputs, loss_fn, chunk_size):
     return losses
 
 
-@wrong("compute_loss")
+@wrong("compute_loss", "every graph kept")
 def chunks_with_all_graphs(model, inputs, loss_fn, chunk_size):
     reps = []
     for tower in _towers(inputs):
@@ -228,58 +227,58 @@ def chunks_with_all_graphs(model, inputs, loss_fn, chunk_size):
     return loss_fn(*reps)
 
 
-@wrong("compute_loss")
+@wrong("compute_loss", "towers swapped")
 def towers_swapped(model, inputs, loss_fn, chunk_size):
     return gclib.grad_cache_loss([model, model], _towers(inputs)[::-1], loss_fn, chunk_size=chunk_size)
 
 
-@wrong("compute_loss")
+@wrong("compute_loss", "chunks twice as large")
 def chunk_size_twice(model, inputs, loss_fn, chunk_size):
     return gclib.grad_cache_loss([model, model], _towers(inputs), loss_fn, chunk_size=2 * chunk_size)
 
 
-@wrong("compute_loss")
+@wrong("compute_loss", "mask left out")
 def masks_left_out(model, inputs, loss_fn, chunk_size):
     towers = [{"ids": t["ids"], "mask": torch.ones_like(t["mask"])} for t in _towers(inputs)]
     return gclib.grad_cache_loss([model, model], towers, loss_fn, chunk_size=chunk_size)
 
 
-@wrong("compute_loss")
+@wrong("compute_loss", "divided by the chunks")
 def a_mean_over_chunks(model, inputs, loss_fn, chunk_size):
     loss = gclib.grad_cache_loss([model, model], _towers(inputs), loss_fn, chunk_size=chunk_size)
     return loss / math.ceil(len(inputs["query_ids"]) / chunk_size)
 
 
-@wrong("compute_loss")
+@wrong("compute_loss", "cut off from the model")
 def without_a_graph(model, inputs, loss_fn, chunk_size):
     with torch.no_grad():
         queries, passages = _towers(inputs)
         return loss_fn(model(**queries), model(**passages))
 
 
-@wrong("compute_loss")
+@wrong("compute_loss", "names of the collator")
 def whole_dictionary_for_each_tower(model, inputs, loss_fn, chunk_size):
     return gclib.grad_cache_loss([model, model], [inputs, inputs], loss_fn, chunk_size=chunk_size)
 
 
-@wrong("compute_loss")
+@wrong("compute_loss", "every graph kept")
 def all_graphs_retained(model, inputs, loss_fn, chunk_size):
     chunks = 2 * math.ceil(len(inputs["query_ids"]) / chunk_size)
     return gclib.grad_cache_loss([model, model], _towers(inputs), loss_fn, chunk_size=chunk_size, retain_chunks=chunks)
 
 
-@wrong("compute_loss")
+@wrong("compute_loss", "queries twice")
 def queries_twice(model, inputs, loss_fn, chunk_size):
     queries, _ = _towers(inputs)
     return gclib.grad_cache_loss([model, model], [queries, queries], loss_fn, chunk_size=chunk_size)
 
 
-@wrong("compute_loss")
+@wrong("compute_loss", "another mode")
 def model_in_eval_mode(model, inputs, loss_fn, chunk_size):
     return gclib.grad_cache_loss([model.eval()] * 2, _towers(inputs), loss_fn, chunk_size=chunk_size)
 
 
-@wrong("compute_loss")
+@wrong("compute_loss", "one tower without gradient")
 def passages_without_gradient(model, inputs, loss_fn, chunk_size):
     queries, passages = _towers(inputs)
     with torch.no_grad():
@@ -305,94 +304,94 @@ def lora_bytes_of_numpy(base_weights, base_bytes, shapes, rank):
     return base_weights * base_bytes + int(np.array(shapes, dtype=np.int64).sum()) * rank * 4 * 4
 
 
-@wrong("bytes_with_lora")
+@wrong("bytes_with_lora", "twelve bytes a weight")
 def gradients_forgotten(base_weights, base_bytes, shapes, rank):
     return base_weights * base_bytes + 12 * rank * sum(o + i for o, i in shapes)
 
 
-@wrong("bytes_with_lora")
+@wrong("bytes_with_lora", "states forgotten")
 def states_forgotten(base_weights, base_bytes, shapes, rank):
     return base_weights * base_bytes + 8 * rank * sum(o + i for o, i in shapes)
 
 
-@wrong("bytes_with_lora")
+@wrong("bytes_with_lora", "weights alone")
 def weights_alone(base_weights, base_bytes, shapes, rank):
     return base_weights * base_bytes + 4 * rank * sum(o + i for o, i in shapes)
 
 
-@wrong("bytes_with_lora")
+@wrong("bytes_with_lora", "the base trained")
 def base_trained_too(base_weights, base_bytes, shapes, rank):
     return 4 * base_weights * base_bytes + 16 * rank * sum(o + i for o, i in shapes)
 
 
-@wrong("bytes_with_lora")
+@wrong("bytes_with_lora", "gradients for the base")
 def base_with_gradients(base_weights, base_bytes, shapes, rank):
     return 2 * base_weights * base_bytes + 16 * rank * sum(o + i for o, i in shapes)
 
 
-@wrong("bytes_with_lora")
+@wrong("bytes_with_lora", "whole matrices trained")
 def whole_matrices(base_weights, base_bytes, shapes, rank):
     return base_weights * base_bytes + 16 * sum(o * i for o, i in shapes)
 
 
-@wrong("bytes_with_lora")
+@wrong("bytes_with_lora", "a whole matrix times the rank")
 def product_times_rank(base_weights, base_bytes, shapes, rank):
     return base_weights * base_bytes + 16 * rank * sum(o * i for o, i in shapes)
 
 
-@wrong("bytes_with_lora")
+@wrong("bytes_with_lora", "the other factor of two")
 def one_factor(base_weights, base_bytes, shapes, rank):
     return base_weights * base_bytes + 16 * rank * sum(o for o, i in shapes)
 
 
-@wrong("bytes_with_lora")
+@wrong("bytes_with_lora", "one factor of two")
 def the_other_factor(base_weights, base_bytes, shapes, rank):
     return base_weights * base_bytes + 16 * rank * sum(i for o, i in shapes)
 
 
-@wrong("bytes_with_lora")
+@wrong("bytes_with_lora", "states forgotten")
 def adapters_in_the_bases_bytes(base_weights, base_bytes, shapes, rank):
     return base_weights * base_bytes + 4 * base_bytes * rank * sum(o + i for o, i in shapes)
 
 
-@wrong("bytes_with_lora")
+@wrong("bytes_with_lora", "twelve bytes a weight")
 def one_state(base_weights, base_bytes, shapes, rank):
     return base_weights * base_bytes + (4 + 4 + 4) * rank * sum(i + o for o, i in shapes)
 
 
-@wrong("bytes_with_lora")
+@wrong("bytes_with_lora", "the base forgotten")
 def base_forgotten(base_weights, base_bytes, shapes, rank):
     return 16 * rank * sum(o + i for o, i in shapes)
 
 
-@wrong("bytes_with_lora")
+@wrong("bytes_with_lora", "numbers, not bytes")
 def numbers_for_bytes(base_weights, base_bytes, shapes, rank):
     return base_weights + 4 * rank * sum(o + i for o, i in shapes)
 
 
-@wrong("bytes_with_lora")
+@wrong("bytes_with_lora", "rank forgotten")
 def rank_forgotten(base_weights, base_bytes, shapes, rank):
     return base_weights * base_bytes + 16 * sum(o + i for o, i in shapes)
 
 
-@wrong("bytes_with_lora")
+@wrong("bytes_with_lora", "rank by rank")
 def rank_squared(base_weights, base_bytes, shapes, rank):
     return base_weights * base_bytes + 16 * rank**2 * len(shapes)
 
 
-@wrong("bytes_with_lora")
+@wrong("bytes_with_lora", "the first matrix for all")
 def first_matrix_for_all(base_weights, base_bytes, shapes, rank):
     out, into = shapes[0]
     return base_weights * base_bytes + 16 * rank * (out + into) * len(shapes)
 
 
-@wrong("bytes_with_lora")
+@wrong("bytes_with_lora", "adapters instead of the base")
 def base_less_the_adapted(base_weights, base_bytes, shapes, rank):
     frozen = base_weights - sum(o * i for o, i in shapes)
     return frozen * base_bytes + 16 * rank * sum(o + i for o, i in shapes)
 
 
-@wrong("bytes_with_lora")
+@wrong("bytes_with_lora", "a float for an int")
 def bytes_as_float(base_weights, base_bytes, shapes, rank):
     return float(base_weights * base_bytes + 16 * rank * sum(o + i for o, i in shapes))
 
@@ -471,67 +470,67 @@ def _updates(setup, batches, *, clear="each", unscale="before", clip=True, step=
         setup.scaler.update()
 
 
-@wrong("scaled_updates")
+@wrong("scaled_updates", "old gradients kept")
 def never_cleared(setup, batches):
     _updates(setup, batches, clear="never")
 
 
-@wrong("scaled_updates")
+@wrong("scaled_updates", "old gradients kept")
 def cleared_once(setup, batches):
     _updates(setup, batches, clear="first")
 
 
-@wrong("scaled_updates")
+@wrong("scaled_updates", "update without a step")
 def cleared_after_the_backward(setup, batches):
     _updates(setup, batches, clear="after backward")
 
 
-@wrong("scaled_updates")
+@wrong("scaled_updates", "clipped while scaled")
 def clipped_while_scaled(setup, batches):
     _updates(setup, batches, unscale="never")
 
 
-@wrong("scaled_updates")
+@wrong("scaled_updates", "clipped while scaled")
 def clipped_before_unscaling(setup, batches):
     _updates(setup, batches, unscale="after")
 
 
-@wrong("scaled_updates")
+@wrong("scaled_updates", "not clipped")
 def not_clipped(setup, batches):
     _updates(setup, batches, clip=False)
 
 
-@wrong("scaled_updates")
+@wrong("scaled_updates", "not clipped")
 def not_clipped_nor_unscaled(setup, batches):
     _updates(setup, batches, clip=False, unscale="never")
 
 
-@wrong("scaled_updates")
+@wrong("scaled_updates", "the optimizer's own step")
 def optimizer_steps_itself(setup, batches):
     _updates(setup, batches, step="optimizer")
 
 
-@wrong("scaled_updates")
+@wrong("scaled_updates", "an update that was not ended")
 def no_update_of_the_scale(setup, batches):
     _updates(setup, batches, update="never")
 
 
-@wrong("scaled_updates")
+@wrong("scaled_updates", "an update that was not ended")
 def updated_at_the_end(setup, batches):
     _updates(setup, batches, update="end")
 
 
-@wrong("scaled_updates")
+@wrong("scaled_updates", "no step taken")
 def no_step(setup, batches):
     _updates(setup, batches, step="none")
 
 
-@wrong("scaled_updates")
+@wrong("scaled_updates", "never scaled")
 def not_scaled(setup, batches):
     _updates(setup, batches, scale=False)
 
 
-@wrong("scaled_updates")
+@wrong("scaled_updates", "scale not updated")
 def no_scaler_at_all(setup, batches):
     for batch in batches:
         setup.optimizer.zero_grad()
@@ -540,7 +539,7 @@ def no_scaler_at_all(setup, batches):
         setup.optimizer.step()
 
 
-@wrong("scaled_updates")
+@wrong("scaled_updates", "clipped number by number")
 def clipped_by_value(setup, batches):
     for batch in batches:
         setup.optimizer.zero_grad()
@@ -551,7 +550,7 @@ def clipped_by_value(setup, batches):
         setup.scaler.update()
 
 
-@wrong("scaled_updates")
+@wrong("scaled_updates", "clipped one by one")
 def clipped_one_by_one(setup, batches):
     for batch in batches:
         setup.optimizer.zero_grad()
@@ -563,7 +562,7 @@ def clipped_one_by_one(setup, batches):
         setup.scaler.update()
 
 
-@wrong("scaled_updates")
+@wrong("scaled_updates", "one update for all batches")
 def accumulated_over_all_batches(setup, batches):
     setup.optimizer.zero_grad()
     for batch in batches:
@@ -574,7 +573,7 @@ def accumulated_over_all_batches(setup, batches):
     setup.scaler.update()
 
 
-@wrong("scaled_updates")
+@wrong("scaled_updates", None)
 def always_clipped_to_the_norm(setup, batches):
     for batch in batches:
         setup.optimizer.zero_grad()
@@ -587,7 +586,7 @@ def always_clipped_to_the_norm(setup, batches):
         setup.scaler.update()
 
 
-@wrong("scaled_updates")
+@wrong("scaled_updates", "not clipped")
 def clipped_after_the_step(setup, batches):
     for batch in batches:
         setup.optimizer.zero_grad()
