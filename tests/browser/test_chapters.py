@@ -30,17 +30,22 @@ def test_memory_lab_redraws_runs_and_stops(open_chapter):
     assert notebook.errors() == []
     lab = notebook.page.locator(".gclib-memory-lab").first
     forecast, status = lab.locator(".gclib-forecast"), lab.locator(".gclib-status")
-    picture = lab.locator(".gclib-picture img")
-    wait_until(lambda: picture.count() == 1, forecast.inner_text)
+    peak, cursor = lab.locator("[data-part=peak]"), lab.locator("[data-part=cursor]")
+    wait_until(lambda: "bytes" in peak.inner_text(), forecast.inner_text)
 
-    text_before, picture_before = forecast.inner_text(), picture.get_attribute("src")
+    text_before, peak_before = forecast.inner_text(), peak.inner_text()
     notebook.press_on_slider(lab.locator(".gclib-chunk"), "ArrowRight")
     wait_until(lambda: forecast.inner_text() != text_before, forecast.inner_text)
-    wait_until(lambda: picture.get_attribute("src") != picture_before, forecast.inner_text)
+    wait_until(lambda: peak.inner_text() != peak_before, peak.inner_text)
+    assert peak.inner_text().split(" (")[0] == forecast.inner_text().split(":")[0]  # the page's peak is Python's
+    cursor.press("Home")
+    cursor.press("PageDown")
+    assert "first forward, queries, chunk 2 of" in cursor.get_attribute("aria-valuetext")
 
     lab.locator(".gclib-run").click()
     wait_until(lambda: status.inner_text().startswith("Finished in"), status.inner_text)
     assert "exactly as forecast" in status.inner_text()
+    wait_until(lambda: lab.locator("path.gclib-live").count() == 1, status.inner_text)
     if "GCLIB_PICTURE" in os.environ:
         lab.screenshot(path=os.environ["GCLIB_PICTURE"])
 

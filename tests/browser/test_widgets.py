@@ -35,7 +35,7 @@ AuditLab(encoders, texts, ContrastiveLoss(0.1, learnable=True), seed=2)""",
 
 
 # What a person can work. A number's readout is a field too; a choice's is not, as typing there does nothing.
-CONTROLS = "button, select, input, textarea, .noUi-handle, [role=textbox]"
+CONTROLS = "button, select, input, textarea, summary, [role=slider], [role=textbox]"
 LOOKS = "looks = element => (({outlineStyle, outlineWidth}) => [outlineStyle, outlineWidth])(getComputedStyle(element))"
 LIST_CONTROLS = f"""selector => {{
     const all = [...document.querySelectorAll(".jp-Notebook .jp-OutputArea")].flatMap(
