@@ -67,7 +67,7 @@ def line(batches, peaks, batch_size):
 
 
 right("predict_peak")(lambda b, p, n, P: line(b, p, n) - 8 * P)
-right("predict_peak")(lambda b, p, n, P: p[1] + (p[1] - p[0]) // (b[1] - b[0]) * (n - b[1]) - 2 * 4 * P)
+wrong("predict_peak", "?", "slope cut")(lambda b, p, n, P: p[1] + (p[1] - p[0]) // (b[1] - b[0]) * (n - b[1]) - 8 * P)
 right("predict_peak")(lambda b, p, n, P: int(line(b, p, n)) - 8 * P)
 right("predict_peak")(lambda b, p, n, P: (p[0] * (b[1] - n) + p[1] * (n - b[0])) // (b[1] - b[0]) - 8 * P)
 right("predict_peak")(lambda b, p, n, P: np.interp(0, [0], [0]) + line(b, p, n) - 8 * P)
@@ -134,7 +134,7 @@ wrong("largest_batch_that_fits", "?", "fixed added")(lambda f, a, m: (m + f) // 
 wrong("largest_batch_that_fits", "?", "strictly less")(lambda f, a, m: max(0, (m - f - 1) // a))
 wrong("largest_batch_that_fits", "?", "one less")(lambda f, a, m: max(0, (m - f) // a - 1))
 wrong("largest_batch_that_fits", "?", "int of division")(lambda f, a, m: int((m - f) / a))
-wrong("largest_batch_that_fits", "?", "max(0, int of division)")(lambda f, a, m: max(0, int((m - f) / a)))
+right("largest_batch_that_fits")(lambda f, a, m: max(0, int((m - f) / a)))
 wrong("largest_batch_that_fits", "?", "float floor")(lambda f, a, m: max(0, (m - f) // float(a)))
 wrong("largest_batch_that_fits", "?", "at least 1")(lambda f, a, m: max(1, (m - f) // a))
 wrong("largest_batch_that_fits", "?", "fixed per row")(lambda f, a, m: m // (f + a))

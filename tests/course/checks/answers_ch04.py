@@ -22,24 +22,24 @@ def own(q, p):
     )
 
 
-right("passage_gradient")(lambda q, p, t: (probabilities(q, p, t) - own(q, p)).T @ q / (len(q) * t))
+right("representation_gradient")(lambda q, p, t: (probabilities(q, p, t) - own(q, p)).T @ q / (len(q) * t))
 
 
-@right("passage_gradient")
+@right("representation_gradient")
 def subtracted(q, p, t):
     grads = probabilities(q, p, t).T @ q
     grads[:: len(p) // len(q)] -= q
     return grads / (len(q) * t)
 
 
-@right("passage_gradient")
+@right("representation_gradient")
 def labelled(q, p, t):
     P = torch.softmax(q @ p.T / t, -1)
     P[torch.arange(len(q)), torch.arange(len(q)) * (len(p) // len(q))] -= 1
     return P.T @ q / t / len(q)
 
 
-@right("passage_gradient")
+@right("representation_gradient")
 def loop(q, p, t):
     P, group = probabilities(q, p, t), len(p) // len(q)
     rows = [
@@ -48,12 +48,12 @@ def loop(q, p, t):
     return torch.stack(rows) / (len(q) * t)
 
 
-@right("passage_gradient")
+@right("representation_gradient")
 def in_double(q, p, t):
     return subtracted(q.double(), p.double(), t)
 
 
-@right("passage_gradient")
+@right("representation_gradient")
 def shifted(q, p, t):
     z = q @ p.T / t
     e = (z - z.amax(1, keepdim=True)).exp()
@@ -61,65 +61,67 @@ def shifted(q, p, t):
     return torch.einsum("ij,id->jd", P, q) / (len(q) * t)
 
 
-wrong("passage_gradient", "?", "queries' gradient")(
+wrong("representation_gradient", "?", "queries' gradient")(
     lambda q, p, t: (probabilities(q, p, t) - own(q, p)) @ p / (len(q) * t)
 )
-wrong("passage_gradient", "?", "no tau")(lambda q, p, t: (probabilities(q, p, t) - own(q, p)).T @ q / len(q))
-wrong("passage_gradient", "?", "no B")(lambda q, p, t: (probabilities(q, p, t) - own(q, p)).T @ q / t)
-wrong("passage_gradient", "?", "divided by N")(
+wrong("representation_gradient", "?", "no tau")(lambda q, p, t: (probabilities(q, p, t) - own(q, p)).T @ q / len(q))
+wrong("representation_gradient", "?", "no B")(lambda q, p, t: (probabilities(q, p, t) - own(q, p)).T @ q / t)
+wrong("representation_gradient", "?", "divided by N")(
     lambda q, p, t: (probabilities(q, p, t) - own(q, p)).T @ q / (len(p) * t)
 )
-wrong("passage_gradient", "?", "times tau")(lambda q, p, t: (probabilities(q, p, t) - own(q, p)).T @ q * t / len(q))
-wrong("passage_gradient", "?", "sign")(lambda q, p, t: (own(q, p) - probabilities(q, p, t)).T @ q / (len(q) * t))
-wrong("passage_gradient", "?", "no positive")(lambda q, p, t: probabilities(q, p, t).T @ q / (len(q) * t))
-wrong("passage_gradient", "?", "positive only")(lambda q, p, t: -own(q, p).T @ q / (len(q) * t))
-wrong("passage_gradient", "?", "softmax over columns")(
+wrong("representation_gradient", "?", "times tau")(
+    lambda q, p, t: (probabilities(q, p, t) - own(q, p)).T @ q * t / len(q)
+)
+wrong("representation_gradient", "?", "sign")(lambda q, p, t: (own(q, p) - probabilities(q, p, t)).T @ q / (len(q) * t))
+wrong("representation_gradient", "?", "no positive")(lambda q, p, t: probabilities(q, p, t).T @ q / (len(q) * t))
+wrong("representation_gradient", "?", "positive only")(lambda q, p, t: -own(q, p).T @ q / (len(q) * t))
+wrong("representation_gradient", "?", "softmax over columns")(
     lambda q, p, t: ((q @ p.T / t).softmax(0) - own(q, p)).T @ q / (len(q) * t)
 )
-wrong("passage_gradient", "?", "no temperature in softmax")(
+wrong("representation_gradient", "?", "no temperature in softmax")(
     lambda q, p, t: ((q @ p.T).softmax(1) - own(q, p)).T @ q / (len(q) * t)
 )
-wrong("passage_gradient", "?", "first B are the positives")(
+wrong("representation_gradient", "?", "first B are the positives")(
     lambda q, p, t: (probabilities(q, p, t) - torch.eye(len(q), len(p), dtype=q.dtype)).T @ q / (len(q) * t)
 )
-wrong("passage_gradient", "?", "-q for the whole group")(
+wrong("representation_gradient", "?", "-q for the whole group")(
     lambda q, p, t: (
         (probabilities(q, p, t) - torch.eye(len(q), dtype=q.dtype).repeat_interleave(len(p) // len(q), 1)).T
         @ q
         / (len(q) * t)
     )
 )
-wrong("passage_gradient", "?", "exp")(
+wrong("representation_gradient", "?", "exp")(
     lambda q, p, t: ((q @ p.T / t).exp() / (q @ p.T / t).exp().sum(1, keepdim=True) - own(q, p)).T @ q / (len(q) * t)
 )
-wrong("passage_gradient", "?", "logits")(lambda q, p, t: (q @ p.T / t - own(q, p)).T @ q / (len(q) * t))
-wrong("passage_gradient", "?", "not transposed")(
+wrong("representation_gradient", "?", "logits")(lambda q, p, t: (q @ p.T / t - own(q, p)).T @ q / (len(q) * t))
+wrong("representation_gradient", "?", "not transposed")(
     lambda q, p, t: (probabilities(q, p, t) - own(q, p)) @ q / (len(q) * t)
 )
-wrong("passage_gradient", "?", "normalised")(
+wrong("representation_gradient", "?", "normalised")(
     lambda q, p, t: subtracted(torch.nn.functional.normalize(q, dim=1), torch.nn.functional.normalize(p, dim=1), t)
 )
-wrong("passage_gradient", "?", "p subtracted")(lambda q, p, t: (probabilities(q, p, t).T @ q - p) / (len(q) * t))
-wrong("passage_gradient", "?", "notebook's line, K forgotten")(
+wrong("representation_gradient", "?", "p subtracted")(lambda q, p, t: (probabilities(q, p, t).T @ q - p) / (len(q) * t))
+wrong("representation_gradient", "?", "notebook's line, K forgotten")(
     lambda q, p, t: (probabilities(q, p, t).T @ q - q) / (len(q) * t)
 )
-wrong("passage_gradient", "?", "divisor on the softmax part only")(
+wrong("representation_gradient", "?", "divisor on the softmax part only")(
     lambda q, p, t: probabilities(q, p, t).T @ q / (len(q) * t) - own(q, p).T @ q
 )
-wrong("passage_gradient", "?", "numpy")(lambda q, p, t: subtracted(q, p, t).numpy())
-wrong("passage_gradient", "?", "both")(
+wrong("representation_gradient", "?", "numpy")(lambda q, p, t: subtracted(q, p, t).numpy())
+wrong("representation_gradient", "?", "both")(
     lambda q, p, t: ((probabilities(q, p, t) - own(q, p)) @ p / (len(q) * t), subtracted(q, p, t))
 )
 
 
-@wrong("passage_gradient", "?", "autograd")
+@wrong("representation_gradient", "?", "autograd")
 def autograd(q, p, t):
     p = p.detach().clone().requires_grad_()
     torch.nn.functional.cross_entropy(q @ p.T / t, torch.arange(len(q)) * (len(p) // len(q))).backward()
     return p.grad
 
 
-@wrong("passage_gradient", "?", "in place")
+@wrong("representation_gradient", "?", "in place")
 def changes_queries(q, p, t):
     P = probabilities(q, p, t) - own(q, p)
     return P.T @ q.div_(len(q) * t)
