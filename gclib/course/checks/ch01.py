@@ -152,6 +152,13 @@ def _sharp_reps(rng: np.random.Generator) -> Inputs:
     return inputs | {"passage_reps": close}
 
 
+def _close_reps(rng: np.random.Generator) -> Inputs:
+    """All texts nearly alike, as a fresh encoder has them, at a low temperature: all logits are large together."""
+    inputs = _ordinary_reps(rng) | {"temperature": round(float(rng.uniform(0.004, 0.006)), 4)}
+    axis = F.normalize(torch.ones(inputs["query_reps"].shape[1]), dim=0)
+    return inputs | {name: F.normalize(axis + 0.1 * inputs[name], dim=1) for name in _TOWERS}
+
+
 def _reference_info_nce(query_reps: Tensor, passage_reps: Tensor, temperature: float) -> Tensor:
     logits = query_reps.double() @ passage_reps.double().T / temperature
     return (logits.logsumexp(dim=1) - logits.diagonal()).mean().float()
@@ -182,7 +189,7 @@ info_nce = Exercise(
     spec="the loss of equation (1), averaged over the B queries; passage i is the positive of query i (a scalar).",
     line_budget=3,
     oracle=_reference_info_nce,
-    makers=(_ordinary_reps, _long_reps, _sharp_reps),
+    makers=(_ordinary_reps, _long_reps, _sharp_reps, _close_reps),
     differentiable=True,
     without=frozenset({"contrastive_loss", "ContrastiveLoss"}),
     atol=1e-3,  # logits of 200 carry float32 rounding of 1e-5 each
@@ -246,16 +253,10 @@ info_nce = Exercise(
             lambda q, p, t: _cross_entropy((q.half() @ p.half().T / t).float()),
         ),
         Misconception(
-            "one maximum for all rows",
-            "It looks as if the largest logit of all is taken off every row: a row far below it underflows. Each row "
-            "has its own maximum (logsumexp and cross_entropy see to that).",
+            "one number taken off all rows",
+            "It looks as if one number is taken off all rows (the largest logit of all, or 1 / temperature): a row far "
+            "below it underflows. Each row has its own maximum (logsumexp and cross_entropy see to that).",
             lambda q, p, t: _overflowing(_logits(q, p, t) - _logits(q, p, t).max()),
-        ),
-        Misconception(
-            "1 taken off every cosine",
-            "It looks as if 1 / temperature is taken off every logit: no exponential overflows then, but they all may "
-            "underflow. Take off each row's own maximum.",
-            lambda q, p, t: _overflowing((q @ p.T - 1) / t),
         ),
         Misconception(
             "logits clamped",

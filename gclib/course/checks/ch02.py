@@ -455,7 +455,7 @@ largest_batch_that_fits = Exercise(
         Misconception(
             "not rounded",
             "A batch is a whole number of rows, and a part of a row does not fit: // rounds down.",
-            lambda f, r, b: max(0, (b - f) / r),
+            lambda f, r, b: (b - f) / r,
         ),
         Misconception(
             "rounded to the nearest",

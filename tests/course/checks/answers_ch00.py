@@ -37,9 +37,7 @@ wrong("tensor_bytes", "?", "max(1, bits//8)")(lambda shape, bits: math.prod(shap
 wrong("tensor_bytes", "?", "times 8")(lambda shape, bits: math.prod(shape) * bits * 8)
 wrong("tensor_bytes", "?", "MiB")(lambda shape, bits: math.prod(shape) * bits // 8 / 2**20)
 wrong("tensor_bytes", "?", "len")(lambda shape, bits: len(shape) * bits // 8)
-wrong("tensor_bytes", "?", "int32")(
-    lambda shape, bits: int(np.prod(np.array(shape, dtype=np.int32), dtype=np.int32)) * bits // 8
-)
+right("tensor_bytes")(lambda shape, bits: int(np.prod(np.array(shape, dtype=np.int32), dtype=np.int32)) * bits // 8)
 wrong("tensor_bytes", "?", "python list product forgets last")(
     lambda shape, bits: reduce(lambda a, b: a * b, shape[:-1], 1) * bits // 8
 )
