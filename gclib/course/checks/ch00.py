@@ -16,7 +16,7 @@ def _matrix(rng: np.random.Generator) -> Inputs:
 
 def _activations(rng: np.random.Generator) -> Inputs:
     shape = tuple(int(side) for side in rng.integers(2, 50, size=4))
-    return {"shape": shape, "bits": int(rng.choice([8, 16, 32]))}
+    return {"shape": shape, "bits": int(rng.choice([8, 16, 24, 32]))}
 
 
 def _packed(rng: np.random.Generator) -> Inputs:
@@ -50,6 +50,22 @@ tensor_bytes = Exercise(
             lambda shape, bits: math.prod(shape),
         ),
         Misconception(
+            "a whole byte for every number",
+            "Right for whole bytes. It looks as if a number that is smaller than a byte is given one: packed, only all "
+            "of them together fill whole bytes.",
+            lambda shape, bits: math.prod(shape) * -(-bits // 8),
+        ),
+        Misconception(
+            "first and last side only",
+            "It looks as if only the first and the last side are multiplied: all of them are.",
+            lambda shape, bits: (shape[0] * shape[-1] if shape else 1) * bits // 8,
+        ),
+        Misconception(
+            "sides counted",
+            "It looks as if the sides were counted: their product says how many numbers there are.",
+            lambda shape, bits: len(shape) * bits // 8,
+        ),
+        Misconception(
             "sides added",
             "It looks as if the sides of the shape are added: a table of 3 by 5 holds 15 numbers, not 8.",
             lambda shape, bits: sum(shape) * bits // 8,
@@ -57,7 +73,7 @@ tensor_bytes = Exercise(
         Misconception(
             "first side only",
             "It looks as if only the first side of the shape counts: a table holds a number for each row and column.",
-            lambda shape, bits: shape[0] * bits // 8,
+            lambda shape, bits: math.prod(shape[:1]) * bits // 8,
         ),
         Misconception(
             "two sides only",
@@ -89,7 +105,7 @@ tensor_bytes = Exercise(
     hints=(
         "First count the numbers in the tensor; then ask how many bytes one of them takes.",
         "The numbers are the product of the sides (math.prod(shape)); one of them takes bits / 8 bytes.",
-        "return math.prod(shape) * bits // 8",
+        "Divide by 8 last: a number may be smaller than a byte. // keeps an int.",
     ),
 )
 
@@ -97,10 +113,16 @@ tensor_bytes = Exercise(
 def _timeline(rng: np.random.Generator) -> Inputs:
     """Parameters that stay, and three kinds that rise and fall at different times."""
     events = int(rng.integers(8, 14))
-    kind_bytes = rng.integers(1_000, 90_000, size=(events, 4))
-    kind_bytes[:, 0] = 50_000
+    kind_bytes = rng.integers(10**9, 90 * 10**9, size=(events, 4)) | 1  # too large for float32 to count in ones
+    kind_bytes[:, 0] = 50 * 10**9
     kind_bytes[-1, 1:] = rng.integers(0, 100, size=3)
     return {"kind_bytes": torch.from_numpy(kind_bytes)}
+
+
+def _any_table(rng: np.random.Generator) -> Inputs:
+    """Few bytes in any order: the largest kind may stand beside the peak, and the least in the middle."""
+    events = int(rng.integers(3, 14))
+    return {"kind_bytes": torch.from_numpy(rng.integers(1_000, 90_000, size=(events, int(rng.integers(2, 7)))))}
 
 
 peak_bytes = Exercise(
@@ -109,7 +131,7 @@ peak_bytes = Exercise(
     spec="the peak: kind_bytes is a tensor of (moments, kinds); the most bytes live at any one moment (an int).",
     line_budget=2,
     oracle=lambda kind_bytes: max(sum(row) for row in kind_bytes.tolist()),
-    makers=(_timeline,),
+    makers=(_timeline, _any_table),
     rtol=0,
     atol=0,
     whole=True,
@@ -130,6 +152,36 @@ peak_bytes = Exercise(
             "the beginning, not the peak",
             "That is what is live at the first moment: most of a step's tensors are still to come.",
             lambda kind_bytes: int(kind_bytes[0].sum()),
+        ),
+        Misconception(
+            "the least, not the most",
+            "That is the least that is live at a moment: memory runs out at the most.",
+            lambda kind_bytes: int(kind_bytes.sum(dim=1).min()),
+        ),
+        Misconception(
+            "growth since the start",
+            "That is how far the peak stands above the first moment: what was there before counts too.",
+            lambda kind_bytes: int((kind_bytes.sum(dim=1) - kind_bytes[0].sum()).max()),
+        ),
+        Misconception(
+            "the moment of the largest kind",
+            "That is the moment at which one kind is largest: others may be small then. Add first, then look.",
+            lambda kind_bytes: int(kind_bytes[kind_bytes.amax(dim=1).argmax()].sum()),
+        ),
+        Misconception(
+            "the middle, not the peak",
+            "That is the moment in the middle: the peak may stand anywhere.",
+            lambda kind_bytes: int(kind_bytes[len(kind_bytes) // 2].sum()),
+        ),
+        Misconception(
+            "added in float32",
+            "Nearly: float32 has 24 bits for its digits, too few to count billions of bytes singly. Stay with ints.",
+            lambda kind_bytes: int(kind_bytes.float().sum(dim=1).max()),
+        ),
+        Misconception(
+            "every moment's sum",
+            "Those are the sums of all moments: the largest of them is asked for.",
+            lambda kind_bytes: kind_bytes.sum(dim=1),
         ),
         Misconception(
             "moments added",
@@ -165,6 +217,7 @@ peak_bytes = Exercise(
     hints=(
         "At one moment, what do the kinds come to together? And which moment is the worst?",
         "Add along a row (dim=1), then take the largest.",
-        "return int(kind_bytes.sum(dim=1).max())",
+        "Two reductions, one after the other: kinds of a moment first (dim=1), moments last. max(dim=...) would return "
+        "a pair; without dim it is one number.",
     ),
 )

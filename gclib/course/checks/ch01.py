@@ -41,6 +41,41 @@ chance_loss = Exercise(
     makers=(_some_hard_negatives, _no_hard_negatives),
     misconceptions=(
         Misconception(
+            "base 10, not e",
+            "That is the logarithm to base 10: nats are to base e, math.log.",
+            lambda batch_size, hard_negatives: math.log10(batch_size * (1 + hard_negatives)),
+        ),
+        Misconception(
+            "own group only",
+            "It looks as if a query chose among its own 1 + K passages: it meets those of all queries.",
+            lambda batch_size, hard_negatives: math.log(1 + hard_negatives),
+        ),
+        Misconception(
+            "no logarithm",
+            "That is the number of passages: the loss is minus the logarithm of the probability 1 / N.",
+            lambda batch_size, hard_negatives: batch_size * (1 + hard_negatives),
+        ),
+        Misconception(
+            "added over the queries",
+            "That is the sum over the B queries: the loss is their mean.",
+            lambda batch_size, hard_negatives: batch_size * math.log(batch_size * (1 + hard_negatives)),
+        ),
+        Misconception(
+            "divided by B once more",
+            "Every query has the same loss, so their mean is that loss: nothing is left to divide.",
+            lambda batch_size, hard_negatives: math.log(batch_size * (1 + hard_negatives)) / batch_size,
+        ),
+        Misconception(
+            "positive counted twice",
+            "There are N passages in the denominator, the positive among them: not N + 1.",
+            lambda batch_size, hard_negatives: math.log1p(batch_size * (1 + hard_negatives)),
+        ),
+        Misconception(
+            "factor outside the logarithm",
+            "1 + K belongs inside the logarithm: it multiplies the number of passages, and not the loss.",
+            lambda batch_size, hard_negatives: math.log(batch_size) * (1 + hard_negatives),
+        ),
+        Misconception(
             "hard negatives forgotten",
             "That is log B: each query is compared with its in-batch negatives and with all hard negatives.",
             lambda batch_size, hard_negatives: math.log(batch_size),
@@ -79,7 +114,7 @@ chance_loss = Exercise(
     hints=(
         "All logits equal: which probability does the softmax give to each of the N passages?",
         "The probability is 1 / N with N = B * (1 + K); the loss is -log of it.",
-        "return math.log(batch_size * (1 + hard_negatives))",
+        "Every row has the same loss, so the mean over rows changes nothing: one logarithm, of one product.",
     ),
 )
 
@@ -97,13 +132,31 @@ def _ordinary_reps(rng: np.random.Generator) -> Inputs:
     }
 
 
+def _long_reps(rng: np.random.Generator) -> Inputs:
+    """Representations of any length: no sentence says that they are normalised."""
+    inputs = _ordinary_reps(rng)
+    lengths = {name: torch.from_numpy(rng.uniform(0.5, 2.0, (len(inputs[name]), 1))).float() for name in _TOWERS}
+    return inputs | {name: inputs[name] * length for name, length in lengths.items()}
+
+
+_TOWERS = ("query_reps", "passage_reps")
+
+
 def _sharp_reps(rng: np.random.Generator) -> Inputs:
     """Close pairs at a low temperature: exp(logit) is beyond what float32 can hold, the loss is not."""
-    inputs = _ordinary_reps(rng) | {"temperature": round(float(rng.uniform(0.004, 0.006)), 4)}
+    inputs = _ordinary_reps(rng) | {"temperature": round(float(rng.uniform(0.002, 0.003)), 5)}
     queries = inputs["query_reps"]
     close = F.normalize(queries + 0.2 * _reps(rng, *queries.shape), dim=1)
     close[1] = F.normalize(queries[0] + 0.2 * _reps(rng, 1, queries.shape[1])[0], dim=0)
+    close[2] = -queries[2]  # one query is far from its own passage: a softmax of it is 0 in float32, its loss is not
     return inputs | {"passage_reps": close}
+
+
+def _close_reps(rng: np.random.Generator) -> Inputs:
+    """All texts nearly alike, as a fresh encoder has them, at a low temperature: all logits are large together."""
+    inputs = _ordinary_reps(rng) | {"temperature": round(float(rng.uniform(0.004, 0.006)), 4)}
+    axis = F.normalize(torch.ones(inputs["query_reps"].shape[1]), dim=0)
+    return inputs | {name: F.normalize(axis + 0.1 * inputs[name], dim=1) for name in _TOWERS}
 
 
 def _reference_info_nce(query_reps: Tensor, passage_reps: Tensor, temperature: float) -> Tensor:
@@ -125,18 +178,108 @@ def _without_positive(query_reps: Tensor, passage_reps: Tensor, temperature: flo
     return (others.logsumexp(dim=1) - logits.diagonal()).mean()
 
 
+def _overflowing(logits: Tensor) -> Tensor:
+    """The loss of these logits with exponentials as they are."""
+    return -(logits.exp().diagonal() / logits.exp().sum(dim=1)).log().mean()
+
+
 info_nce = Exercise(
     chapter=1,
     name="info_nce",
     spec="the loss of equation (1), averaged over the B queries; passage i is the positive of query i (a scalar).",
     line_budget=3,
     oracle=_reference_info_nce,
-    makers=(_ordinary_reps, _sharp_reps),
+    makers=(_ordinary_reps, _long_reps, _sharp_reps, _close_reps),
     differentiable=True,
     without=frozenset({"contrastive_loss", "ContrastiveLoss"}),
     atol=1e-3,  # logits of 200 carry float32 rounding of 1e-5 each
     gradient_error=1e-2,
     misconceptions=(
+        Misconception(
+            "logarithm of a softmax",
+            "Right at mild temperatures. A softmax is 0 in float32 where the own passage is far behind, and its "
+            "logarithm infinite: take both in one step (log_softmax, cross_entropy).",
+            lambda q, p, t: -_logits(q, p, t).softmax(dim=1).diagonal().log().mean(),
+        ),
+        Misconception(
+            "a loss for each query",
+            "Those are the queries' own losses: their mean is asked for.",
+            lambda q, p, t: _cross_entropy(_logits(q, p, t), reduction="none"),
+        ),
+        Misconception(
+            "both directions, added",
+            "It looks as if the loss of the passages, choosing among the queries, was added: equation (1) has one "
+            "direction.",
+            lambda q, p, t: _cross_entropy(_logits(q, p, t)) + _cross_entropy(_logits(p, q, t)),
+        ),
+        Misconception(
+            "queries normalised",
+            "It looks as if the queries are normalised once more: equation (1) takes them as they come.",
+            lambda q, p, t: _cross_entropy(_logits(F.normalize(q, dim=1), p, t)),
+        ),
+        Misconception(
+            "passage 0 right for all",
+            "It looks as if passage 0 is the right answer for every query: passage i belongs to query i.",
+            lambda q, p, t: F.cross_entropy(_logits(q, p, t), torch.zeros(len(q), dtype=torch.long)),
+        ),
+        Misconception(
+            "distances instead of dot products",
+            "It looks as if distances are compared: equation (1) has dot products.",
+            lambda q, p, t: _cross_entropy(-torch.cdist(q, p) / t),
+        ),
+        Misconception(
+            "a yes or no for each pair",
+            "That is a binary cross entropy over all pairs: the softmax runs over each query's row.",
+            lambda q, p, t: F.binary_cross_entropy_with_logits(_logits(q, p, t), torch.eye(len(q))),
+        ),
+        Misconception(
+            "divided by the root of the width",
+            "It looks as if the logits are divided by the root of D, as in attention: only the temperature divides.",
+            lambda q, p, t: _cross_entropy(_logits(q, p, t * q.shape[1] ** 0.5)),
+        ),
+        Misconception(
+            "positives added, not averaged",
+            "The denominators are averaged, but the positives' logits are added: both are means over the B queries.",
+            lambda q, p, t: _logits(q, p, t).logsumexp(dim=1).mean() - (q * p).sum() / t,
+        ),
+        Misconception(
+            "passages detached",
+            "The value is right, but the passages are detached: both towers learn from this loss.",
+            lambda q, p, t: _cross_entropy(_logits(q, p.detach(), t)),
+        ),
+        Misconception(
+            "half precision",
+            "Nearly: it looks as if the logits were computed in half precision, too coarse at low temperatures.",
+            lambda q, p, t: _cross_entropy((q.half() @ p.half().T / t).float()),
+        ),
+        Misconception(
+            "one number taken off all rows",
+            "It looks as if one number is taken off all rows (the largest logit of all, or 1 / temperature): a row far "
+            "below it underflows. Each row has its own maximum (logsumexp and cross_entropy see to that).",
+            lambda q, p, t: _overflowing(_logits(q, p, t) - _logits(q, p, t).max()),
+        ),
+        Misconception(
+            "logits clamped",
+            "It looks as if large logits are cut (clamp): then they are others.",
+            lambda q, p, t: _cross_entropy(_logits(q, p, t).clamp(-80, 80)),
+        ),
+        *(
+            Misconception(
+                "a small number inside the logarithm",
+                f"It looks as if {small:g} is added inside the logarithm: it hides the underflow, and the loss can't "
+                "grow beyond it. Take the logarithm of the softmax in one step.",
+                lambda q, p, t, small=small: -(_logits(q, p, t).softmax(1).diagonal() + small).log().mean(),
+            )
+            for small in (1e-12, 1e-10, 1e-8, 1e-6)
+        ),
+        *(
+            Misconception(
+                "temperature kept away from 0",
+                f"It looks as if the temperature is never below {least:g}: it is asked to survive low ones.",
+                lambda q, p, t, least=least: _cross_entropy(_logits(q, p, max(t, least))),
+            )
+            for least in (0.01, 0.05, 0.1)
+        ),
         Misconception(
             "multiplied by the temperature",
             "It looks as if the similarities are multiplied by the temperature: they are divided by it, so "
@@ -216,7 +359,8 @@ info_nce = Exercise(
     hints=(
         "First the B x B matrix of logits: every query with every passage, divided by the temperature.",
         "Row i is a classification among B passages whose right answer is i: which PyTorch loss does that?",
-        "logits = query_reps @ passage_reps.T / temperature, then F.cross_entropy(logits, torch.arange(B)).",
+        "It takes logits, not probabilities, and the number of the right column for each row. Look up what its second "
+        "argument is when row i's answer is i.",
     ),
 )
 
@@ -231,6 +375,31 @@ labels_with_hard_negatives = Exercise(
     ),
     makers=(_some_hard_negatives, _no_hard_negatives),
     misconceptions=(
+        Misconception(
+            "query 0 forgotten",
+            "Those begin with query 1: query 0 has its positive in column 0.",
+            lambda batch_size, hard_negatives: torch.arange(1, batch_size + 1) * (1 + hard_negatives),
+        ),
+        Misconception(
+            "the same column for all",
+            "Every query has its own positive, in another column.",
+            lambda batch_size, hard_negatives: torch.zeros(batch_size, dtype=torch.int64),
+        ),
+        Misconception(
+            "stretched to the last column",
+            "Those are spread from the first column to the last (linspace): the steps are 1 + K.",
+            lambda batch_size, hard_negatives: torch.linspace(0, batch_size * (1 + hard_negatives), batch_size).long(),
+        ),
+        Misconception(
+            "one-hot rows",
+            "Those are rows of zeros with a one: the number of the column is asked for.",
+            lambda batch_size, hard_negatives: torch.eye(batch_size).repeat_interleave(1 + hard_negatives, dim=1),
+        ),
+        Misconception(
+            "every passage's query",
+            "That says for each passage whose it is: for each query, the column of its positive is asked for.",
+            lambda batch_size, hard_negatives: torch.arange(batch_size).repeat_interleave(1 + hard_negatives),
+        ),
         Misconception(
             "labels without hard negatives",
             "Those are 0, 1, 2, ...: right without hard negatives, but with K > 0 column 1 is a hard negative.",
@@ -275,15 +444,18 @@ labels_with_hard_negatives = Exercise(
     hints=(
         "Write down the columns for B = 3 and K = 2: which of 0 ... 8 are positives?",
         "Each query brings 1 + K columns, its positive first: the positives are 0, 1 + K, 2 (1 + K), ...",
-        "return torch.arange(batch_size) * (1 + hard_negatives)",
+        "An arange in steps: where does it begin, where must it end, and of which dtype is it?",
     ),
 )
 
 
 def _texts_with_twins(rng: np.random.Generator) -> Inputs:
-    """Two equal queries, two equal positives, and two hard negatives that are right answers for somebody."""
+    """Two equal queries, two equal positives, and two hard negatives that are right answers for somebody.
+
+    And texts that are nearly the same, which is not the same: in capitals, with a blank behind, inside a longer one.
+    """
     batch, hard = int(rng.integers(6, 9)), int(rng.integers(1, 4))
-    first, second, third, fourth, fifth = rng.permutation(batch)[:5].tolist()
+    first, second, third, fourth, fifth, sixth = rng.permutation(batch)[:6].tolist()
     group = 1 + hard
     queries = [f"question {n}" for n in rng.permutation(100)[:batch].tolist()]
     passages = [f"answer {n}" for n in rng.permutation(1000)[: batch * group].tolist()]
@@ -291,6 +463,12 @@ def _texts_with_twins(rng: np.random.Generator) -> Inputs:
     passages[fourth * group] = passages[third * group]
     passages[fifth * group + 1] = passages[third * group]
     passages[third * group + 1] = passages[first * group]
+    queries[sixth] = queries[first].upper() if rng.integers(2) else queries[first] + " "
+    passages[sixth * group + 1] = (
+        passages[second * group].upper() if rng.integers(2) else passages[second * group] + " "
+    )
+    passages[second * group + 1] = f"an {passages[first * group]} or more"
+    passages[fourth * group + 1] = queries[fourth]
     return {"queries": queries, "passages": passages}
 
 
@@ -395,6 +573,74 @@ false_negative_mask = Exercise(
     note=_texts_of_first_difference,
     misconceptions=(
         Misconception(
+            "capitals ignored",
+            "It looks as if texts are compared without their capitals: the same text is asked for.",
+            lambda queries, passages: _reference_mask([q.lower() for q in queries], [p.lower() for p in passages]),
+        ),
+        Misconception(
+            "queries' capitals ignored",
+            "It looks as if queries are compared without their capitals: the same text is asked for.",
+            lambda queries, passages: _reference_mask([q.lower() for q in queries], passages),
+        ),
+        Misconception(
+            "passages' capitals ignored",
+            "It looks as if passages are compared without their capitals: the same text is asked for.",
+            lambda queries, passages: _reference_mask(queries, [p.lower() for p in passages]),
+        ),
+        Misconception(
+            "blanks ignored",
+            "It looks as if blanks at the ends are cut off first: the same text is asked for.",
+            lambda queries, passages: _reference_mask([q.strip() for q in queries], [p.strip() for p in passages]),
+        ),
+        Misconception(
+            "part of a text taken for it",
+            "It looks as if `in` compares the texts: a longer passage that holds a right answer is another text.",
+            lambda queries, passages: _mask(
+                queries,
+                passages,
+                lambda i, j, group: (
+                    j != i * group
+                    and any(q == queries[i] and passages[k * group] in passages[j] for k, q in enumerate(queries))
+                ),
+            ),
+        ),
+        Misconception(
+            "nothing masked",
+            "Nothing is masked: some queries are asked twice, and some right answers stand twice in this batch.",
+            lambda queries, passages: torch.zeros(len(queries), len(passages), dtype=torch.bool),
+        ),
+        Misconception(
+            "only the last of equal queries",
+            "It looks as if a dict keeps one positive for each text, the last one: equal queries have several.",
+            lambda queries, passages: _mask(
+                queries,
+                passages,
+                lambda i, j, group: (
+                    j != i * group
+                    and passages[j] == {q: passages[k * group] for k, q in enumerate(queries)}[queries[i]]
+                ),
+            ),
+        ),
+        Misconception(
+            "later queries only",
+            "It looks as if only later queries are looked at: an earlier one with the same text counts too.",
+            lambda queries, passages: _mask(
+                queries,
+                passages,
+                lambda i, j, group: (
+                    j != i * group
+                    and any(
+                        queries[k] == queries[i] and passages[k * group] == passages[j] for k in range(i, len(queries))
+                    )
+                ),
+            ),
+        ),
+        Misconception(
+            "column i spared",
+            "It looks as if column i is spared in row i (fill_diagonal_): the query's own positive is in i(1 + K).",
+            lambda queries, passages: _mask_with_positives(queries, passages).fill_diagonal_(False),
+        ),
+        Misconception(
             "positive masked",
             "The query's own positive is masked too: then the loss has no numerator, and is infinite.",
             _mask_with_positives,
@@ -462,7 +708,7 @@ false_negative_mask = Exercise(
         "answers to query i?",
         "For each query collect the set of right texts: the positives of all queries with its text. A passage is "
         "masked when its text is in that set, but for the query's own positive.",
-        "In a loop over the queries: right = {p for q, p in zip(queries, passages[::group]) if q == query}; then "
-        "mask[i] = torch.tensor([passage in right for passage in passages]); then mask[i, i * group] = False.",
+        "A dict from query text to the set of its positives' texts is made in one pass; then one row of the mask for "
+        "each query; at last the one cell that must stay False, in column i(1 + K).",
     ),
 )

@@ -3,14 +3,18 @@
 Letters: B texts, T tokens, P parameters. Bytes of float32 numbers, 4 each.
 """
 
+from collections.abc import Callable
+from fractions import Fraction
+
 import numpy as np
+import torch
 
 from .engine import Exercise, Misconception
 from .judging import Inputs
 
 
 def _model_with(rng: np.random.Generator, optimizer: str) -> Inputs:
-    return {"parameters": int(rng.integers(1_000, 200_000_000)), "optimizer": optimizer}
+    return {"parameters": int(rng.integers(1_000, 70_000_000_000)), "optimizer": optimizer}
 
 
 def _model_bytes(parameters: int, optimizer: str) -> int:
@@ -27,7 +31,35 @@ model_bytes = Exercise(
     line_budget=2,
     oracle=_model_bytes,
     makers=(lambda rng: _model_with(rng, "adamw"), lambda rng: _model_with(rng, "sgd")),
+    whole=True,
+    rtol=0,
+    atol=0,
     misconceptions=(
+        Misconception(
+            "optimizers swapped",
+            "It looks as if the two optimizers changed places: AdamW is the one that keeps two means.",
+            lambda parameters, optimizer: parameters * (8 if optimizer == "adamw" else 16),
+        ),
+        Misconception(
+            "states only",
+            "Those are the optimizer's states alone: weights and gradients are there too.",
+            lambda parameters, optimizer: parameters * (8 if optimizer == "adamw" else 0),
+        ),
+        Misconception(
+            "half of it",
+            "It is half of it: a float32 number takes 4 bytes, and two are there with any optimizer.",
+            lambda parameters, optimizer: parameters * (8 if optimizer == "adamw" else 4),
+        ),
+        Misconception(
+            "five numbers",
+            "It looks as if something was counted twice: a weight, a gradient, and with AdamW two means.",
+            lambda parameters, optimizer: parameters * (20 if optimizer == "adamw" else 12),
+        ),
+        Misconception(
+            "computed in float32",
+            "Nearly: a float32 counts no further than 16 million one by one. Python's ints do.",
+            lambda parameters, optimizer: int(torch.tensor(float(parameters)) * (16 if optimizer == "adamw" else 8)),
+        ),
         Misconception(
             "weights alone, or numbers for bytes",
             "Four times P: as bytes these are the weights alone, as numbers they are all of AdamW's. Training keeps a "
@@ -61,7 +93,8 @@ model_bytes = Exercise(
     hints=(
         "Count the numbers that are kept for each parameter, then their bytes.",
         "Weights 1, gradients 1, AdamW's two running means 2, plain SGD 0; 4 bytes each.",
-        'return 4 * parameters * {"adamw": 4, "sgd": 2}[optimizer]',
+        "One product of three: parameters, numbers for each, bytes of a number. Only the middle one asks the "
+        "optimizer.",
     ),
 )
 
@@ -87,7 +120,46 @@ attention_bytes = Exercise(
     line_budget=1,
     oracle=_attention,
     makers=(_attention_sizes,),
+    whole=True,
+    rtol=0,
+    atol=0,
     misconceptions=(
+        Misconception(
+            "half of the pairs",
+            "It looks as if each pair of tokens is counted once (a triangle): every token looks at every token, itself "
+            "included.",
+            lambda b, t, h, n: 2 * b * t * (t + 1) * h * n,
+        ),
+        Misconception(
+            "each pair of tokens once",
+            "It looks as if each pair of different tokens is counted once: every token looks at every token.",
+            lambda b, t, h, n: 2 * b * t * (t - 1) * h * n,
+        ),
+        Misconception(
+            "a token does not see itself",
+            "It looks as if a token does not look at itself: it does.",
+            lambda b, t, h, n: 4 * b * t * (t - 1) * h * n,
+        ),
+        Misconception(
+            "heads and layers added",
+            "Every layer has all its heads: multiply them.",
+            lambda b, t, h, n: 4 * b * t * t * (h + n),
+        ),
+        Misconception(
+            "twice the tokens",
+            "That is twice the tokens: every token against every token is their square.",
+            lambda b, t, h, n: 8 * b * t * h * n,
+        ),
+        Misconception(
+            "heads squared",
+            "The heads do not look at each other: they count once.",
+            lambda b, t, h, n: 4 * b * t * t * h * h * n,
+        ),
+        Misconception(
+            "all texts in one row",
+            "It looks as if all texts were one long row of tokens: a text's tokens look at their own text only.",
+            lambda b, t, h, n: 4 * (b * t) ** 2 * h * n,
+        ),
         Misconception(
             "linear in the tokens",
             "It looks as if each token had one weight. Every token looks at every token: T x T.",
@@ -134,19 +206,21 @@ attention_bytes = Exercise(
     hints=(
         "What is the shape of one layer's attention weights?",
         "(batch_size, heads, tokens, tokens) in each layer, 4 bytes a number.",
-        "return 4 * layers * batch_size * heads * tokens * tokens",
+        "Multiply that shape's sides, the layers and the bytes of a number. Which side stands there twice?",
     ),
 )
 
 
 def _two_peaks(rng: np.random.Generator) -> Inputs:
-    """Peaks of two batches on one line, and a third batch to predict."""
-    fixed, per_row = int(rng.integers(1_000, 900_000)), int(rng.integers(50, 9_000))
-    first, second = sorted(int(b) for b in rng.choice([8, 16, 32, 48, 64], 2, replace=False))
+    """Two peaks on one line, in any order, of a step with AdamW; the third batch may lie anywhere."""
+    parameters, per_row = int(rng.integers(1_000, 900_000)), int(rng.integers(50_000, 9_000_000))
+    first, second = (int(b) for b in rng.choice([8, 16, 32, 48, 65], 2, replace=False))
+    fixed = 12 * parameters + int(rng.integers(1_000, 300_000))
     return {
         "batches": (first, second),
         "peaks": (fixed + per_row * first, fixed + per_row * second),
-        "batch_size": int(rng.choice([7, 100, 512, 1000])),
+        "batch_size": int(rng.choice([7, 20, 100, 512, 1000])),
+        "parameters": parameters,
     }
 
 
@@ -154,83 +228,154 @@ def _a_fraction_a_row(rng: np.random.Generator) -> Inputs:
     """Peaks whose line rises by no whole number of bytes a row, and a batch far away."""
     inputs = _two_peaks(rng) | {"batch_size": int(rng.choice([512, 1000]))}
     (first, second), (low, high) = inputs["batches"], inputs["peaks"]
-    return inputs | {"peaks": (low, high + int(rng.integers(1, second - first)))}
+    return inputs | {"peaks": (low, high + int(rng.integers(1, abs(second - first))))}
 
 
-def _on_the_line(batches: tuple[int, int], peaks: tuple[int, int], batch_size: int) -> int:
-    weight = np.linalg.solve(np.array([[1.0, batches[0]], [1.0, batches[1]]]), np.array(peaks, dtype=float))
-    return round(weight[0] + weight[1] * batch_size)
+def _slope(batches: tuple[int, int], peaks: tuple[int, int]) -> float:
+    return (peaks[1] - peaks[0]) / (batches[1] - batches[0])
+
+
+def _on_the_line(batches: tuple[int, int], peaks: tuple[int, int], batch_size: int) -> float:
+    """The two-point form with fractions, rounded once."""
+    (first, second), (low, high) = batches, peaks
+    return float(Fraction(low * (second - batch_size) + high * (batch_size - first), second - first))
+
+
+def _off_the_line(change: Callable[[int], int]) -> Callable:
+    """The right line with another number of bytes than the 8 P of AdamW's states."""
+    return lambda batches, peaks, batch_size, parameters: _on_the_line(batches, peaks, batch_size) + change(parameters)
+
+
+def _less_states(line: Callable) -> Callable:
+    """Another line than the right one, and AdamW's states rightly taken off."""
+    return lambda batches, peaks, batch_size, parameters: line(batches, peaks, batch_size) - 8 * parameters
+
+
+def _with_and_without_states(name: str, message: str, line: Callable) -> list[Misconception]:
+    kept = f"{message} (And AdamW's states are still in it.)"
+    return [
+        Misconception(name, message, _less_states(line)),
+        Misconception(
+            f"{name}, AdamW's states kept", kept, lambda batches, peaks, n, parameters: line(batches, peaks, n)
+        ),
+    ]
 
 
 predict_peak = Exercise(
     chapter=2,
     name="predict_peak",
-    spec="peak of a naive step at batch_size, from its peaks at two batches: the peak is a line in the batch (bytes).",
-    line_budget=2,
-    oracle=_on_the_line,
+    spec="the peak in bytes at `batch_size` with plain SGD, from two peaks with AdamW at two other batches; a float32 "
+    "model with this many parameters.",
+    line_budget=3,
+    oracle=lambda batches, peaks, batch_size, parameters: _on_the_line(batches, peaks, batch_size) - 8 * parameters,
     makers=(_two_peaks, _a_fraction_a_row),
     misconceptions=(
         Misconception(
-            "through the origin",
-            "It looks as if the peak was proportional to the batch. A part of it, the model, is there at any batch: a "
-            "line does not have to go through 0.",
-            lambda b, p, x: p[1] / b[1] * x,
+            "AdamW's states kept",
+            "That is the peak with AdamW. Plain SGD keeps no states: what do AdamW's two means take?",
+            _off_the_line(lambda p: 0),
+        ),
+        *(
+            Misconception(
+                "other bytes for the states",
+                f"The line is right, but it looks as if {what} was taken off it: AdamW keeps two float32 numbers for "
+                "each parameter, 8 bytes, and SGD none. Weights stay, and gradients were not there at the peak.",
+                _off_the_line(lambda p, change=change: change * p),
+            )
+            for change, what in ((-4, "4 P"), (-12, "12 P"), (-16, "16 P"), (-2, "2 P"), (-32, "32 P"), (-1, "P"))
         ),
         Misconception(
-            "through the origin, from the smaller batch",
-            "It looks as if the smaller batch's peak was scaled up: that scales the model along with the activations.",
-            lambda b, p, x: p[0] / b[0] * x,
+            "states added",
+            "The states were added: plain SGD keeps none, so they are taken off.",
+            _off_the_line(lambda p: 8 * p),
         ),
         Misconception(
-            "slope alone",
-            "That is what the batch adds. The part that does not depend on it is missing.",
-            lambda b, p, x: (p[1] - p[0]) / (b[1] - b[0]) * x,
+            "states for every row",
+            "It looks as if the states were taken off for every row: they are there once.",
+            lambda b, p, n, parameters: _on_the_line(b, p, n) - 8 * parameters * n,
         ),
-        Misconception(
-            "started at the wrong point",
-            "The slope is right. From which batch did you walk along the line, and from which peak?",
-            lambda b, p, x: p[0] + (p[1] - p[0]) / (b[1] - b[0]) * x,
+        *_with_and_without_states(
+            "proportional to the batch",
+            "It looks as if the peak was proportional to the batch: what is there at any batch does not grow.",
+            lambda b, p, n: p[0] / b[0] * n,
         ),
-        Misconception(
-            "the two points mixed up",
-            "The slope is right, but the walk starts at one batch and at the other one's peak.",
-            lambda b, p, x: p[1] + (p[1] - p[0]) / (b[1] - b[0]) * (x - b[0]),
+        *_with_and_without_states(
+            "proportional to the batch, from the second",
+            "It looks as if the peak was proportional to the batch: what is there at any batch does not grow.",
+            lambda b, p, n: p[1] / b[1] * n,
         ),
-        Misconception(
-            "the two points mixed up, the other way round",
-            "The slope is right, but the walk starts at the larger batch and at the smaller one's peak.",
-            lambda b, p, x: p[0] + (p[1] - p[0]) / (b[1] - b[0]) * (x - b[1]),
+        *_with_and_without_states(
+            "intercept dropped",
+            "Those are the rows alone: what is there at any batch is missing.",
+            lambda b, p, n: _slope(b, p) * n,
         ),
-        Misconception(
+        *_with_and_without_states(
+            "the whole batch added to the first peak",
+            "It looks as if all rows were added to the first peak, which holds its own rows already.",
+            lambda b, p, n: p[0] + _slope(b, p) * n,
+        ),
+        *_with_and_without_states(
             "the whole batch added to the second peak",
-            "The slope is right, but the second peak holds batches[1] rows already: count only those beyond it.",
-            lambda b, p, x: p[1] + (p[1] - p[0]) / (b[1] - b[0]) * x,
+            "It looks as if all rows were added to the second peak, which holds its own rows already.",
+            lambda b, p, n: p[1] + _slope(b, p) * n,
         ),
-        Misconception(
-            "no further than the two batches",
-            "Outside of the two batches that stays at the nearer peak, as np.interp does. The line goes on.",
-            lambda b, p, x: float(np.interp(x, b, p)),
+        *_with_and_without_states(
+            "first peak, second batch",
+            "It looks as if the walk began at one point's peak with the other point's batch.",
+            lambda b, p, n: p[0] + _slope(b, p) * (n - b[1]),
         ),
-        Misconception(
+        *_with_and_without_states(
+            "second peak, first batch",
+            "It looks as if the walk began at one point's peak with the other point's batch.",
+            lambda b, p, n: p[1] + _slope(b, p) * (n - b[0]),
+        ),
+        *_with_and_without_states(
+            "slope upside down",
+            "It looks as if batches were divided by peaks: bytes a row are bytes over rows.",
+            lambda b, p, n: p[0] + (n - b[0]) / _slope(b, p),
+        ),
+        *_with_and_without_states(
+            "downhill",
+            "It looks as if the line falls: a larger batch takes more.",
+            lambda b, p, n: p[0] - _slope(b, p) * (n - b[0]),
+        ),
+        *_with_and_without_states(
+            "smaller peak, first batch",
+            "It looks as if the batches were taken to come in ascending order: they may come in any.",
+            lambda b, p, n: min(p) + abs(_slope(b, p)) * (n - b[0]),
+        ),
+        *_with_and_without_states(
+            "the mean of the two",
+            "That is the mean of the two peaks: walk along their line to the third batch.",
+            lambda b, p, n: sum(p) / 2,
+        ),
+        *_with_and_without_states(
+            "never beyond the two",
+            "It looks as if the line ends at the two points (np.interp does that): it goes on.",
+            lambda b, p, n: float(np.interp(n, sorted(b), sorted(p))),
+        ),
+        *_with_and_without_states(
             "slope cut to a whole number",
             "Right where a row takes a whole number of bytes. It looks as if // cut the slope: over many rows that "
-            "adds up. Divide with /.",
-            lambda b, p, x: p[0] + (p[1] - p[0]) // (b[1] - b[0]) * (x - b[0]),
+            "adds up.",
+            lambda b, p, n: p[0] + (p[1] - p[0]) // (b[1] - b[0]) * (n - b[0]),
         ),
-        Misconception(
-            "slope cut to a whole number, from the larger batch",
-            "Right where a row takes a whole number of bytes. It looks as if // cut the slope, and then the line "
-            "misses all batches but the one that it starts from. Divide with /.",
-            lambda b, p, x: p[1] + (p[1] - p[0]) // (b[1] - b[0]) * (x - b[1]),
+        *_with_and_without_states(
+            "slope cut to a whole number, from the second",
+            "Right where a row takes a whole number of bytes. It looks as if // cut the slope: over many rows that "
+            "adds up.",
+            lambda b, p, n: p[1] + (p[1] - p[0]) // (b[1] - b[0]) * (n - b[1]),
         ),
     ),
     hints=(
-        "Two points give a line: what does one row more cost?",
-        "The slope is (peaks[1] - peaks[0]) / (batches[1] - batches[0]); walk along it from either point.",
-        "return peaks[0] + slope * (batch_size - batches[0])",
+        "Two points give a line: what does one row more cost? And what of the rest is there because of AdamW?",
+        "Walk along the line from either point, (batch_size - batches[0]) rows at the slope; then take off what SGD "
+        "does not keep.",
+        "Exercise 1 says what each optimizer keeps for a parameter. Divide with /: a row need not take a "
+        "whole number of bytes.",
     ),
     rtol=1e-9,
-    atol=0.5,
+    atol=1.0,
 )
 
 
@@ -272,6 +417,32 @@ largest_batch_that_fits = Exercise(
     whole=True,
     misconceptions=(
         Misconception(
+            "the model added",
+            "It looks as if the fixed bytes are added to the budget: they are taken from it.",
+            lambda f, r, b: (b + f) // r,
+        ),
+        Misconception(
+            "one row less",
+            "One row too few: what is left over is never taken off the rows that fit.",
+            lambda f, r, b: max(0, (b - f) // r - 1),
+        ),
+        Misconception(
+            "one row more",
+            "One row too many.",
+            lambda f, r, b: max(0, (b - f) // r + 1),
+        ),
+        Misconception(
+            "distance instead of room",
+            "Right where the model fits. Where it is larger than the card there is no room at all (abs makes "
+            "room of it).",
+            lambda f, r, b: abs(b - f) // r,
+        ),
+        Misconception(
+            "model taken off the rows",
+            "It looks as if bytes are taken off a number of rows: take the fixed bytes off the budget, then divide.",
+            lambda f, r, b: max(0, b // r - f),
+        ),
+        Misconception(
             "the model forgotten",
             "It looks as if the whole card was there for the batch. Weights, gradients and optimizer are there first.",
             lambda f, r, b: b // r,
@@ -284,7 +455,7 @@ largest_batch_that_fits = Exercise(
         Misconception(
             "not rounded",
             "A batch is a whole number of rows, and a part of a row does not fit: // rounds down.",
-            lambda f, r, b: max(0, (b - f) / r),
+            lambda f, r, b: (b - f) / r,
         ),
         Misconception(
             "rounded to the nearest",
@@ -327,6 +498,7 @@ largest_batch_that_fits = Exercise(
     hints=(
         "First take off what is there at any batch.",
         "Divide what is left by one row's bytes, round down, and never go below 0.",
-        "return max(0, (budget - fixed) // per_row)",
+        "// rounds down below 0 as well, so a model that is too large comes out negative: what is the least "
+        "that can be returned?",
     ),
 )

@@ -65,7 +65,43 @@ negatives_seen = Exercise(
     line_budget=3,
     oracle=_reference_negatives,
     makers=(_even_with_hard_negatives, _ragged, _larger_than_the_batch),
+    whole=True,
     misconceptions=(
+        Misconception(
+            "short last chunk counted whole",
+            "Right for whole chunks, and where C is larger than B. Where C does not divide B the last chunk is short.",
+            lambda b, c, k: [min(c, b) * (1 + k) - 1] * b,
+        ),
+        Misconception(
+            "groups of K",
+            "It looks as if each query brings K passages: its positive is one more, 1 + K.",
+            lambda b, c, k: _counts(lambda rows, i: rows * k - 1, b, c),
+        ),
+        Misconception(
+            "hard negatives only",
+            "Those are the hard negatives of the chunk: the other queries' positives are negatives too.",
+            lambda b, c, k: _counts(lambda rows, i: rows * k, b, c),
+        ),
+        Misconception(
+            "short last chunk dropped",
+            "The queries of the short last chunk are missing: they are trained too.",
+            lambda b, c, k: [c * (1 + k) - 1] * (b // c * c),
+        ),
+        Misconception(
+            "chunks counted, not their rows",
+            "It looks as if the number of chunks stands where their size belongs.",
+            lambda b, c, k: [-(-b // c) * (1 + k) - 1] * b,
+        ),
+        Misconception(
+            "short chunk first",
+            "The numbers are right, but not their order: the last chunk is the short one.",
+            lambda b, c, k: sorted(_reference_negatives(b, c, k)),
+        ),
+        Misconception(
+            "one number for all",
+            "That is the sum: a number for each query is asked for.",
+            lambda b, c, k: sum(_reference_negatives(b, c, k)),
+        ),
         Misconception(
             "negatives of the full batch",
             "Those are the negatives of the full batch. Accumulating gradients does not bring the chunks' passages "
@@ -115,8 +151,8 @@ negatives_seen = Exercise(
         "Take B = 7, C = 3, K = 1. Which queries share a chunk? How many passages do they bring, all together?",
         "A query in a chunk of n queries sees n (1 + K) passages, and one of them is right. n is C, but for the last "
         "chunk.",
-        "sizes = [min(chunk_size, batch_size - i // chunk_size * chunk_size) for i in range(batch_size)], then "
-        "size * (1 + hard_negatives) - 1 for each of them.",
+        "Query i's chunk starts at row i // C * C. How many rows are left from there to B, and what if that "
+        "is less than C?",
     ),
 )
 
@@ -125,6 +161,12 @@ def _cells(batch_size: int, hard_negatives: int, rule: Callable[[int, int], bool
     """bool (B, N): rule(i, owner) for query i and the query that passage j came with."""
     group = 1 + hard_negatives
     return torch.tensor([[rule(i, j // group) for j in range(batch_size * group)] for i in range(batch_size)])
+
+
+def _by_column(batch_size: int, hard_negatives: int, rule: Callable[[int, int], bool]) -> Tensor:
+    """The (B, N) table of `rule(i, j)`, for query i and passage j."""
+    columns = range(batch_size * (1 + hard_negatives))
+    return torch.tensor([[rule(i, j) for j in columns] for i in range(batch_size)])
 
 
 def _reference_block_mask(batch_size: int, chunk_size: int, hard_negatives: int) -> Tensor:
@@ -146,6 +188,45 @@ block_mask = Exercise(
     oracle=_reference_block_mask,
     makers=(_even, _ragged, _larger_than_the_batch),
     misconceptions=(
+        Misconception(
+            "groups side by side",
+            "It looks as if the square is repeated K times side by side (repeat): a query's group stands together "
+            "(repeat_interleave).",
+            lambda b, c, k: _reference_block_mask(b, c, 0).repeat(1, 1 + k),
+        ),
+        Misconception(
+            "positives of the chunk only",
+            "Only positives are lit: the hard negatives of the chunk's queries are in the chunk as well.",
+            lambda b, c, k: _by_column(b, k, lambda i, j: i // c == j // (1 + k) // c and j % (1 + k) == 0),
+        ),
+        Misconception(
+            "others' hard negatives left out",
+            "The hard negatives of the other queries of the chunk are dark: a query is held against all passages "
+            "of its chunk.",
+            lambda b, c, k: _by_column(
+                b, k, lambda i, j: i // c == j // (1 + k) // c and (j % (1 + k) == 0 or j // (1 + k) == i)
+            ),
+        ),
+        Misconception(
+            "positive left dark",
+            "The query's own passage is dark: its logit is computed too.",
+            lambda b, c, k: _by_column(b, k, lambda i, j: i // c == j // (1 + k) // c and j != i * (1 + k)),
+        ),
+        Misconception(
+            "short last chunk dropped",
+            "The short last chunk is dark: its logits are computed too.",
+            lambda b, c, k: _by_column(b, k, lambda i, j: i // c == j // (1 + k) // c and i // c < b // c),
+        ),
+        Misconception(
+            "C chunks, not chunks of C",
+            "It looks as if there are C chunks: C is the number of queries in one.",
+            lambda b, c, k: _by_column(b, k, lambda i, j: i * c // b == j // (1 + k) * c // b),
+        ),
+        Misconception(
+            "groups of K",
+            "It looks as if a group has K passages: it has 1 + K, the positive too.",
+            lambda b, c, k: _by_column(b, k, lambda i, j: i // c == j // max(k, 1) // c),
+        ),
         Misconception(
             "everything seen",
             "That is the full batch's matrix. Accumulation computes a logit only where query and passage share a "
@@ -194,8 +275,8 @@ block_mask = Exercise(
         "Query i is in chunk i // C. Which query does passage j belong to, and so which chunk?",
         "Passage j came with query j // (1 + K). Compare the two chunk numbers in all B x N cells: a column against a "
         "row.",
-        "owners = torch.arange(B * (1 + K)) // (1 + K), then torch.arange(B)[:, None] // chunk_size == owners // "
-        "chunk_size.",
+        "Two aranges, of B and of B (1 + K), each turned into chunk numbers by //; [:, None] makes a column of one of "
+        "them, and == compares every cell.",
     ),
 )
 
@@ -303,6 +384,36 @@ accumulate = Exercise(
     differentiable=True,
     misconceptions=(
         Misconception(
+            "divided by the passages",
+            "The chunks are weighted right, but divided by the N passages: the loss is a mean over the B queries.",
+            lambda f, q, p, c: _reference_accumulate(f, q, p, c) * len(q) / len(p),
+        ),
+        Misconception(
+            "weighted by the passages",
+            "The chunks are weighted with their passages and divided by the queries: take one of them for both.",
+            lambda f, q, p, c: _reference_accumulate(f, q, p, c) * len(p) / len(q),
+        ),
+        Misconception(
+            "hard negatives left out",
+            "Only the positives go into the loss: the hard negatives belong to the chunk too.",
+            lambda f, q, p, c: _reference_accumulate(f, q, p[:: len(p) // len(q)], c),
+        ),
+        Misconception(
+            "divided by the whole chunks",
+            "It looks as if the sum is divided by B // C, which does not count the short last chunk.",
+            lambda f, q, p, c: sum(loss for loss, _ in _parts(f, q, p, c)) / max(1, len(q) // c),
+        ),
+        Misconception(
+            "C chunks, not chunks of C",
+            "It looks as if the batch is cut into C chunks (torch.chunk): C is the number of queries in one.",
+            lambda f, q, p, c: _reference_accumulate(f, q, p, -(-len(q) // c)),
+        ),
+        Misconception(
+            "short last chunk dropped, its share too",
+            "The short last chunk is left out: its queries are trained too.",
+            lambda f, q, p, c: sum(loss * n for loss, n in _parts(f, q, p, c) if n == c) / len(q) + 0 * q.sum(),
+        ),
+        Misconception(
             "loss of the full batch",
             "That is the loss of the full batch, which is what accumulation does not compute: each chunk's queries "
             "may see the chunk's passages only.",
@@ -371,7 +482,7 @@ accumulate = Exercise(
         "Loop over start = 0, C, 2C, ... below B. Which rows of the passages belong to the queries start : start + C?",
         "1 + K is len(passages) // len(queries): passages start * (1 + K) : (start + C) * (1 + K). loss_fn gives "
         "their mean, so weight it by the number of queries in the chunk, over B.",
-        "For each start: q = queries[start : start + chunk_size], p = passages[start * group : (start + chunk_size) * "
-        "group], total = total + loss_fn(q, p) * len(q) / len(queries).",
+        "The weight is the chunk's real length over B, so the last chunk has its own. Begin with 0 and add tensors: no "
+        "item(), no backward, or the gradient is lost.",
     ),
 )

@@ -1,15 +1,16 @@
-"""Chapter 04's exercises: the gradient at the queries, the surrogate, a linear encoder in chunks, the bytes in between.
+"""Chapter 04's exercises: the gradient at the passages, the surrogate, a linear encoder, the bytes in between.
 
 Letters: B queries, K hard negatives per query, N = B * (1 + K) passages, D dimensions.
 """
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from .engine import Exercise, Misconception
+from .engine import Exercise, Misconception, Slip
 from .judging import Inputs
 
 _AUTOGRAD = frozenset({"autograd", "backward", "grad"})  # for exercises that ask for the formula itself
@@ -19,11 +20,11 @@ def _numbers(rng: np.random.Generator, *shape: int) -> Tensor:
     return torch.from_numpy(rng.standard_normal(shape)).float()
 
 
-def _reps(rng: np.random.Generator, temperature: tuple[float, float]) -> Inputs:
+def _reps(rng: np.random.Generator, temperature: tuple[float, float], hard: tuple[int, int] = (1, 3)) -> Inputs:
     rows, width = int(rng.integers(3, 8)), int(rng.integers(3, 7))
-    queries, passages = _numbers(rng, rows, width), _numbers(rng, rows, width)
+    queries, passages = (_numbers(rng, count, width) for count in (rows, rows * (1 + int(rng.integers(*hard)))))
     return {
-        "query_reps": queries / queries.norm(dim=1, keepdim=True),
+        "query_reps": queries * torch.from_numpy(rng.uniform(0.5, 1.5, (rows, 1))).float(),
         "passage_reps": passages / passages.norm(dim=1, keepdim=True),
         "temperature": round(float(rng.uniform(*temperature)), 3),
     }
@@ -37,6 +38,19 @@ def _blunt(rng: np.random.Generator) -> Inputs:
     return _reps(rng, (1.5, 3.0))
 
 
+def _no_hard_negatives(rng: np.random.Generator) -> Inputs:
+    return _reps(rng, (0.1, 0.4), hard=(0, 1))
+
+
+def _very_sharp(rng: np.random.Generator) -> Inputs:
+    """Similarities above 1 at a temperature of a hundredth: their exponentials are beyond float32."""
+    inputs = _reps(rng, (0.005, 0.01))
+    group = len(inputs["passage_reps"]) // len(inputs["query_reps"])
+    own = inputs["query_reps"] * 2 + 0.5 * _numbers(rng, *inputs["query_reps"].shape)
+    inputs["passage_reps"][::group] = own / own.norm(dim=1, keepdim=True) * 1.5
+    return inputs
+
+
 def _differentiated(function: Callable[[Tensor], Tensor], at: Tensor) -> Tensor:
     """The gradient of a scalar function, by autograd."""
     leaf = at.detach().requires_grad_()
@@ -44,97 +58,164 @@ def _differentiated(function: Callable[[Tensor], Tensor], at: Tensor) -> Tensor:
 
 
 def _gradient_by_definition(query_reps: Tensor, passage_reps: Tensor, temperature: float) -> Tensor:
-    """Equation (1), differentiated in double precision."""
+    """Equation (1) with hard negatives, differentiated in double precision."""
 
-    def loss(queries: Tensor) -> Tensor:
-        logits = queries @ passage_reps.double().T / temperature
-        return (logits.logsumexp(dim=1) - logits.diagonal()).mean()
+    def loss(passages: Tensor) -> Tensor:
+        logits, rows = query_reps.double() @ passages.T / temperature, torch.arange(len(query_reps))
+        return (logits.logsumexp(dim=1) - logits[rows, rows * (len(passages) // len(query_reps))]).mean()
 
-    return _differentiated(loss, query_reps.double()).float()
-
-
-def _pull(query_reps: Tensor, passage_reps: Tensor, temperature: float, over: int = 1) -> Tensor:
-    """sum_j P_ij p_j - p_i for each query, not yet divided by anything."""
-    probabilities = (query_reps @ passage_reps.T / temperature).softmax(dim=over)
-    return probabilities @ passage_reps - passage_reps
+    return _differentiated(loss, passage_reps.double()).float()
 
 
-def _without_positive(query_reps: Tensor, passage_reps: Tensor, temperature: float) -> Tensor:
-    pulled = _pull(query_reps, passage_reps, temperature) + passage_reps
-    return pulled / (len(query_reps) * temperature)
+@dataclass(frozen=True)
+class _Gradient:
+    """The gradient at the passages, right but for what is changed: P.T @ q - own.T @ q, over B times temperature.
+
+    own: "first" of each group, the "group", the first "B" passages, or "none"
+    """
+
+    weights: Callable[[Tensor, float], Tensor] = lambda z, t: (z / t).softmax(dim=1)
+    own: str = "first"
+    divisor: Callable[[int, int, float], float] = lambda rows, passages, t: rows * t
+
+    def __call__(self, q: Tensor, p: Tensor, t: float) -> Tensor:
+        group, one = len(p) // len(q), torch.eye(len(q))
+        found = self.weights(q @ p.T, t).T @ q
+        if self.own == "first":
+            found[::group] -= q
+        elif self.own == "group":
+            found -= one.repeat_interleave(group, dim=1).T @ q
+        elif self.own == "B":
+            found[: len(q)] -= q
+        return found / self.divisor(len(q), len(p), t)
+
+
+def _queries_gradient(q: Tensor, p: Tensor, t: float) -> Tensor:
+    return ((q @ p.T / t).softmax(dim=1) @ p - p[:: len(p) // len(q)]) / (len(q) * t)
 
 
 representation_gradient = Exercise(
     chapter=4,
     name="representation_gradient",
-    spec="equation (5) for all queries at once: dL/dq of the contrastive loss, (B, D), without autograd.",
-    line_budget=2,
+    spec="equation (6) with K hard negatives for each query: dL/dp of the contrastive loss at all N = B * (1 + K) "
+    "passages, (N, D), without autograd.",
+    line_budget=4,
     without=_AUTOGRAD,
     oracle=_gradient_by_definition,
-    makers=(_sharp, _blunt),
+    makers=(_sharp, _blunt, _no_hard_negatives, _very_sharp),
     misconceptions=(
+        Misconception(
+            "-q for the whole group",
+            "It looks as if -q_i is added to all passages of a query's group: only its positive is pulled, its hard "
+            "negatives are not.",
+            _Gradient(own="group"),
+        ),
+        Misconception(
+            "the first B passages are the positives",
+            "It looks as if the first B passages were the positives: they stand first in their groups, in rows 0, "
+            "1 + K, 2 (1 + K), ...",
+            _Gradient(own="B"),
+        ),
+        Misconception(
+            "positive forgotten",
+            "It looks as if -q_i is missing: a positive is pulled towards its query.",
+            _Gradient(own="none"),
+        ),
+        Misconception(
+            "positives only",
+            "It looks as if the probabilities are missing: every passage is pushed away, in proportion to them.",
+            _Gradient(weights=lambda z, t: torch.zeros_like(z)),
+        ),
         Misconception(
             "temperature forgotten outside",
             "The probabilities are right, but the logits are similarities divided by the temperature, and the chain "
             "rule divides by it once more, outside the bracket.",
-            lambda q, p, t: _pull(q, p, t) / len(q),
+            _Gradient(divisor=lambda rows, passages, t: rows),
         ),
         Misconception(
             "temperature forgotten inside",
             "It looks as if the softmax is taken of the similarities: divide them by the temperature first.",
-            lambda q, p, t: _pull(q, p, 1.0) / (len(q) * t),
+            _Gradient(weights=lambda z, t: z.softmax(dim=1)),
         ),
         Misconception(
             "temperature ignored",
             "It looks as if the temperature plays no part: it divides the similarities, and the result once more.",
-            lambda q, p, t: _pull(q, p, 1.0) / len(q),
+            _Gradient(weights=lambda z, t: z.softmax(dim=1), divisor=lambda rows, passages, t: rows),
         ),
         Misconception(
             "multiplied by the temperature",
             "It looks as if the bracket is multiplied by the temperature: it is divided by it.",
-            lambda q, p, t: _pull(q, p, t) * t / len(q),
+            _Gradient(divisor=lambda rows, passages, t: rows / t),
         ),
         Misconception(
             "mean forgotten",
             "It is B times too large: the loss is a mean over the B queries.",
-            lambda q, p, t: _pull(q, p, t) / t,
+            _Gradient(divisor=lambda rows, passages, t: t),
+        ),
+        Misconception(
+            "mean over the passages",
+            "It looks as if it is divided by the N passages: the loss is a mean over the B queries.",
+            _Gradient(divisor=lambda rows, passages, t: passages * t),
         ),
         Misconception(
             "wrong sign",
             "That is minus the gradient, the direction in which the loss falls.",
-            lambda q, p, t: -_pull(q, p, t) / (len(q) * t),
+            _Gradient(divisor=lambda rows, passages, t: -rows * t),
         ),
         Misconception(
             "softmax over the wrong axis",
             "It looks as if the softmax runs down the columns, over the queries: P_ij is query i's choice among the "
             "passages, so each row sums to 1.",
-            lambda q, p, t: _pull(q, p, t, over=0) / (len(q) * t),
+            _Gradient(weights=lambda z, t: (z / t).softmax(dim=0)),
         ),
         Misconception(
-            "positive forgotten",
-            "It looks as if only the probabilities' mean of the passages is there: the query's own passage is taken "
-            "off it.",
-            _without_positive,
+            "logits for probabilities",
+            "It looks as if the logits stand where the probabilities belong: softmax along each row.",
+            _Gradient(weights=lambda z, t: z / t),
         ),
         Misconception(
-            "the passages' gradient",
-            "That is the gradient at the passages, equation (6): the queries are asked for.",
-            lambda q, p, t: ((q @ p.T / t).softmax(dim=1).T @ q - q) / (len(q) * t),
+            "exponentials as they are",
+            "Right at mild temperatures. Exponentials of large logits overflow: softmax takes the maximum off first.",
+            _Gradient(weights=lambda z, t: (z / t).exp() / (z / t).exp().sum(dim=1, keepdim=True)),
+        ),
+        Misconception(
+            "normalised once more",
+            "It looks as if representations are normalised first: take them as they come.",
+            lambda q, p, t: _Gradient()(*(torch.nn.functional.normalize(r, dim=1) for r in (q, p)), t),
+        ),
+        Misconception(
+            "half divided",
+            "The probabilities' part is divided by B and the temperature, -q_i is not: the bracket is.",
+            lambda q, p, t: _Gradient(own="none")(q, p, t) + _Gradient(lambda z, t: 0 * z)(q, p, t) * len(q) * t,
+        ),
+        Misconception(
+            "the queries' gradient",
+            "That is the gradient at the queries, equation (5): the passages are asked for.",
+            _queries_gradient,
+        ),
+    ),
+    slips=(
+        Slip(
+            "shapes of queries and passages",
+            "The shapes do not fit: there are B queries and N = B (1 + K) passages, and P is (B, N). Every "
+            "passage sums over queries, P.T @ q; and there are only B positives to take -q_i off.",
+            "shapes cannot be multiplied|must match the size of tensor",
         ),
     ),
     hints=(
-        "First the matrix of probabilities, P. What does row i, times all passages, give?",
-        "The mean of the passages under row i, minus the query's own passage; then the two divisions, by B and by the "
-        "temperature.",
-        "p = (query_reps @ passage_reps.T / temperature).softmax(dim=1), then (p @ passage_reps - passage_reps) / "
-        "(B * temperature).",
+        "First P, one row for each query over all N passages. Which matrix product sums over the queries?",
+        "P.T @ query_reps has a row for each passage. Which of these rows belong to a positive, and what is taken off "
+        "them? Then the two divisions.",
+        "The positives are every (1 + K)-th row, with K from the two lengths; hard negatives have nobody's "
+        "-q_i. A slice with a step reaches them all at once.",
     ),
 )
 
 
 def _surrogate_case(rng: np.random.Generator, *, rows: int) -> Inputs:
     width = int(rng.integers(3, 7))
-    return {"reps": _numbers(rng, rows, width), "cached": _numbers(rng, rows, width)}
+    loss = torch.tensor(float(rng.uniform(0.5, 6.0)))
+    return {"reps": _numbers(rng, rows, width), "cached": _numbers(rng, rows, width), "loss": loss}
 
 
 def _chunk_of_many(rng: np.random.Generator) -> Inputs:
@@ -145,103 +226,164 @@ def _chunk_of_one(rng: np.random.Generator) -> Inputs:
     return _surrogate_case(rng, rows=1)
 
 
-def _reference_surrogate(reps: Tensor, cached: Tensor) -> Tensor:
+def _dot(reps: Tensor, cached: Tensor) -> Tensor:
     """One product after the other."""
     return sum(r * u for r, u in zip(reps.flatten(), cached.detach().flatten(), strict=True))
 
 
-def _value_and_gradients(result: object, reps: Tensor, cached: Tensor) -> object:
-    """The surrogate with what a backward from it leaves at the representations and at the cache."""
-    found: list = [None, None]
+def _shown(number: Tensor, loss: Tensor) -> Tensor:
+    """`number` with its gradients, and the value of `loss`."""
+    return number + (loss - number).detach()
+
+
+def _value_and_gradients(result: object, reps: Tensor, cached: Tensor, loss: Tensor) -> object:
+    """The number, with what a backward from it leaves at the representations, at the cache and at the loss."""
+    found: list = [None, None, None]
+    inputs = [reps, cached, loss]
     if isinstance(result, Tensor) and result.ndim == 0 and result.requires_grad:
-        found = list(torch.autograd.grad(result, [reps, cached], retain_graph=True, allow_unused=True))
+        found = list(torch.autograd.grad(result, inputs, retain_graph=True, allow_unused=True))
         result = result.detach()
-    blank = [torch.zeros_like(reps), torch.zeros_like(cached)]
-    found = [zero if gradient is None else gradient for gradient, zero in zip(found, blank, strict=True)]
-    return {"value": result, "gradient of reps": found[0], "gradient of cached": found[1]}
+    found = [torch.zeros_like(x) if gradient is None else gradient for gradient, x in zip(found, inputs, strict=True)]
+    names = ("gradient of reps", "gradient of cached", "gradient of loss")
+    return {"value": result, **dict(zip(names, found, strict=True))}
 
 
-def _detached_or_not(name: str, message: str, wrong: Callable[[Tensor, Tensor], Tensor]) -> list[Misconception]:
-    """The mistake alone, and together with a cache that is not detached."""
-    both = f"{message} (And the cache is not detached.)"
+def _shown_or_not(name: str, message: str, wrong: Callable[[Tensor, Tensor], Tensor]) -> list[Misconception]:
+    """The mistake with the loss's value, without it, and with a cache that is not detached."""
     return [
-        Misconception(name, message, lambda r, u: wrong(r, u.detach())),
-        Misconception(f"{name}, cache not detached", both, wrong),
+        Misconception(name, message, lambda r, u, loss: _shown(wrong(r, u.detach()), loss)),
+        Misconception(
+            f"{name}, another value",
+            f"{message} (And its value is not the loss.)",
+            lambda r, u, loss: wrong(r, u.detach()),
+        ),
+        Misconception(
+            f"{name}, cache not detached",
+            f"{message} (And the cache is not detached.)",
+            lambda r, u, loss: _shown(wrong(r, u), loss),
+        ),
     ]
 
 
 surrogate = Exercise(
     chapter=4,
     name="surrogate",
-    spec="the dot product of reps and cached, (rows, D) each, as a scalar whose gradient at reps is cached; cached "
-    "itself must get no gradient.",
-    line_budget=1,
-    oracle=_reference_surrogate,
+    spec="a scalar with the value of loss, whose gradient at reps is cached, (rows, D) each; cached and loss get none.",
+    line_budget=2,
+    oracle=lambda reps, cached, loss: _shown(_dot(reps, cached), loss),
     makers=(_chunk_of_many, _chunk_of_one),
     outcome=_value_and_gradients,
     differentiable=True,
     misconceptions=(
-        *_detached_or_not(
+        Misconception(
+            "value of the dot product",
+            "The gradient is right, but the value is that of the dot product, which is not the loss. A constant "
+            "changes a value and no gradient: which one is missing?",
+            lambda r, u, loss: _dot(r, u),
+        ),
+        Misconception(
+            "loss on top of the dot product",
+            "The gradient is right, but the value is the loss plus the dot product: take its value off first, as a "
+            "constant.",
+            lambda r, u, loss: _dot(r, u) + loss.detach(),
+        ),
+        Misconception(
+            "loss not detached",
+            "Value and gradient at reps are right, but the loss gets a gradient too: only its value is wanted. If its "
+            "graph were alive, it would be backpropagated a second time.",
+            lambda r, u, loss: _dot(r - r.detach(), u) + loss,
+        ),
+        Misconception(
+            "the loss itself",
+            "That is the loss: its gradient does not reach reps, which were encoded after it.",
+            lambda r, u, loss: loss,
+        ),
+        Misconception(
+            "gradient cut off",
+            "The value is right and nothing else: .detach(), .item(), torch.tensor(...) or no_grad cut the graph off.",
+            lambda r, u, loss: loss.detach(),
+        ),
+        Misconception(
+            "dot product taken off with its gradient",
+            "The value is right, but the dot product is taken off with its graph, and its gradient with it: take "
+            "off its value alone.",
+            lambda r, u, loss: _dot(r, u) - _dot(r, u) + loss.detach(),
+        ),
+        Misconception(
+            "scaled to the loss",
+            "The value is right, but by a factor: it scales the gradient as well. A constant that is added does not.",
+            lambda r, u, loss: _dot(r, u) / _dot(r, u).detach() * loss.detach(),
+        ),
+        Misconception(
+            "times the loss",
+            "It looks as if the dot product is multiplied with the loss: so is its gradient. Only add.",
+            lambda r, u, loss: _dot(r, u) * loss.detach(),
+        ),
+        Misconception(
+            "dot product taken off the loss",
+            "It looks as if the dot product is taken off the loss: the gradient has the wrong sign.",
+            lambda r, u, loss: loss.detach() - _dot(r, u),
+        ),
+        *_shown_or_not(
             "mean over everything",
             "It looks as if the products are averaged: then every gradient is divided by their number. The mean over B "
             "is in the cached gradients already.",
             lambda r, u: (r * u).mean(),
         ),
-        *_detached_or_not(
+        *_shown_or_not(
             "mean over the rows",
             "It looks as if the rows are averaged: then every gradient is divided by the rows of the chunk. The mean "
             "over B is in the cached gradients already.",
             lambda r, u: (r * u).sum(dim=1).mean(),
         ),
-        *_detached_or_not(
+        *_shown_or_not(
             "wrong sign",
-            "That is minus the surrogate: an optimizer goes down the gradient by itself.",
+            "The gradient has the wrong sign: an optimizer goes down the gradient by itself.",
             lambda r, u: -(r * u).sum(),
         ),
-        Misconception(
+        *_shown_or_not(
             "cosine instead of dot product",
             "It looks as if vectors are normalised: a cosine forgets how long the cached gradient is, and its own "
             "gradient points elsewhere. The surrogate is the plain dot product.",
-            lambda r, u: torch.cosine_similarity(r, u.detach(), dim=1).sum(),
+            lambda r, u: torch.cosine_similarity(r, u, dim=1).sum(),
         ),
-        Misconception(
-            "cached gradient normalised",
-            "It looks as if the cached gradients are brought to length 1: their lengths say how much each row counts.",
-            lambda r, u: (r * torch.nn.functional.normalize(u.detach(), dim=1)).sum(),
+        *_shown_or_not(
+            "all pairs",
+            "It looks as if every row meets every cached gradient: row i belongs with cached gradient i alone.",
+            lambda r, u: (r @ u.T).sum(),
+        ),
+        *_shown_or_not(
+            "squared distance",
+            "That is a distance to the cached gradient: it is no target that representations should reach.",
+            lambda r, u: ((r - u) ** 2).sum(),
+        ),
+        *_shown_or_not(
+            "half the squared distance",
+            "That is a distance to the cached gradient: it is no target that representations should reach.",
+            lambda r, u: ((r - u) ** 2).sum() / 2,
         ),
         Misconception(
             "cache not detached",
             "The value is right, but the cache gets a gradient too: here it is a constant, so detach it. If its graph "
             "were alive, you would differentiate through the loss a second time.",
-            lambda r, u: (r * u).sum(),
+            lambda r, u, loss: _shown((r * u).sum(), loss),
         ),
         Misconception(
             "representations detached",
             "No gradient can reach the encoder: the cache is the constant, not the representations.",
-            lambda r, u: (r.detach() * u).sum(),
+            lambda r, u, loss: loss.detach() + (r.detach() * u.detach()).sum() - (r.detach() * u).sum(),
         ),
         Misconception(
-            "gradient cut off",
-            "The value is right and nothing else: .detach(), .item(), torch.tensor(...) or no_grad cut the graph "
-            "off, and the graph is all that the surrogate is for.",
-            lambda r, u: (r * u).sum().detach(),
-        ),
-        Misconception(
-            "all pairs",
-            "It looks as if every row meets every cached gradient: row i belongs with cached gradient i alone.",
-            lambda r, u: (r @ u.detach().T).sum(),
-        ),
-        Misconception(
-            "squared distance",
-            "That is a distance to the cached gradient: it is no target that representations should reach. The "
-            "surrogate is the plain dot product.",
-            lambda r, u: ((r - u.detach()) ** 2).sum(),
+            "dot product's value added",
+            "The dot product was detached whole, and added to the loss: then nothing has a gradient.",
+            lambda r, u, loss: (r * u).sum().detach() + loss.detach(),
         ),
     ),
     hints=(
         "Which function of reps has the constant cached as its gradient? Think of one number first: c * x.",
-        "The sum of all products, reps times cached, with cached cut off from its graph.",
-        "return (reps * cached.detach()).sum()",
+        "The sum of all products, reps times cached, cached cut off from its graph, has the gradient. Which "
+        "constant turns its value into that of the loss?",
+        "x - x.detach() is 0, and its gradient is that of x. What must be added to such a zero?",
     ),
 )
 
@@ -284,7 +426,52 @@ linear_gradient = Exercise(
     without=_AUTOGRAD,
     oracle=_linear_by_definition,
     makers=(_even_chunks, _ragged_chunks),
+    slips=(
+        Slip(
+            "shapes of a product",
+            "The shapes do not fit: u is (rows, D), x is (rows, X), and the sum runs over the rows: u.T @ x.",
+            "shapes cannot be multiplied",
+        ),
+        Slip(
+            "stack of unequal chunks",
+            "Right until a chunk is short: torch.stack wants equal shapes. torch.cat joins chunks of any length.",
+            "stack expects each tensor to be equal size",
+        ),
+    ),
     misconceptions=(
+        Misconception(
+            "first chunk only",
+            "That is the first chunk's part: the chunks add up.",
+            lambda inputs, cached: _products(inputs, cached)[0],
+        ),
+        Misconception(
+            "all rows added before they are multiplied",
+            "It looks as if all rows are added before they are multiplied: each row's u meets its own x.",
+            lambda inputs, cached: torch.outer(sum(u.sum(dim=0) for u in cached), sum(x.sum(dim=0) for x in inputs)),
+        ),
+        Misconception(
+            "last chunk left out",
+            "It looks as if the last chunk is left out.",
+            lambda inputs, cached: sum(_products(inputs, cached)[:-1]),
+        ),
+        Misconception(
+            "short chunk left out",
+            "Right until a chunk is short: it looks as if the short one is left out.",
+            lambda inputs, cached: sum(
+                product
+                for product, x in zip(_products(inputs, cached), inputs, strict=True)
+                if len(x) == len(inputs[0])
+            ),
+        ),
+        Misconception(
+            "chunks weighted by their rows",
+            "It looks as if the chunks are weighted with their share of the rows: the cached gradients are those "
+            "of one loss over all rows, so add them up.",
+            lambda inputs, cached: (
+                sum(product * len(x) for product, x in zip(_products(inputs, cached), inputs, strict=True))
+                / sum(map(len, inputs))
+            ),
+        ),
         Misconception(
             "mean over the chunks",
             "It looks as if the chunks are averaged: equation (8) is a sum, and the mean over B is in the cached "
@@ -332,7 +519,7 @@ linear_gradient = Exercise(
     hints=(
         "One row first: r = W x, so the gradient of u . r in W is the outer product of u and x.",
         "For a chunk, the outer products of its rows add up to u.T @ x; then add the chunks.",
-        "return sum(u.T @ x for x, u in zip(inputs, cached, strict=True))",
+        "Check the shape: dL/dW is (D, X), u is (rows, D), x is (rows, X). Which of the two is transposed?",
     ),
 )
 
@@ -423,6 +610,6 @@ bytes_to_store = Exercise(
     hints=(
         "How many texts go through an encoder in one step: queries, positives, hard negatives?",
         "B queries and B (1 + K) passages, D numbers each, 4 bytes a number.",
-        "return batch_size * (2 + hard_negatives) * dimensions * 4",
+        "Add the texts up first, then two factors. Does anything of the encoder itself come in?",
     ),
 )

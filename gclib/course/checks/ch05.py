@@ -1053,8 +1053,8 @@ gradient_cache_step = Exercise(
         ),
         Misconception(
             "last chunk's gradient only",
-            "Only the last chunk's gradient was left: .grad was cleared for every chunk, or overwritten. Clear once, at "
-            "the start; the chunks' gradients add up.",
+            "Only the last chunk's gradient was left: .grad was cleared for every chunk, or overwritten. Clear "
+            "once, at the start; the chunks' gradients add up.",
             _CachedStep(cleared="each"),
         ),
         Misconception(
@@ -1075,7 +1075,8 @@ gradient_cache_step = Exercise(
         ),
         Misconception(
             "gradients cleared for each tower",
-            "Only the passages' gradient was left: .grad was cleared, or overwritten, for each tower. Clear once, first.",
+            "Only the passages' gradient was left: .grad was cleared, or overwritten, for each tower. Clear "
+            "once, first.",
             _cleared_for_each_tower,
         ),
         Misconception(

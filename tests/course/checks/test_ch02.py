@@ -16,13 +16,13 @@ def per_token(batch_size, tokens, heads, layers):
     return batch_size * heads * layers * (tokens << 2)
 
 
-def scaled_up(batches, peaks, batch_size):
-    return peaks[1] * (batch_size / batches[1])
+def scaled_up(batches, peaks, batch_size, parameters):
+    return peaks[1] * (batch_size / batches[1]) - 8 * parameters
 
 
-def from_zero(batches, peaks, batch_size):
+def from_zero(batches, peaks, batch_size, parameters):
     (b, c), (m, n) = batches, peaks
-    return batch_size * (n - m) / (c - b)
+    return batch_size * (n - m) / (c - b) - 8 * parameters
 
 
 def no_model(fixed, per_row, budget):
@@ -54,23 +54,23 @@ def as_saved(batch_size, tokens, heads, layers):
     return sum(batch_size * heads * tokens * tokens * 4 for _ in range(3 * layers))
 
 
-def interpolated(batches, peaks, batch_size):
-    return np.interp(batch_size, batches, peaks)
+def interpolated(batches, peaks, batch_size, parameters):
+    return np.interp(batch_size, sorted(batches), sorted(peaks)) - 8 * parameters
 
 
-def from_the_second(batches, peaks, batch_size):
+def from_the_second(batches, peaks, batch_size, parameters):
     slope = (peaks[1] - peaks[0]) / (batches[1] - batches[0])
-    return slope * batch_size + peaks[1]
+    return slope * batch_size + peaks[1] - 8 * parameters
 
 
-def back_from_the_second(batches, peaks, batch_size):
+def back_from_the_second(batches, peaks, batch_size, parameters):
     slope = (peaks[1] - peaks[0]) / (batches[1] - batches[0])
-    return peaks[0] - slope * (batches[1] - batch_size)
+    return peaks[0] - slope * (batches[1] - batch_size) - 8 * parameters
 
 
-def whole_bytes(batches, peaks, batch_size):
-    slope = int((peaks[1] - peaks[0]) / (batches[1] - batches[0]))
-    return peaks[1] - slope * (batches[1] - batch_size)
+def whole_bytes(batches, peaks, batch_size, parameters):
+    slope = (peaks[1] - peaks[0]) // (batches[1] - batches[0])
+    return peaks[1] - slope * (batches[1] - batch_size) - 8 * parameters
 
 
 def divided(fixed, per_row, budget):
@@ -100,12 +100,12 @@ def one_at_least(fixed, per_row, budget):
     ("exercise", "answer", "name"),
     [
         (ch02.model_bytes, lambda parameters, optimizer: 4.0 * parameters, "weights alone, or numbers for bytes"),
-        (ch02.model_bytes, lambda p, o: sum([4 * p] * (3 if o == "adamw" else 2)), "one number a parameter short"),
+        (ch02.model_bytes, lambda p, o: sum([4 * p] * (3 if o == "adamw" else 1)), "one number a parameter short"),
         (ch02.model_bytes, lambda parameters, optimizer: parameters << 4, "states for plain SGD"),
         (ch02.attention_bytes, forgot_heads, "one head"),
         (ch02.attention_bytes, per_token, "linear in the tokens"),
-        (ch02.predict_peak, scaled_up, "through the origin"),
-        (ch02.predict_peak, from_zero, "slope alone"),
+        (ch02.predict_peak, scaled_up, "proportional to the batch, from the second"),
+        (ch02.predict_peak, from_zero, "intercept dropped"),
         (ch02.largest_batch_that_fits, no_model, "the model forgotten"),
         (ch02.largest_batch_that_fits, next_one, "rounded up"),
         (ch02.largest_batch_that_fits, negative, "below zero"),
@@ -114,10 +114,10 @@ def one_at_least(fixed, per_row, budget):
         (ch02.attention_bytes, lambda b, t, h, n: n * h * t**2 * 4, "one text"),
         (ch02.attention_bytes, pairs, "both towers, or float64"),
         (ch02.attention_bytes, as_saved, "dropout's tensors too"),
-        (ch02.predict_peak, interpolated, "no further than the two batches"),
+        (ch02.predict_peak, interpolated, "never beyond the two"),
         (ch02.predict_peak, from_the_second, "the whole batch added to the second peak"),
-        (ch02.predict_peak, back_from_the_second, "the two points mixed up, the other way round"),
-        (ch02.predict_peak, whole_bytes, "slope cut to a whole number, from the larger batch"),
+        (ch02.predict_peak, back_from_the_second, "first peak, second batch"),
+        (ch02.predict_peak, whole_bytes, "slope cut to a whole number, from the second"),
         (ch02.largest_batch_that_fits, divided, "not rounded"),
         (ch02.largest_batch_that_fits, nearest, "rounded to the nearest"),
         (ch02.largest_batch_that_fits, each_with_a_model, "the model brought by every row"),
@@ -136,9 +136,9 @@ def test_a_batch_is_an_int():
     assert ch02.largest_batch_that_fits.judge(lambda f, r, b: np.maximum(0, (b - f) // r)).status == "correct"
 
 
-def walk(batches, peaks, batch_size):
+def walk(batches, peaks, batch_size, parameters):
     share = (batch_size - batches[0]) / (batches[1] - batches[0])
-    return round((1 - share) * peaks[0] + share * peaks[1])
+    return round((1 - share) * peaks[0] + share * peaks[1]) - 8 * parameters
 
 
 def count_up(fixed, per_row, budget):

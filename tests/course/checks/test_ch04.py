@@ -8,54 +8,61 @@ from gclib import contrastive_loss
 from gclib.course.checks import ch04
 
 
+def own_columns(query_reps, passage_reps):
+    return torch.arange(len(query_reps)) * (len(passage_reps) // len(query_reps))
+
+
+def errors(query_reps, passage_reps, temperature, dim=1):
+    p = torch.softmax(query_reps @ passage_reps.T / temperature, dim)
+    p[torch.arange(len(p)), own_columns(query_reps, passage_reps)] -= 1
+    return p
+
+
 def no_outer_temperature(query_reps, passage_reps, temperature):
-    z = torch.einsum("id,jd->ij", query_reps, passage_reps).div(temperature)
-    weights = z.exp() / z.exp().sum(dim=1, keepdim=True) - torch.eye(len(z))
-    return weights @ passage_reps / len(z)
+    return errors(query_reps, passage_reps, temperature).T @ query_reps / len(query_reps)
 
 
 def uphill_and_down(query_reps, passage_reps, temperature):
-    p = torch.softmax(query_reps @ passage_reps.T / temperature, -1)
-    return (passage_reps - p @ passage_reps) / temperature / len(p)
+    return errors(query_reps, passage_reps, temperature).neg().T @ query_reps / temperature / len(query_reps)
 
 
 def each_query_alone(query_reps, passage_reps, temperature):
-    rows = []
-    for query, own in zip(query_reps, passage_reps, strict=True):
-        p = (passage_reps @ query / temperature).softmax(0)
-        rows.append((p @ passage_reps - own) / temperature)
-    return torch.stack(rows)
+    rows = errors(query_reps, passage_reps, temperature)
+    return sum(torch.outer(row, query) / temperature for row, query in zip(rows, query_reps, strict=True))
 
 
 def columns(query_reps, passage_reps, temperature):
-    p = (passage_reps @ query_reps.T / temperature).softmax(dim=1).T
-    return (p @ passage_reps - passage_reps) / (len(p) * temperature)
+    return errors(query_reps, passage_reps, temperature, dim=0).T @ query_reps / (len(query_reps) * temperature)
 
 
 def no_positive(query_reps, passage_reps, temperature):
     p = (query_reps @ passage_reps.T / temperature).softmax(dim=1)
-    return sum(p[:, j : j + 1] * passage_reps[j] for j in range(len(p))) / (len(p) * temperature)
+    return torch.einsum("ij,id->jd", p, query_reps) / (len(p) * temperature)
 
 
-def averaged(reps, cached):
-    return torch.mean(cached.detach() * reps)
+def valued(number, loss):
+    return number - number.detach() + loss.detach()
 
 
-def cosine(reps, cached):
+def averaged(reps, cached, loss):
+    return valued(torch.mean(cached.detach() * reps), loss)
+
+
+def cosine(reps, cached, loss):
     r, u = (x / x.norm(dim=1, keepdim=True) for x in (reps, cached.detach()))
-    return torch.einsum("ij,ij->", r, u)
+    return valued(torch.einsum("ij,ij->", r, u), loss)
 
 
-def attached(reps, cached):
-    return torch.einsum("ij,ij->", reps, cached)
+def attached(reps, cached, loss):
+    return valued(torch.einsum("ij,ij->", reps, cached), loss)
 
 
-def wrong_one_detached(reps, cached):
-    return torch.einsum("ij,ij->", reps.data, cached)
+def plain_dot(reps, cached, loss):
+    return torch.einsum("ij,ij->", reps, cached.data)
 
 
-def matrix_product(reps, cached):
-    return torch.einsum("id,jd->", reps, cached.detach())
+def matrix_product(reps, cached, loss):
+    return valued(torch.einsum("id,jd->", reps, cached.detach()), loss)
 
 
 def chunk_means(inputs, cached):
@@ -95,7 +102,7 @@ def logits(batch_size, dimensions, hard_negatives):
         (ch04.surrogate, averaged, "mean over everything"),
         (ch04.surrogate, cosine, "cosine instead of dot product"),
         (ch04.surrogate, attached, "cache not detached"),
-        (ch04.surrogate, wrong_one_detached, "representations detached"),
+        (ch04.surrogate, plain_dot, "value of the dot product"),
         (ch04.surrogate, matrix_product, "all pairs"),
         (ch04.linear_gradient, chunk_means, "mean over the chunks"),
         (ch04.linear_gradient, overwritten, "last chunk only"),
@@ -111,11 +118,10 @@ def test_a_misconception_is_recognised_however_it_is_written(exercise, answer, n
 
 def test_right_answers_in_other_words_are_right():
     def one_by_one(query_reps, passage_reps, temperature):
-        p = (query_reps @ passage_reps.T / temperature).softmax(dim=1)
-        return (p - torch.eye(len(p))) @ passage_reps / (len(p) * temperature)
+        return errors(query_reps, passage_reps, temperature).T @ query_reps / (len(query_reps) * temperature)
 
-    def row_by_row(reps, cached):
-        return sum(torch.dot(r, u) for r, u in zip(reps, cached.detach(), strict=True))
+    def row_by_row(reps, cached, loss):
+        return valued(sum(torch.dot(r, u) for r, u in zip(reps, cached.detach(), strict=True)), loss)
 
     def all_at_once(inputs, cached):
         return torch.cat(cached).T @ torch.cat(inputs)
@@ -130,41 +136,45 @@ def test_right_answers_in_other_words_are_right():
 def test_the_gradient_asked_for_is_that_of_the_library():
     for maker in ch04.representation_gradient.makers:
         given = maker(np.random.default_rng(0))
-        queries = given["query_reps"].clone().requires_grad_()
-        loss = contrastive_loss(queries, given["passage_reps"], temperature=given["temperature"])
-        wanted = torch.autograd.grad(loss, queries)[0]
-        assert torch.allclose(ch04.representation_gradient.oracle(**given), wanted, atol=1e-6)
+        passages = given["passage_reps"].clone().requires_grad_()
+        labels = own_columns(given["query_reps"], passages)
+        loss = torch.nn.functional.cross_entropy(given["query_reps"] @ passages.T / given["temperature"], labels)
+        if len(passages) == len(labels):
+            loss = contrastive_loss(given["query_reps"], passages, temperature=given["temperature"])
+        wanted = torch.autograd.grad(loss, passages)[0]
+        assert torch.allclose(ch04.representation_gradient.oracle(**given), wanted, atol=1e-4)
 
 
 def test_a_number_without_a_graph_is_told():
-    verdict = ch04.surrogate.judge(lambda reps, cached: (reps * cached).sum().item())
+    verdict = ch04.surrogate.judge(lambda reps, cached, loss: loss.item())
     assert verdict.status == "wrong" and "not a tensor" in verdict.explanation
 
 
 def test_a_surrogate_for_each_row_is_told_by_its_shape():
-    verdict = ch04.surrogate.judge(lambda reps, cached: (reps * cached.detach()).sum(dim=1))
+    verdict = ch04.surrogate.judge(lambda reps, cached, loss: (reps * cached.detach()).sum(dim=1))
     assert verdict.status == "wrong" and "expected shape () (a scalar)" in verdict.explanation
 
 
-def rows_averaged(reps, cached):
-    return torch.stack([torch.dot(r, u) for r, u in zip(reps, cached, strict=True)]).mean()
+def rows_averaged(reps, cached, loss):
+    return valued(torch.stack([torch.dot(r, u) for r, u in zip(reps, cached, strict=True)]).mean(), loss)
 
 
 def test_a_mean_over_rows_is_told_with_and_without_detach():
     assert ch04.surrogate.judge(rows_averaged).misconception == "mean over the rows, cache not detached"
-    detached = ch04.surrogate.judge(lambda reps, cached: rows_averaged(reps, cached.detach()))
+    detached = ch04.surrogate.judge(lambda reps, cached, loss: rows_averaged(reps, cached.detach(), loss))
     assert detached.misconception == "mean over the rows"
 
 
 def test_a_backward_in_place_of_the_surrogate_is_told():
-    verdict = ch04.surrogate.judge(lambda reps, cached: reps.backward(cached))
+    verdict = ch04.surrogate.judge(lambda reps, cached, loss: reps.backward(cached))
     assert (verdict.status, verdict.misconception) == ("wrong", "backward inside")
 
 
 def test_autograd_does_not_do_the_exercise():
     def gradient(query_reps, passage_reps, temperature):
-        q = query_reps.clone().requires_grad_()
-        return torch.autograd.grad(contrastive_loss(q, passage_reps, temperature=temperature), q)[0]
+        p = passage_reps.clone().requires_grad_()
+        logits = query_reps @ p.T / temperature
+        return torch.autograd.grad(torch.nn.functional.cross_entropy(logits, own_columns(query_reps, p)), p)[0]
 
     def linear(inputs, cached):
         weight = torch.zeros(cached[0].shape[1], inputs[0].shape[1], requires_grad=True)

@@ -200,7 +200,7 @@ def naive(setup, queries, passages, chunk_size):
     ("answer", "name"),
     [
         (partial(whole_step, steps=0), "no optimizer step"),
-        (partial(whole_step, late=True), "temperature's gradient cleared"),
+        (partial(whole_step, late=True), "temperature without gradient"),
         (naive, "the plain step"),
     ],
 )
