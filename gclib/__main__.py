@@ -6,7 +6,7 @@ import sys
 import torch
 
 from gclib.audit.zoo import format_zoo, run_zoo
-from gclib.course.experiments.recipes import QUICK, WHOLE, Setting
+from gclib.course.experiments.recipes import QUICK, WHOLE, TableSetting
 from gclib.course.experiments.results import table1
 from gclib.course.experiments.summaries import format_results
 from gclib.data import card
@@ -89,7 +89,7 @@ def _data_card(*, write: bool) -> None:
     print(figures)
 
 
-def _table1(setting: Setting, *, seed: int, fresh: bool) -> None:
+def _table1(setting: TableSetting, *, seed: int, fresh: bool) -> None:
     results = table1(setting, seed=seed, fresh=fresh)
     print(format_results(results))
     first = results[0]

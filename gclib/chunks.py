@@ -86,7 +86,7 @@ def plan_chunks(
             sizes = [size] * -(-len(widths) // size)
         else:  # no price above all tokens, and no size above all rows, makes another cut
             rows = len(widths)
-            sizes = _cheapest(widths, min(size, rows), min(call_tokens, rows * widths[0]))
+            sizes = cheapest_cut(widths, min(size, rows), min(call_tokens, rows * widths[0]))
         groups = [order[end - taken : end] for end, taken in zip(accumulate(sizes), sizes, strict=True)]
     else:
         groups = _packed(order, lengths, positive_int("chunk_tokens", chunk_tokens))
@@ -166,7 +166,7 @@ def _packed(order: Sequence[int], lengths: list[int], budget: int) -> list[list[
 
 
 @lru_cache(maxsize=64)
-def _cheapest(widths: tuple[int, ...], size: int, call_tokens: int) -> tuple[int, ...]:
+def cheapest_cut(widths: tuple[int, ...], size: int, call_tokens: int) -> tuple[int, ...]:
     """Rows of each chunk such that the sum of rows x width + call_tokens is least, for widths that fall: from the last
     row back to the first, the cheapest first chunk for the rows from here on.
     """

@@ -23,7 +23,7 @@ from gclib.distributed import average_after_backward, own_sync_off, world_size
 from gclib.randomness import RandomState
 from gclib.support.validation import describe, positive_int, refuse
 from gclib.towers import Job, Tower, encode, encode_chunk, generators_back_on_error, generators_of, take
-from gclib.verify import Conditions, Verification, check_towers, plan_verified, refuse_untrained, whole_shape
+from gclib.verify import Conditions, Verification, check_towers, even_cuts, plan_verified, refuse_untrained, whole_shape
 
 OnPhase = Callable[..., None]
 
@@ -79,18 +79,19 @@ def accumulation_step(
 
     chunk_size: queries a chunk, each with its own 1 + K passages; the last may be short. The mask is cut to each
     chunk's rows and columns. In-batch negatives from other chunks are lost, so this is *not* the gradient of the naive
-    step (Gao et al. 2021, section 3.2) but the mean of the chunks' own. Other arguments as in `naive_step`.
+    step (Gao et al. 2021, section 3.2) but the mean of the chunks' own. Sharded encoders want as many chunks on every
+    rank. Other arguments as in `naive_step`.
     """
     towers = check_towers(encoders, inputs, loss_fn, mask=mask, on_phase=on_phase, scaler=scaler)
     if world_size() > 1 and getattr(loss_fn, "needs_whole_batch", False):
         raise refuse("loss_fn", "must not gather: a chunk of accumulation has a loss of its own", loss_fn)
-    size = positive_int("chunk_size", chunk_size)
     queries = towers[0].rows
     for tower in towers:
         if tower.rows % queries:
             raise refuse(f"inputs[{tower.number}]", f"must have a multiple of B = {queries} rows", f"{tower.rows} rows")
     report = on_phase or silent
-    chunks = plan_chunks([1] * queries, chunk_size=size, sort=False)
+    chunks = plan_chunks([1] * queries, chunk_size=positive_int("chunk_size", chunk_size), sort=False)
+    even_cuts(towers, len(chunks))
     total = None
     with own_sync_off(encoders), generators_back_on_error(towers) as entry:
         torch.clear_autocast_cache()

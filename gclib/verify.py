@@ -237,6 +237,18 @@ def same_calls(jobs: Sequence[Job]) -> list[Job]:
     return sorted(evened, key=lambda job: (job.retained, job.tower.number))
 
 
+def even_cuts(towers: Sequence[Tower], count: int) -> None:
+    """ValueError, on every rank, where an encoder is sharded and one rank would call it more often than another: the
+    one that calls once less leaves the others waiting. A batch in file order has no chunk that could be halved for it.
+    """
+    if world_size() == 1 or not sharded_units([tower.encoder for tower in towers]):
+        return
+    counts = [rank[0] for rank in numbers_of_ranks([count], towers[0].tensors[0].device)]
+    if len(set(counts)) > 1:
+        got = ", ".join(f"{count:,} on rank {rank}" for rank, count in enumerate(counts))
+        raise refuse("chunk_size", "must make as many chunks on every rank where encoders are sharded", got)
+
+
 class Conditions:
     """Those under which a loss was taken and its backward must run: autocast is put back, what else moved is refused.
 

@@ -18,7 +18,7 @@ from gclib.chunks import Chunk, halved_to
 from gclib.course.ranks.shards import Watch
 from gclib.distributed import average_gradients, is_dtensor, sharded_units, weights_kept
 from gclib.losses.module import ContrastiveLoss
-from gclib.steps import grad_cache_loss, grad_cache_step, naive_step
+from gclib.steps import accumulation_step, grad_cache_loss, grad_cache_step, naive_step
 
 LAYERS, TEMPERATURE = 2, 0.4
 ROWS = {2: [5, 3], 3: [5, 3, 4]}  # each rank's queries: with chunks of 2 they would make unlike numbers of calls
@@ -320,6 +320,35 @@ def token_vectors(here):
 
 def test_vectors_for_each_token_on_ranks_of_unlike_widths(tmp_path):
     assert max(run_ranks(token_vectors, 2, tmp_path)) <= 1e-10
+
+
+def accumulated(here):
+    """Error with as many chunks on both ranks; then what is said, and whether a gradient is there, with 3 and 2."""
+    rows, sizes = ROWS[2], (2, 1)
+    plain = models(True, sharded=False)
+    for rank, size in enumerate(sizes):
+        query, passage = (own_part(batch, rows, rank) for batch in batches(rows))
+        for start in range(0, rows[rank], size):
+            part = slice(start, start + size)
+            reps = [plain[0](**{name: value[part] for name, value in batch.items()}) for batch in (query, passage)]
+            (InfoNCE().double()(*reps) * len(reps[0]) / rows[rank] / 2).backward()
+    inputs = [own_part(batch, rows, here.rank) for batch in batches(rows)]
+    encoders, loss_fn = models(True, sharded=True), InfoNCE().double()
+    accumulation_step(encoders, inputs, loss_fn, chunk_size=sizes[here.rank])
+    weights = list(encoders[0].parameters())
+    error = worst_error([p.grad.full_tensor() for p in weights], [p.grad for p in plain[0].parameters()])
+    encoders[0].zero_grad()
+    kind, words, _ = message_of(lambda: accumulation_step(encoders, inputs, loss_fn, chunk_size=2))
+    return error, kind, words, any(p.grad is not None for p in weights)
+
+
+def test_accumulation_calls_its_encoders_equally_often_or_is_refused(tmp_path):
+    for error, kind, words, touched in run_ranks(accumulated, 2, tmp_path):
+        assert error <= 1e-10
+        assert (kind, touched) == ("ValueError", False)
+        assert words == (
+            "chunk_size must make as many chunks on every rank where encoders are sharded, got 3 on rank 0, 2 on rank 1"
+        )
 
 
 # --- what is refused --------------------------------------------------------------------------------------------------

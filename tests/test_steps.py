@@ -27,7 +27,7 @@ def cached(*arguments, price, **options):
         return grad_cache_step(*arguments, **options)
 
 
-@settings(max_examples=max(200, settings().max_examples))
+@settings(max_examples=2 * settings().max_examples)
 @given(cases())
 def test_gradient_cache_gives_the_naive_gradient(case):
     encoders, inputs, loss, mask, options = case

@@ -21,7 +21,7 @@ from gclib.support.words import GiB, format_bytes
 
 PINS = ROOT / "constraints.txt"
 CORE = ("torch", "transformers", "tokenizers", "numpy", "bm25s", "tqdm", "psutil", "jaxtyping")
-COURSE = ("jupyterlab", "ipywidgets", "matplotlib")
+COURSE = ("jupyterlab", "ipywidgets", "anywidget", "matplotlib")
 SMALLEST_PYTHON = (3, 11)
 NEEDED_RAM_BYTES = 2 * GiB  # one notebook and JupyterLab, with room to spare
 EASY_RAM_BYTES = 4 * GiB

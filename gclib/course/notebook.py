@@ -6,6 +6,7 @@ Formulas and oracles are not here. They stay in the cells, where you can read th
 """
 
 import csv
+import os
 import platform
 from collections.abc import Callable
 from html import escape
@@ -133,6 +134,11 @@ def live_picture(draw: Callable[..., tuple[Figure, str]], **controls: widgets.Wi
 def show_markdown(text: str) -> None:
     """Display `text` as Markdown: a table, a passage of code."""
     display(Markdown(text))
+
+
+def shows_bars() -> bool:
+    """Whether long work draws a progress bar: everywhere but on a page that is being built (GCLIB_BARS=0)."""
+    return os.environ.get("GCLIB_BARS") != "0"
 
 
 def saved_benchmark(name: str) -> list[dict[str, str]]:

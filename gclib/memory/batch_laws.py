@@ -1,10 +1,10 @@
 """Bytes and FLOPs of a chunk of a real batch, of any number of rows and any width: what `plan_step` reckons with.
 
 The encoders are the caller's own and so are the entries of their inputs; both are faked, run at a few widths with two
-numbers of rows, and every event of a run is written as a + b w + c w^2 + r (d + e w + f w^2) for r rows of w tokens
-(`gclib.memory.laws` says why bytes are a line in r; attention and its mask make them a parabola in w). A run at the
-batch's own width must lie on it, to the byte. Chunks are of rows that do not stand side by side, as in a sorted batch:
-their copies of ids and masks count.
+numbers of rows (at the last width one will do), and every event of a run is written as a + b w + c w^2 +
+r (d + e w + f w^2) for r rows of w tokens (`gclib.memory.laws` says why bytes are a line in r; attention and its mask
+make them a parabola in w). A run at the batch's own width must lie on it, to the byte. Chunks are of rows that do not
+stand side by side, as in a sorted batch: their copies of ids and masks count.
 """
 
 import math
@@ -218,7 +218,9 @@ class BatchStep(FakeStep):
     def _fit(self, place: int, width: int | None) -> dict[str, np.ndarray]:
         """Six coefficients for every event of "forward", "first" and "later", and for FLOPs."""
         widths = (None,) if width is None else WIDTHS
-        runs = [self._run_at(place, each) for each in widths]
+        runs = [self._run_at(place, each) for each in widths[:2]]
+        if len(widths) == 3:
+            runs.append(self._last_run(place, runs) or self._run_at(place, WIDTHS[2]))
         if len({tuple((name, values.shape) for name, values in run.items()) for run in runs}) != 1:
             raise LawBroken
         return {name: _parabolas([run[name] for run in runs], widths) for name in runs[0]}
@@ -237,6 +239,31 @@ class BatchStep(FakeStep):
             slope = (many - few) / (MANY - FEW)
             lines[f"{phase} FLOPs"] = np.array([[few - FEW * slope, slope]])
         return lines | {"room_at": np.array([[marks["room_at"], 0]])}
+
+    def _last_run(self, place: int, runs: Sequence[Mapping[str, np.ndarray]]) -> dict[str, np.ndarray] | None:
+        """What `_run_at` gives at the last width, by one chunk of many rows: a value at no rows is taken to be a line
+        in the width. None where it is not (a mask of all pairs of tokens that no row owns): growth a row is whole.
+        """
+        pieces, flops = self._chunk_run(place, WIDTHS[2], (MANY,), retained=True), self._counter.totals
+        forward, backward = pieces["first_forward", True], pieces.get(("backward", True))
+        seen = {"forward": forward.kind_bytes.sum(axis=1)}
+        if backward is not None:
+            seen |= {"first": backward.kind_bytes.sum(axis=1), "later": backward.as_later().sum(axis=1)}
+        seen |= {f"{phase} FLOPs": np.array([flops.get((phase, 0, 0), 0)]) for phase in RETAINED}
+        steps = (WIDTHS[2] - WIDTHS[1]) // (WIDTHS[1] - WIDTHS[0])
+        last = {}
+        for name, lines in runs[0].items():
+            if name == "room_at":
+                last[name] = np.array([[forward.room_at, 0]])
+                continue
+            if name not in seen or not len(lines) == len(runs[1][name]) == len(seen[name]):
+                return None
+            at_none = runs[1][name][:, 0] + steps * (runs[1][name][:, 0] - lines[:, 0])
+            slope, rest = np.divmod(seen[name] - at_none, MANY)
+            if rest.any():
+                return None
+            last[name] = np.stack([at_none, slope], axis=1)
+        return last
 
     def _fitted(self, place: int, width: int | None) -> Any:
         """`_chunk_laws` of retained chunks, without its check: `_check` makes one."""
@@ -442,7 +469,7 @@ def batch_step(towers: Sequence[Tower]) -> BatchStep:
             raise refuse("encoders", "must be modules to be run with fake tensors", f"a {kinds[0]}")
         if key not in steps:
             steps[key] = BatchStep(_Subject(encoders, autocast, kind), entries)
-        for tower in towers:
+        for tower in sorted(towers, key=lambda tower: -tower.width):  # the widest has the laws checked for all
             steps[key].chunk_laws(tower.number, tower.width or None)
         return steps[key]
     except (LawBroken, ValueError) as error:

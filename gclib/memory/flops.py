@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import (
     FlopCounterMode,
@@ -27,6 +27,7 @@ from torch.utils.flop_counter import (
 
 from gclib.chunks import Chunk, check_plan, plan_chunks, price_of_a_call, schedule
 from gclib.memory.fake_modules import fake_copy, padded_tokens
+from gclib.memory.ledger import ASKED_DEVICE
 from gclib.support.validation import int_at_least, one_of, positive_int, positive_number, refuse
 from gclib.towers import as_tower_list
 
@@ -156,6 +157,8 @@ class FlopsByPhase(TorchDispatchMode):
         return False
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is ASKED_DEVICE and isinstance(args[0], FakeTensor):
+            return args[0].fake_device
         result = func(*args, **(kwargs or {}))
         formula = self._formulas.get(getattr(func, "_overloadpacket", None))
         if formula is not None:

@@ -48,7 +48,7 @@ _LAYOUT_PARTS = {
     torch.sparse_csc: ("ccol_indices", "row_indices", "values"),
     torch.sparse_bsc: ("ccol_indices", "row_indices", "values"),
 }
-_ASKED_DEVICE = torch.ops.prim.device.default
+ASKED_DEVICE = torch.ops.prim.device.default
 
 
 @dataclass(frozen=True, slots=True)
@@ -249,7 +249,7 @@ class _Recorder(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         ledger, kwargs = self.ledger, kwargs or {}
-        if func is _ASKED_DEVICE and isinstance(args[0], FakeTensor):
+        if func is ASKED_DEVICE and isinstance(args[0], FakeTensor):
             return args[0].fake_device  # two of three operations on fake tensors only ask this
         ledger._settle()
         for value in _tensors((args, kwargs)):

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from gclib.chunks import _cheapest, price_of_a_call
+from gclib.chunks import cheapest_cut, price_of_a_call
 from gclib.distributed import world_size
 from gclib.losses.module import ContrastiveLoss
 from gclib.memory.batch_laws import ChunkLaws, LossBytes, batch_step
@@ -239,7 +239,7 @@ class RowWidths:
             if not self.sort or self.call_tokens is None or self.widths[0] == self.widths[-1]:
                 sizes = [size] * (rows // size) + [rows % size] * (rows % size > 0)
             else:
-                sizes = _cheapest(self._as_tuple, size, min(self.call_tokens, rows * int(self.widths[0])))
+                sizes = cheapest_cut(self._as_tuple, size, min(self.call_tokens, rows * int(self.widths[0])))
         counts = np.array(sizes)
         return counts, self.widths[np.cumsum(counts) - counts]
 

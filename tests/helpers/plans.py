@@ -126,15 +126,19 @@ def judge(job: Job) -> Judged:
     values = tuple(value) if isinstance(value, tuple) else (value, value)
     own = cost.chunks(cost.as_one if plan.step == "naive" else step_plan.Cut(name, values))
     mine = _times(own, plan.retain_chunks)
-    points = list(_points(cost, loss, job.budget))
+    points = list(_points(cost, loss, job.budget, mine))
     best = _best(job, [(_times(*point)[0], *point) for point in points], mine[0])
     fewest = min([mine[1], *(_times(*point)[1] for point in points if point[0].peak(point[1], loss) <= job.budget)])
     return Judged(seen / job.budget, plan.peak_bytes / seen, mine[0] / best, mine[1] / fewest)
 
 
-def _points(cost, loss, budget: int):
-    """(chunks, retained) of every cut of the grid that may fit: by the plan's reckoning, and a little above it."""
+def _points(cost, loss, budget: int, mine: tuple[float, float]):
+    """(chunks, retained) of every cut of the grid that may fit and be better than the plan, in cost or in FLOPs: by the
+    plan's reckoning, and a little above it.
+    """
     for chunks in _grid(cost):
+        if all(least >= own for least, own in zip(_times(chunks, chunks.count), mine, strict=True)):
+            continue
         for retained in {chunks.most_retained(int(budget * slack), loss) for slack in (1, SLACK)} - {None}:
             yield chunks, retained
 

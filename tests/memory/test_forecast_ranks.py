@@ -48,7 +48,8 @@ def peaks_of_a_rank(here, cases):
     return peaks
 
 
-@pytest.mark.parametrize("ranks", [2, pytest.param(3, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("ranks", [2, 3])
 def test_a_rank_s_forecast_is_its_ledger_to_the_byte(tmp_path, ranks):
     run = run_ranks(peaks_of_a_rank, ranks, tmp_path, CASES)
     averaged = set()

@@ -9,6 +9,7 @@ from torch import nn
 from gclib import ContrastiveLoss, Encoder, grad_cache_loss, grad_cache_step, naive_step, plan_chunks, plan_step
 from gclib.chunks import price_of_a_call
 from gclib.memory import step_plan
+from gclib.memory.batch_laws import WIDTHS, _parabolas, batch_step
 from gclib.memory.flops import count_flops
 from gclib.memory.ledger import record_memory
 from gclib.verify import check_towers
@@ -35,7 +36,11 @@ def planned(job, **options):
     return plan_step(job.encoders, job.inputs, job.loss, **options)
 
 
-JOBS = [*range(2), *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(2, 30))]
+JOBS = [
+    0,
+    *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(1, 10)),
+    *(pytest.param(seed, marks=[pytest.mark.slow, pytest.mark.deep]) for seed in range(10, 30)),
+]
 
 
 @pytest.mark.parametrize("seed", JOBS)
@@ -230,6 +235,33 @@ def test_rows_are_cut_as_the_step_cuts_them(name):
         counts, widths = rows.chunks(name, value)
         chunks = plan_chunks(lengths, **{name: value}, call_tokens=price_of_a_call("cpu"))
         assert [(len(chunk), chunk.width) for chunk in chunks] == list(zip(counts, widths, strict=True))
+
+
+class Causal(nn.Module):
+    """Its mask is of all pairs of tokens and of no row: bytes that grow with the square of the width alone."""
+
+    def __init__(self):
+        super().__init__()
+        self.tokens = nn.Embedding(30, 16)
+        self.layer = nn.TransformerEncoderLayer(16, 2, 32, batch_first=True)
+
+    def forward(self, input_ids, attention_mask):
+        later = torch.ones(input_ids.shape[1], input_ids.shape[1]).triu(1).bool()
+        mask = torch.zeros(later.shape).masked_fill(later, float("-inf"))
+        return self.layer(self.tokens(input_ids), src_mask=mask)[:, 0]
+
+
+@pytest.mark.parametrize(
+    ("made", "runs"), [(lambda: TinyEncoder(0.1), 3), (Causal, 4)], ids=["nothing but rows", "a mask that no row owns"]
+)
+def test_one_chunk_at_the_last_width_says_as_much_as_two(made, runs):
+    encoder, inputs = made(), token_batch(4, 9, torch.Generator().manual_seed(0))
+    step = batch_step(check_towers([encoder], [inputs], torch.sum, mask=None, on_phase=None, scaler=None))
+    before, laws = step.runs, step._fit(0, 9)
+    assert step.runs - before == runs and not step.why
+    lines = [step._run_at(0, width) for width in WIDTHS]
+    for name, values in laws.items():
+        assert (values == _parabolas([line[name] for line in lines], WIDTHS)).all()
 
 
 def test_what_the_step_refuses_and_a_budget_that_is_none_are_refused(job):

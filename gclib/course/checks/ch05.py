@@ -62,6 +62,13 @@ def _encoder(rng: np.random.Generator, features: int, width: int) -> SmallEncode
     return encoder
 
 
+def _with_earlier_gradients(module: nn.Module) -> nn.Module:
+    """Its parameters hold a gradient already, as they do when another tower or another loss came first."""
+    for parameter in module.parameters():
+        parameter.grad = torch.full_like(parameter, 0.25)
+    return module
+
+
 def _rows(rng: np.random.Generator, rows: int, features: int) -> Tensor:
     return torch.from_numpy(rng.standard_normal((rows, features)))
 
@@ -110,17 +117,35 @@ def _first(
     return (reps.detach().requires_grad_() if leaf else reps), states
 
 
+def _under_inference_mode(encoder: SmallEncoder, chunks: Sequence[Tensor]) -> tuple[Tensor, list[Tensor]]:
+    with torch.inference_mode():
+        states = []
+        parts = [(states.append(torch.get_rng_state()), encoder(chunk))[1] for chunk in chunks]
+        return torch.cat(parts).requires_grad_(), states
+
+
 def _in_eval_mode(encoder: SmallEncoder, chunks: Sequence[Tensor]) -> tuple[Tensor, list[Tensor]]:
     return _first(encoder.eval(), chunks)
+
+
+def _encoded_twice(encoder: SmallEncoder, chunks: Sequence[Tensor]) -> tuple[Tensor, list[Tensor]]:
+    states, parts = [], []
+    with torch.no_grad():
+        for chunk in chunks:
+            encoder(chunk)
+            states.append(torch.get_rng_state())
+            parts.append(encoder(chunk))
+    return torch.cat(parts).requires_grad_(), states
 
 
 def _first_outcome(result: Any, encoder: SmallEncoder, chunks: Sequence[Tensor]) -> dict[str, Any]:
     if result is None:
         return {"representations": None}
     reps, states = result
-    is_leaf = isinstance(reps, Tensor) and reps.requires_grad and reps.is_leaf
+    is_tensor = isinstance(reps, Tensor)
     found = {"representations": reps, "forwards that built a graph": encoder.graphs}
-    found |= {"graphs alive at once": encoder.most_alive, "a leaf that asks for its gradient": is_leaf}
+    found |= {"graphs alive at once": encoder.most_alive, "it asks for its gradient": is_tensor and reps.requires_grad}
+    found |= {"it is a leaf": is_tensor and reps.is_leaf, "an inference tensor": is_tensor and reps.is_inference()}
     return found | {"the next random number from each state": [_next_number(state) for state in states]}
 
 
@@ -180,6 +205,36 @@ first_forward = Exercise(
             partial(_first, state="first"),
         ),
         Misconception(
+            "an inference tensor",
+            "torch.inference_mode() goes too far here: its tensors can never be part of a graph, so the loss's "
+            "backward will refuse them. Use torch.no_grad().",
+            _under_inference_mode,
+        ),
+        Misconception(
+            "all chunks in one forward",
+            "The rows went through the encoder in one piece: chunk by chunk is what keeps the memory small.",
+            lambda encoder, chunks: (_first(encoder, [torch.cat(chunks)])[0], [torch.get_rng_state()] * len(chunks)),
+        ),
+        Misconception(
+            "a list of leaves",
+            "A list of representations: torch.cat makes one tensor of them, so that there is one leaf and one cache.",
+            lambda encoder, chunks: (
+                lambda reps, states: ([part.detach() for part in reps.split([len(c) for c in chunks])], states)
+            )(*_first(encoder, chunks)),
+        ),
+        Misconception(
+            "encoded twice",
+            "The encoder ran twice for each chunk, so the representations belong to other masks than their state.",
+            _encoded_twice,
+        ),
+        Misconception(
+            "last chunk only",
+            "Only the last chunk's representations are returned: collect them all, and torch.cat them.",
+            lambda encoder, chunks: (lambda reps, states: (reps[-len(chunks[-1]) :].detach().requires_grad_(), states))(
+                *_first(encoder, chunks)
+            ),
+        ),
+        Misconception(
             "dropout switched off",
             "It looks as if the first forward ran in eval mode. The cache must belong to the representations that are "
             "trained, dropout included.",
@@ -190,8 +245,8 @@ first_forward = Exercise(
         "Nothing in this forward will be backpropagated. Which context tells PyTorch so?",
         "Under torch.no_grad(), for each chunk: keep torch.get_rng_state(), then encode. Afterwards torch.cat, and ask "
         "for a gradient.",
-        "states.append(torch.get_rng_state()); parts.append(encoder(chunk)) ... "
-        "return torch.cat(parts).requires_grad_(), states",
+        "Two lists grow in one loop, the state always before the representations of its chunk. After the loop a leaf "
+        "is made of one of them: what tells a tensor without a graph to keep a gradient?",
     ),
 )
 
@@ -201,12 +256,13 @@ first_forward = Exercise(
 def _leaves(rng: np.random.Generator, hard: int) -> Inputs:
     rows, width = int(rng.integers(5, 9)), int(rng.integers(3, 6))
     reps = [_rows(rng, count, width).requires_grad_() for count in (rows, rows * (1 + hard))]
-    return {"reps": reps, "loss_fn": _loss(rng)}
+    return {"reps": reps, "loss_fn": _with_earlier_gradients(_loss(rng))}
 
 
 def _reference_cache(reps: list[Tensor], loss_fn: nn.Module) -> tuple[Tensor, list[Tensor]]:
     loss = loss_fn(*reps)
-    *caches, loss_fn.log_temperature.grad = torch.autograd.grad(loss, [*reps, loss_fn.log_temperature])
+    *caches, own = torch.autograd.grad(loss, [*reps, loss_fn.log_temperature])
+    loss_fn.log_temperature.grad = loss_fn.log_temperature.grad + own
     return loss.detach(), caches
 
 
@@ -222,6 +278,24 @@ def _cache(
 def _without_temperature(reps: list[Tensor], loss_fn: nn.Module) -> tuple[Tensor, list[Tensor]]:
     loss = loss_fn(*reps)
     return loss.detach(), list(torch.autograd.grad(loss, reps))
+
+
+def _temperature_from_nothing(
+    reps: list[Tensor], loss_fn: nn.Module, *, late: bool = False
+) -> tuple[Tensor, list[Tensor]]:
+    """The cache; the temperature's gradient is cleared before the backward, or after it."""
+    if not late:
+        loss_fn.zero_grad()
+    found = _cache(reps, loss_fn)
+    if late:
+        loss_fn.zero_grad()
+    return found
+
+
+def _with_graphs(reps: list[Tensor], loss_fn: nn.Module) -> tuple[Tensor, list[Tensor]]:
+    loss = loss_fn(*reps)
+    loss.backward(create_graph=True)
+    return loss.detach(), [rep.grad for rep in reps]
 
 
 def _graph_returned(reps: list[Tensor], loss_fn: nn.Module) -> tuple[Tensor, list[Tensor]]:
@@ -258,7 +332,10 @@ def _cache_outcome(result: Any, reps: list[Tensor], loss_fn: ContrastiveLoss) ->
     if result is None:
         return {"loss": None}
     loss, caches = result
-    found = {"loss": loss, "gradient caches": list(caches), "temperature's gradient": loss_fn.log_temperature.grad}
+    caches = list(caches) if isinstance(caches, list | tuple) else caches
+    parts = caches if isinstance(caches, list) else []
+    found = {"loss": loss, "gradient caches": caches, "temperature's gradient": loss_fn.log_temperature.grad}
+    found |= {"the caches carry a graph": any(isinstance(part, Tensor) and part.grad_fn is not None for part in parts)}
     return found | {"the loss carries a graph": isinstance(loss, Tensor) and loss.requires_grad}
 
 
@@ -267,6 +344,12 @@ _GRAPH_USED_TWICE = Slip(
     "A graph was backpropagated a second time. There is one backward for the loss, which gives both caches at once, "
     "and one for each chunk of the replay, which is encoded anew.",
     "backward through the graph a second time",
+)
+
+_NO_GRAPH = Slip(
+    "no graph to go back",
+    "backward finds no graph: what it starts from was made under torch.no_grad(), or of detached tensors.",
+    "does not require grad and does not have a grad_fn",
 )
 
 build_cache = Exercise(
@@ -279,7 +362,7 @@ build_cache = Exercise(
     oracle=_reference_cache,
     makers=(partial(_leaves, hard=0), partial(_leaves, hard=2)),
     outcome=_cache_outcome,
-    slips=(_GRAPH_USED_TWICE,),
+    slips=(_GRAPH_USED_TWICE, _NO_GRAPH),
     rtol=1e-9,
     atol=1e-12,
     misconceptions=(
@@ -304,6 +387,40 @@ build_cache = Exercise(
             "The caches are right, but the temperature got no gradient: torch.autograd.grad fills in what it is asked "
             "for, and no .grad. loss.backward() reaches the loss's own parameters too.",
             _without_temperature,
+        ),
+        Misconception(
+            "temperature's earlier gradient lost",
+            "The caches are right, but what the temperature's .grad held before is gone: cleared, or overwritten. A "
+            "gradient is added to what is there; whoever calls the step clears.",
+            _temperature_from_nothing,
+        ),
+        Misconception(
+            "temperature's gradient cleared",
+            "The caches are right, but the temperature's gradient was cleared after the backward that made it.",
+            partial(_temperature_from_nothing, late=True),
+        ),
+        Misconception(
+            "caches with a graph",
+            "The caches carry a graph (create_graph=True does that), and with it all logits. They are constants: a "
+            "plain backward, or .detach().",
+            _with_graphs,
+        ),
+        Misconception(
+            "no backward",
+            "There is no gradient at all: the loss was taken, and nobody called backward.",
+            lambda reps, loss_fn: (loss_fn(*reps).detach(), [None, None]),
+        ),
+        Misconception(
+            "caches with the wrong sign",
+            "The caches have the wrong sign: they are the gradient, and the optimizer goes down by itself.",
+            lambda reps, loss_fn: (lambda loss, caches: (loss, [-cache for cache in caches]))(*_cache(reps, loss_fn)),
+        ),
+        Misconception(
+            "queries' cache only",
+            "Only the queries have a cache: the passages were detached. Both towers learn from the loss.",
+            lambda reps, loss_fn: (lambda loss, caches: (loss, [caches[0], torch.zeros_like(reps[1])]))(
+                *_cache(reps, loss_fn, passages=False)
+            ),
         ),
         Misconception(
             "loss with its graph",
@@ -339,16 +456,17 @@ build_cache = Exercise(
             _backward_twice,
         ),
         Misconception(
-            "a loss for each tower",
-            "The caches are right, but the temperature's gradient was counted once for each tower: one loss, one "
-            "backward gives both caches.",
+            "temperature counted twice",
+            "The caches are right, but the temperature's gradient was added twice (one backward for each tower?): one "
+            "loss, one backward gives both caches.",
             _loss_for_each_tower,
         ),
     ),
     hints=(
         "The representations are leaves that ask for their gradient. What does backward do to leaves?",
         "One loss over all representations, one backward; the caches then lie in each representation's .grad.",
-        "loss = loss_fn(*reps); loss.backward(); return loss.detach(), [rep.grad for rep in reps]",
+        "After one backward nothing else has to be computed: read the caches where a leaf keeps its gradient, and hand "
+        "the number on without its graph.",
     ),
 )
 
@@ -361,6 +479,7 @@ def _recorded(rng: np.random.Generator, *, short: bool) -> Inputs:
     rows, width = sum(map(len, inputs["chunks"])), inputs["encoder"].out.out_features
     seeds = rng.integers(2**31, size=len(inputs["chunks"])).tolist()
     states = [torch.Generator().manual_seed(seed).get_state() for seed in seeds]
+    _with_earlier_gradients(inputs["encoder"])
     return inputs | {"cache": _rows(rng, rows, width), "states": states}
 
 
@@ -389,7 +508,8 @@ def _equal_start(number: int, chunks: Sequence[Tensor]) -> int:
 class _Replay:
     """The replay, right but for the fields that are changed.
 
-    restored: the state of "each" chunk, of the first "once", or "never". start: where a chunk's rows of the cache
+    restored: the state of "each" chunk, of the first "once", of the "first" or the "last" for every chunk, each one too
+    "late" (after encoding), or "never". start: where a chunk's rows of the cache
     begin. last: whether a short last chunk counts. at_once: all surrogates are added up, then backpropagated.
     """
 
@@ -415,10 +535,14 @@ class _Replay:
             before()
             if not self.last and len(chunk) < len(chunks[0]):
                 continue
-            if self.restored == "each" or self.restored == "once" and number == 0:
-                torch.set_rng_state(state)
+            chosen = {"first": states[0], "last": states[-1]}.get(self.restored, state)
+            if self.restored in ("each", "first", "last") or self.restored == "once" and number == 0:
+                torch.set_rng_state(chosen)
             place = self.start(number, chunks)
-            part = self.surrogate(encoder(chunk), cache[place : place + len(chunk)])
+            reps = encoder(chunk)
+            if self.restored == "late":
+                torch.set_rng_state(state)
+            part = self.surrogate(reps, cache[place : place + len(chunk)])
             part = part / (len(chunks) if self.mean else 1)
             if self.at_once:
                 total = total + part
@@ -436,6 +560,53 @@ def _replay_outcome(
     return found | {"graphs alive at once": encoder.most_alive}
 
 
+def _cleared_first(encoder: SmallEncoder, *recorded: Any) -> None:
+    encoder.zero_grad()
+    _Replay()(encoder, *recorded)
+
+
+def _in_eval(encoder: SmallEncoder, *recorded: Any) -> None:
+    encoder.eval()
+    _Replay()(encoder, *recorded)
+
+
+_STATES = (
+    Misconception(
+        "first state for every chunk",
+        "Every chunk was replayed from the first chunk's state: each has its own.",
+        _Replay(restored="first"),
+    ),
+    Misconception(
+        "last state for every chunk",
+        "Every chunk was replayed from the last chunk's state: each has its own.",
+        _Replay(restored="last"),
+    ),
+    Misconception(
+        "state set after encoding",
+        "Each state was put back after its chunk had been encoded, too late for its masks: set it, then encode.",
+        _Replay(restored="late"),
+    ),
+    Misconception(
+        "cache offset forgotten",
+        "Every chunk got the first rows of the cache: go on from where the chunk before it ended.",
+        _Replay(start=lambda number, chunks: 0),
+    ),
+    Misconception(
+        "offset of one row a chunk",
+        "Chunk i got the rows of the cache from row i on: it begins after all rows of the chunks before it.",
+        _Replay(start=lambda number, chunks: number),
+    ),
+    Misconception(
+        "mean over the rows",
+        "The surrogate was averaged over the rows of the chunk. The mean over the batch is in the cache already: sum.",
+        _Replay(surrogate=lambda reps, rows: (reps * rows).sum() / len(reps)),
+    ),
+    Misconception(
+        "cache left out",
+        "The representations were summed without their cached gradients: the cache says how much each number counts.",
+        _Replay(surrogate=lambda reps, rows: reps.sum()),
+    ),
+)
 _NOT_REPLAYED = (
     "Dropout drew new masks in the second forward, so the cache belongs to other representations than the ones that "
     "are backpropagated. Put each chunk's state back before you encode it again: torch.set_rng_state."
@@ -495,11 +666,39 @@ replay = Exercise(
     oracle=_reference_replay,
     makers=(partial(_recorded, short=False), partial(_recorded, short=True)),
     outcome=_replay_outcome,
-    slips=(_CUT_UNLIKE_THE_ROWS, _GRAPH_USED_TWICE),
+    slips=(_CUT_UNLIKE_THE_ROWS, _GRAPH_USED_TWICE, _NO_GRAPH),
     rtol=1e-8,
     atol=1e-10,
     misconceptions=(
         Misconception("dropout not replayed", _NOT_REPLAYED, _Replay(restored="never")),
+        *_STATES,
+        Misconception(
+            "earlier gradients lost",
+            "What .grad held before is gone: cleared with zero_grad, or overwritten. Another tower may have been "
+            "there before: gradients add up.",
+            _cleared_first,
+        ),
+        Misconception(
+            "dropout switched off",
+            "The second forward ran in eval mode, without the first one's masks, and the encoder stays in that mode.",
+            _in_eval,
+        ),
+        Misconception(
+            "last chunk left out",
+            "The last chunk was not replayed.",
+            lambda encoder, chunks, cache, states: _Replay()(encoder, chunks[:-1], cache, states[:-1]),
+        ),
+        Misconception(
+            "cache reversed",
+            "It looks as if the cache was read from its end: its rows stand in the order of the chunks.",
+            lambda encoder, chunks, cache, states: _Replay()(encoder, chunks, cache.flip(0), states),
+        ),
+        Misconception(
+            "no gradient reaches the encoder",
+            "The encoder's gradient is what it was: nothing was backpropagated through it. Was the surrogate only "
+            "returned, or were the representations detached?",
+            lambda encoder, chunks, cache, states: [encoder(chunk) for chunk in chunks] and None,
+        ),
         Misconception(
             "restored once only",
             "Only the first chunk's state was put back. Between two chunks other numbers may have been drawn (by "
@@ -512,9 +711,9 @@ replay = Exercise(
             lambda encoder, chunks, cache, states: _Replay()(encoder, chunks, cache, states[::-1]),
         ),
         Misconception(
-            "gradients cleared for each chunk",
-            "Only the last chunk's gradient is left: it looks as if .grad was cleared for every chunk. The chunks' "
-            "gradients add up.",
+            "last chunk's gradient only",
+            "Only the last chunk's gradient is left: .grad was cleared for every chunk (zero_grad), or overwritten by "
+            "it (p.grad = ...). The chunks' gradients add up.",
             lambda encoder, *recorded: _Replay()(encoder, *recorded, before=encoder.zero_grad),
         ),
         Misconception(
@@ -553,7 +752,8 @@ replay = Exercise(
         "Which rows of the cache belong to this chunk, and which random numbers did its first forward draw?",
         "For each chunk: put its state back, encode, backpropagate with its rows: cache.split([len(c) for c in "
         "chunks]) cuts by real lengths.",
-        "torch.set_rng_state(state); encoder(chunk).backward(rows)",
+        "Three things move together through the loop: the chunk, its state, its rows of the cache. The state comes "
+        "before the encoder; backward takes the rows as its argument.",
     ),
 )
 
@@ -563,15 +763,20 @@ replay = Exercise(
 class Setup:
     """What a step trains: .encoder (both towers), .loss_fn with its own temperature, .optimizer over all of them.
 
-    stale: every .grad holds something from before, as it does after another step.
+    stale: every .grad holds something from before, as it does after another step. steps: how often optimizer.step()
+    was called.
     """
 
     def __init__(self, encoder: nn.Module, loss_fn: nn.Module, *, stale: bool = False):
         self.encoder, self.loss_fn, self.stale = encoder, loss_fn, stale
         parameters = [*encoder.parameters(), *loss_fn.parameters()]
-        self.optimizer = torch.optim.SGD(parameters, lr=1.0)
+        self.optimizer, self.steps = torch.optim.SGD(parameters, lr=1.0), 0
+        self.optimizer.register_step_post_hook(self._count)
         for parameter in parameters if stale else ():
             parameter.grad = torch.full_like(parameter, 0.25)
+
+    def _count(self, *_: object) -> None:
+        self.steps += 1
 
     def __deepcopy__(self, memo: dict) -> "Setup":
         return Setup(copy.deepcopy(self.encoder, memo), copy.deepcopy(self.loss_fn, memo), stale=self.stale)
@@ -596,7 +801,7 @@ def _reference_step(setup: Setup, queries: Tensor, passages: Tensor, chunk_size:
     with torch.no_grad():
         for parameter, gradient in zip(parameters, gradients, strict=True):
             parameter -= gradient
-    encoder.most_alive = 1  # what a cached step holds, and it builds as many graphs as this one
+    encoder.most_alive = setup.steps = 1  # what a cached step holds, and it builds as many graphs as this one
     return loss.detach()
 
 
@@ -605,7 +810,8 @@ class _CachedStep:
     """The step, right but for the fields that are changed.
 
     graph: of the first forward. order: -1 encodes passages first. cached: makes the cache. cleared: "first", "never",
-    "late" (after the cache) or "each" chunk. stepped: "once", or after each "chunk" or "tower", or "never".
+    "late" (after the cache), "last" (before the step) or "each" chunk. stepped: "once", "twice", or after each "chunk"
+    or "tower", or "never". states: which states each tower is replayed with; noted: when they are noted.
     """
 
     graph: str = "none"
@@ -615,22 +821,31 @@ class _CachedStep:
     passages_trained: bool = True
     stepped: str = "once"
     replay: _Replay = _Replay()
+    states: tuple[int, int] = (0, 1)
+    noted: str = "before"
+    modes: tuple[bool, bool] = (True, True)
 
     def __call__(self, setup: Setup, queries: Tensor, passages: Tensor, chunk_size: int) -> Tensor:
         nothing, (clear, step) = lambda: None, (setup.optimizer.zero_grad, setup.optimizer.step)
         if self.cleared in ("first", "each"):
             clear()
         towers = [rows.split(chunk_size) for rows in (queries, passages)]
-        first = [_first(setup.encoder, chunks, graph=self.graph) for chunks in towers[:: self.order]][:: self.order]
+        setup.encoder.train(self.modes[0])
+        options = {"graph": self.graph, "state": self.noted}
+        first = [_first(setup.encoder, chunks, **options) for chunks in towers[:: self.order]][:: self.order]
+        setup.encoder.train(self.modes[1])
+        noted = [first[tower][1] for tower in self.states]
         loss, caches = self.cached([reps for reps, _ in first], setup.loss_fn)
         if self.cleared == "late":
             clear()
         before, after = clear if self.cleared == "each" else nothing, step if self.stepped == "chunk" else nothing
-        for chunks, cache, (_, states) in list(zip(towers, caches, first, strict=True))[: 1 + self.passages_trained]:
+        for chunks, cache, states in list(zip(towers, caches, noted, strict=True))[: 1 + self.passages_trained]:
             self.replay(setup.encoder, chunks, cache, states, before, after)
             if self.stepped == "tower":
                 step()
-        if self.stepped == "once":
+        if self.cleared == "last":
+            clear()
+        for _ in range({"once": 1, "twice": 2}.get(self.stepped, 0)):
             step()
         return loss
 
@@ -697,9 +912,51 @@ def _loss_for_each_chunk(
     return loss.detach()
 
 
+def _cleared_for_each_tower(setup: Setup, queries: Tensor, passages: Tensor, chunk_size: int) -> Tensor:
+    setup.optimizer.zero_grad()
+    towers = [rows.split(chunk_size) for rows in (queries, passages)]
+    first = [_first(setup.encoder, chunks) for chunks in towers]
+    loss, caches = _cache([reps for reps, _ in first], setup.loss_fn)
+    for chunks, cache, (_, states) in zip(towers, caches, first, strict=True):
+        setup.encoder.zero_grad()
+        _Replay()(setup.encoder, chunks, cache, states)
+    setup.optimizer.step()
+    return loss
+
+
+def _without_replay(setup: Setup, queries: Tensor, passages: Tensor, chunk_size: int) -> Tensor:
+    setup.optimizer.zero_grad()
+    first = [_first(setup.encoder, rows.split(chunk_size)) for rows in (queries, passages)]
+    loss, _ = _cache([reps for reps, _ in first], setup.loss_fn)
+    setup.optimizer.step()
+    return loss
+
+
+def _in_turns(setup: Setup, queries: Tensor, passages: Tensor, chunk_size: int) -> Tensor:
+    setup.optimizer.zero_grad()
+    towers = [rows.split(chunk_size) for rows in (queries, passages)]
+    first = [_first(setup.encoder, both) for both in zip(*towers, strict=True)]
+    reps = [
+        torch.cat(
+            [
+                pair.detach()[: len(q)] if side == 0 else pair.detach()[len(q) :]
+                for (pair, _), q in zip(first, towers[0], strict=True)
+            ]
+        ).requires_grad_()
+        for side in (0, 1)
+    ]
+    loss, caches = _cache(reps, setup.loss_fn)
+    for side in (0, 1):
+        _Replay()(setup.encoder, towers[side], caches[side], [states[side] for _, states in first])
+    setup.optimizer.step()
+    return loss
+
+
 def _step_outcome(result: Any, setup: Setup, queries: Tensor, passages: Tensor, chunk_size: int) -> dict[str, Any]:
     modules = (("encoder", setup.encoder), ("loss_fn", setup.loss_fn))
-    found = {f"{of}.{name} after the step": p for of, module in modules for name, p in module.named_parameters()}
+    found = {"calls of optimizer.step()": setup.steps}
+    found |= {f"{of}.{name} after the step": p for of, module in modules for name, p in module.named_parameters()}
+    found |= {"the encoder is in training mode": all(part.training for part in setup.encoder.modules())}
     found |= {"loss": result, "the loss carries a graph": isinstance(result, Tensor) and result.requires_grad}
     found |= {"forwards that built a graph": setup.encoder.graphs, "graphs alive at once": setup.encoder.most_alive}
     return found
@@ -724,7 +981,7 @@ gradient_cache_step = Exercise(
         partial(_training, short=False, stale=True),
     ),
     outcome=_step_outcome,
-    slips=(_CUT_UNLIKE_THE_ROWS, _GRAPH_USED_TWICE),
+    slips=(_CUT_UNLIKE_THE_ROWS, _GRAPH_USED_TWICE, _NO_GRAPH),
     may_change=frozenset({"setup"}),
     rtol=1e-8,
     atol=1e-10,
@@ -785,19 +1042,19 @@ gradient_cache_step = Exercise(
         ),
         Misconception(
             "no optimizer step",
-            "The parameters did not change: the gradients are there, but setup.optimizer.step() was not called.",
+            "The parameters did not change: setup.optimizer.step() was not called.",
             _CachedStep(stepped="never"),
         ),
         Misconception(
-            "temperature's gradient cleared",
-            "The encoder is right, but the temperature did not move: its gradient comes with the cache, and a "
-            "zero_grad() after that wiped it out. Clear at the start of the step.",
+            "temperature without gradient",
+            "The encoder is right, but the temperature did not move. Its gradient comes with the cache: either it was "
+            "not made (torch.autograd.grad fills no .grad), or a later zero_grad() wiped it out.",
             _CachedStep(cleared="late"),
         ),
         Misconception(
-            "gradients cleared for each chunk",
-            "Only the last chunk's gradient was left: .grad was cleared for every chunk. Clear once, at the start; the "
-            "chunks' gradients add up.",
+            "last chunk's gradient only",
+            "Only the last chunk's gradient was left: .grad was cleared for every chunk, or overwritten. Clear once, at "
+            "the start; the chunks' gradients add up.",
             _CachedStep(cleared="each"),
         ),
         Misconception(
@@ -806,8 +1063,96 @@ gradient_cache_step = Exercise(
             "adds up. One backward gives both caches.",
             _CachedStep(cached=_backward_twice),
         ),
+        Misconception(
+            "two optimizer steps",
+            "setup.optimizer.step() was called twice with the same gradients: once is one step.",
+            _CachedStep(stepped="twice"),
+        ),
+        Misconception(
+            "gradients cleared before the step",
+            "The parameters did not change: zero_grad() came right before step(), which then had nothing to do.",
+            _CachedStep(cleared="last"),
+        ),
+        Misconception(
+            "gradients cleared for each tower",
+            "Only the passages' gradient was left: .grad was cleared, or overwritten, for each tower. Clear once, first.",
+            _cleared_for_each_tower,
+        ),
+        Misconception(
+            "no replay",
+            "The encoder was never encoded with a graph, so it has no gradient: the caches wait for the replay.",
+            _without_replay,
+        ),
+        Misconception(
+            "passages with the queries' states",
+            "The passages were replayed from the queries' states: each tower has its own list.",
+            _CachedStep(states=(0, 0)),
+        ),
+        Misconception(
+            "towers' states swapped",
+            "Queries were replayed from the passages' states, and the other way round.",
+            _CachedStep(states=(1, 0)),
+        ),
+        Misconception(
+            "state noted after encoding",
+            "Each state was noted after its chunk had been encoded: it replays the masks of the next one.",
+            _CachedStep(noted="after"),
+        ),
+        Misconception(
+            "dropout switched off",
+            "The encoder was in eval mode, without dropout: it must train as it is.",
+            _CachedStep(modes=(False, False)),
+        ),
+        Misconception(
+            "dropout switched off in the first forward",
+            "The first forward ran in eval mode, the second with dropout: the cache belongs to other representations.",
+            _CachedStep(modes=(False, True)),
+        ),
+        Misconception(
+            "caches swapped",
+            "The towers' caches changed places: the queries were replayed with the passages' cache.",
+            _CachedStep(cached=_one_cache),
+        ),
+        Misconception(
+            "towers swapped in the loss",
+            "The passages were given to the loss as queries. loss_fn(queries, passages).",
+            _CachedStep(cached=_swapped_in_the_loss),
+        ),
+        Misconception(
+            "loss with its graph",
+            "The step is right, but the loss that you return still holds its graph, and with it the logits: detach it.",
+            _CachedStep(cached=_graph_returned),
+        ),
+        Misconception(
+            "one chunk of all rows",
+            "The step is right, but each tower went through the encoder in one piece: chunk_size rows at a time.",
+            lambda setup, queries, passages, chunk_size: _CachedStep()(setup, queries, passages, len(queries)),
+        ),
+        Misconception(
+            "chunk_size chunks",
+            "The step is right, but it looks as if chunk_size was taken for the number of chunks (torch.chunk does "
+            "that); it is their rows (torch.split).",
+            lambda setup, queries, passages, chunk_size: _CachedStep()(
+                setup, queries, passages, -(-len(queries) // chunk_size)
+            ),
+        ),
+        Misconception(
+            "all graphs alive in the replay",
+            "The step is right, but all chunks of a tower were replayed before one backward: their graphs are alive at "
+            "once. Call backward chunk by chunk.",
+            _CachedStep(replay=_Replay(at_once=True)),
+        ),
+        Misconception(
+            "queries and passages in turns",
+            "It looks as if a chunk of queries and one of passages were encoded in turns: right as a method, but the "
+            "masks are drawn in another order. All queries first, then all passages.",
+            _in_turns,
+        ),
         Misconception("temperature once per tower", _ONCE.format("tower"), _CachedStep(cached=_loss_for_each_tower)),
-        *(Misconception(listed.name, listed.message, _CachedStep(replay=listed.wrong)) for listed in _SURROGATES),
+        *(
+            Misconception(listed.name, listed.message, _CachedStep(replay=listed.wrong))
+            for listed in (*_SURROGATES, *_STATES)
+        ),
         Misconception("temperature once per chunk", _ONCE.format("chunk of each tower"), _loss_for_each_chunk),
         Misconception(
             "temperature once per pair of chunks",
@@ -856,7 +1201,8 @@ gradient_cache_step = Exercise(
         "optimizer.",
         "Keep a list of states in the order of encoding, and walk through it again in the same order while replaying "
         "queries.split(chunk_size) and the cache, split the same way.",
-        "zero_grad; under no_grad keep states and parts; reps = cat(parts).requires_grad_(); loss.backward(); for each "
-        "chunk: set_rng_state, encoder(chunk).backward(rows of rep.grad); optimizer.step(); return loss.detach().",
+        "Where does each thing come from? The states from the first forward, the caches from the one backward of the "
+        "loss (the temperature's gradient too), the encoder's gradient from the replay alone. Clear before all that, "
+        "step after it.",
     ),
 )

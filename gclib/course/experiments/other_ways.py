@@ -27,7 +27,7 @@ from torch import Tensor, nn
 
 from gclib.audit.gradients import gradients_by_part
 from gclib.course.banks import MomentumEncoder, QueueLoss, TwoSidedBankLoss
-from gclib.course.experiments.recipes import Recipe, Setting, scaled_rate
+from gclib.course.experiments.recipes import Recipe, TableSetting, scaled_rate
 from gclib.course.experiments.results import SEEDS, Result, fresh_encoder, pairs_and_tokenizer, race
 from gclib.course.experiments.summaries import METRICS
 from gclib.data.negatives import mine_hard_negatives
@@ -44,10 +44,10 @@ from gclib.support.validation import positive_int, refuse
 
 AGAINST = 64  # passages that a query is held against, by every way that reaches beyond the rows that fit
 ROWS = 16  # pairs of the naive step that sets the budget of bytes
-QUICK = Setting(train_pairs=1_536)
+QUICK = TableSetting(train_pairs=1_536)
 RESULTS = ROOT / "data" / "results" / "other_ways.csv"
 COLUMNS = ("way", "seed", "rows", "batch_size", "updates", "peak_bytes", "flops", *METRICS, "seconds")
-WHOLE = Setting(6_144, 2_000, vocab_size=6_000, query_length=24, passage_length=64)
+WHOLE = TableSetting(6_144, 2_000, vocab_size=6_000, query_length=24, passage_length=64)
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ class Way(Recipe):
         """M that makes up `AGAINST` passages together with the rows that are encoded now."""
         return max(0, AGAINST - self.rows)
 
-    def updates(self, pairs: int, setting: Setting) -> int:
+    def updates(self, pairs: int, setting: TableSetting) -> int:
         """As many as its FLOPs pay for."""
         return positive_int("update_count", self.update_count)
 
@@ -92,7 +92,7 @@ class QueueWay(Way):
         """The encoder for queries, its copy for passages."""
         return [encoder, MomentumEncoder(encoder, self.momentum)]
 
-    def loss_fn(self, setting: Setting) -> nn.Module:
+    def loss_fn(self, setting: TableSetting) -> nn.Module:
         """InfoNCE against batch and queue."""
         return QueueLoss(self.bank_size, setting.temperature)
 
@@ -105,7 +105,7 @@ class QueueWay(Way):
 class BankWay(Way):
     """ContAccum: accumulation whose chunks meet the M pairs before them, queries and passages."""
 
-    def loss_fn(self, setting: Setting) -> nn.Module:
+    def loss_fn(self, setting: TableSetting) -> nn.Module:
         """The loss of chunk and bank."""
         return TwoSidedBankLoss(self.bank_size, ContrastiveLoss(setting.temperature))
 
@@ -114,7 +114,7 @@ class BankWay(Way):
 class SigmoidWay(Way):
     """SigLIP's loss, temperature and bias learned from where the paper starts them."""
 
-    def loss_fn(self, setting: Setting) -> nn.Module:
+    def loss_fn(self, setting: TableSetting) -> nn.Module:
         """Every pair by itself."""
         return SigmoidLoss()
 
@@ -155,7 +155,7 @@ def way_of(name: str, rows: int) -> Way:
 
 
 @functools.lru_cache(maxsize=4)
-def sized_ways(setting: Setting = QUICK) -> tuple[Way, ...]:
+def sized_ways(setting: TableSetting = QUICK) -> tuple[Way, ...]:
     """Every way in the order of `NAMES`, as large as the budget of bytes lets it be, with the updates that it can pay.
 
     Trains nothing; takes some dozens of steps for the ledger and the counter. Raises ValueError where no row fits.
@@ -167,7 +167,7 @@ def sized_ways(setting: Setting = QUICK) -> tuple[Way, ...]:
     return tuple(_sized(name, setting, budget_bytes, budget_flops) for name in NAMES)
 
 
-def _sized(name: str, setting: Setting, budget_bytes: int, budget_flops: int) -> Way:
+def _sized(name: str, setting: TableSetting, budget_bytes: int, budget_flops: int) -> Way:
     """Bytes grow nearly in a line with the rows: one through two sizes says where to look for the largest that fits."""
 
     @functools.cache
@@ -187,7 +187,7 @@ def _sized(name: str, setting: Setting, budget_bytes: int, budget_flops: int) ->
     return replace(way, update_count=budget_flops // flops, update_flops=flops, peak_bytes=peak(rows))
 
 
-def peak_bytes(way: Way, setting: Setting) -> int:
+def peak_bytes(way: Way, setting: TableSetting) -> int:
     """The ledger's peak of one of its steps, the bank full, every row padded to the setting's lengths."""
     encoder = fresh_encoder(setting, 0)
     towers, loss_fn = way.towers(encoder), way.loss_fn(setting)
@@ -205,7 +205,7 @@ def peak_bytes(way: Way, setting: Setting) -> int:
     return ledger.peak_bytes
 
 
-def update_flops(way: Way, setting: Setting) -> int:
+def update_flops(way: Way, setting: TableSetting) -> int:
     """FLOPs of one update: the mean over the batches that the first 64 pairs make, at their real lengths."""
     pairs, _, tokenizer = pairs_and_tokenizer(setting)
     pairs = way.training_pairs(pairs)[: max(AGAINST, way.batch_size)]
@@ -218,7 +218,7 @@ def update_flops(way: Way, setting: Setting) -> int:
 
 
 def gradient(
-    way: Way, encoder: nn.Module, older: nn.Module, inputs: Sequence[Mapping[str, Tensor]], setting: Setting
+    way: Way, encoder: nn.Module, older: nn.Module, inputs: Sequence[Mapping[str, Tensor]], setting: TableSetting
 ) -> dict[str, Tensor]:
     """The way's gradient over a batch at fixed weights, by part: the mean over the updates that the batch makes.
 

@@ -19,7 +19,7 @@ LARGEST = 512  # every batch size divides it, and every row sees a multiple of i
 
 
 @dataclass(frozen=True)
-class Setting:
+class TableSetting:
     """Everything but the row: the data, the model, the length of training.
 
     train_pairs, test_pairs: None for all that there are; layers: None for as many as `size` has.
@@ -115,8 +115,8 @@ def steps_for(pairs: int, epochs: int, batch_size: int) -> int:
     return examples // batch_size
 
 
-QUICK = Setting()
-WHOLE = Setting(8_192, 2_000, epochs=2, vocab_size=6_000, query_length=24, passage_length=64)
+QUICK = TableSetting()
+WHOLE = TableSetting(8_192, 2_000, epochs=2, vocab_size=6_000, query_length=24, passage_length=64)
 RECIPES = (
     batch_recipe(8),
     Recipe("accumulation, 16 x 8", "accumulation", 128, 8, scaled_rate(128)),

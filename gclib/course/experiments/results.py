@@ -21,7 +21,7 @@ import torch
 import transformers
 from tqdm import tqdm
 
-from gclib.course.experiments.recipes import QUICK, RECIPES, Recipe, Setting
+from gclib.course.experiments.recipes import QUICK, RECIPES, Recipe, TableSetting
 from gclib.data.corpus import fingerprint, installed_sources
 from gclib.data.pairs import TextPair, load_pairs
 from gclib.data.tokens import train_tokenizer
@@ -65,7 +65,7 @@ class Result:
 
 
 def table1(
-    setting: Setting = QUICK,
+    setting: TableSetting = QUICK,
     *,
     recipes: Sequence[Recipe] = RECIPES,
     seed: int = 0,
@@ -80,7 +80,7 @@ def table1(
 
 
 def race(
-    setting: Setting = QUICK,
+    setting: TableSetting = QUICK,
     *,
     recipes: Sequence[Recipe] = RECIPES,
     seeds: Sequence[int] = SEEDS,
@@ -111,7 +111,7 @@ def race(
 
 
 def saved_results(
-    setting: Setting, *, recipes: Sequence[Recipe] = RECIPES, seeds: Sequence[int] = SEEDS
+    setting: TableSetting, *, recipes: Sequence[Recipe] = RECIPES, seeds: Sequence[int] = SEEDS
 ) -> list[Result]:
     """Those results of a race that are in the cache; nothing is trained."""
     paths = _paths(setting, [(recipe, seed) for seed in seeds for recipe in recipes])
@@ -120,7 +120,7 @@ def saved_results(
 
 
 def run(
-    recipe: Recipe, setting: Setting, *, seed: int, on_record: Callable[[TrainingRecord], object] | None = None
+    recipe: Recipe, setting: TableSetting, *, seed: int, on_record: Callable[[TrainingRecord], object] | None = None
 ) -> Result:
     """Train one encoder for both towers by the recipe, and judge it on the test split."""
     _, held_out, tokenizer = pairs_and_tokenizer(setting)
@@ -134,7 +134,7 @@ def run(
 def train_encoder(
     encoder: Encoder,
     recipe: Recipe,
-    setting: Setting,
+    setting: TableSetting,
     *,
     seed: int,
     on_record: Callable[[TrainingRecord], object] | None = None,
@@ -162,12 +162,12 @@ def train_encoder(
     )
 
 
-def pairs_and_tokenizer(setting: Setting) -> tuple[list[TextPair], list[TextPair], Any]:
+def pairs_and_tokenizer(setting: TableSetting) -> tuple[list[TextPair], list[TextPair], Any]:
     """Training pairs, test pairs, and a tokenizer trained on the former; read once for all rows of a setting."""
     return _texts(setting.train_pairs, setting.test_pairs, setting.vocab_size, *setting.lengths().values())
 
 
-def fresh_encoder(setting: Setting, seed: int) -> Encoder:
+def fresh_encoder(setting: TableSetting, seed: int) -> Encoder:
     """The same first weights for every row of a seed; the caller's generators are left as they were."""
     config = bert_config(setting.size, setting.vocab_size)
     if setting.layers is not None:
@@ -212,20 +212,20 @@ def _texts(
     return pairs, load("test", test_pairs), train_tokenizer(pairs, vocab_size=vocab_size)
 
 
-def _bar(setting: Setting, rows: Sequence[Recipe], progress: bool) -> Any:
+def _bar(setting: TableSetting, rows: Sequence[Recipe], progress: bool) -> Any:
     """A progress bar over the queries of these rows."""
     pairs = len(pairs_and_tokenizer(setting)[0]) if rows else 0
     total = sum(recipe.updates(pairs, setting) * recipe.batch_size for recipe in rows)
     return tqdm(total=total, unit="query", disable=not (progress and rows), mininterval=0.5)
 
 
-def _paths(setting: Setting, rows: Sequence[tuple[Recipe, int]]) -> dict[tuple[Recipe, int], Path]:
+def _paths(setting: TableSetting, rows: Sequence[tuple[Recipe, int]]) -> dict[tuple[Recipe, int], Path]:
     """Where the result of each recipe and seed is kept."""
     around = _surroundings()
     return {row: cache_folder() / f"table1-{_key(setting, *row, around)}.json" for row in rows}
 
 
-def _key(setting: Setting, recipe: Recipe, seed: int, around: dict[str, Any]) -> str:
+def _key(setting: TableSetting, recipe: Recipe, seed: int, around: dict[str, Any]) -> str:
     """16 hexadecimal digits of all that a result depends on."""
     row = {"setting": dataclasses.asdict(setting), "recipe": dataclasses.asdict(recipe), "seed": seed}
     return hashlib.sha256(json.dumps(row | around).encode()).hexdigest()[:16]

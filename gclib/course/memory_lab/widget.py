@@ -1,9 +1,9 @@
 """The live memory lab: sliders over exact forecasts, and the same step run for real on a button.
 
 A view and nothing more: what a position of the controls means is `gclib.course.memory_lab.answers`, the run is
-`gclib.course.memory_lab.run`, the picture `gclib.course.memory_lab.picture`. Moving a control never computes on real
-tensors and never raises. Every control has a label and works from the keyboard; the picture carries its numbers as alt
-text, and `table` says all of it in text.
+`gclib.course.memory_lab.run`, the picture `gclib.course.memory_lab.picture`, which the page itself moves where it knows
+the law. Moving a control never computes on real tensors and never raises. Every control has a label and works from the
+keyboard; the picture is read by a cursor, event by event, and `table` says all of it in text.
 """
 
 import threading
@@ -29,9 +29,9 @@ from gclib.models.presets import PRESETS
 from gclib.support.validation import one_of
 from gclib.support.words import format_bytes, format_table
 
-CONTROLS = ("step", "model", "batch_size", "chunk_size", "query_length", "length")  # two a row
-CONTROLS += ("retain_chunks", "tile_size", "precision", "optimizer")
-FOLDED = ("negatives", "symmetric", "tied", "checkpointing")  # two a row, under "More"
+SHOWN = ("batch_size", "chunk_size", "length", "step", "budget")  # two a row, below the picture
+FOLDED = ("model", "precision", "retain_chunks", "tile_size", "query_length", "optimizer")  # two a row, under "More"
+FOLDED += ("negatives", "symmetric", "tied", "checkpointing")
 REDRAW_SECONDS = 0.4  # between two pictures of a run
 READY = "Run does this step for real on this machine. Memory is checked first."
 
@@ -40,8 +40,8 @@ class MemoryLab(LiveLab):
     """Sliders over the exact forecast of a step, and the step itself on a button.
 
     Attributes, each an ipywidget: step, model, precision, optimizer, batch_size, chunk_size, retain_chunks,
-    query_length, length (of passages), tile_size, budget (its value: bytes), and folded under `more`: negatives,
-    symmetric, tied, checkpointing; run, stop, largest (sets the batch to the
+    query_length, length (of passages), tile_size, budget (its value: bytes), negatives, symmetric, tied, checkpointing,
+    of which `FOLDED` are folded under `more`; run, stop, largest (sets the batch to the
     largest that fits), pin (keeps these settings to compare with), as_code (shows code, a program that prints this
     forecast); status, forecast, compared (text), picture. `table()` is the lab as text. `wait()` returns when all that
     was started has ended. `controls`: all that change the forecast. `live`: the last run, going on or ended.
@@ -120,13 +120,13 @@ class MemoryLab(LiveLab):
         on_change(self._show_code, self.as_code)
         look = {"width": "100%", "height": "17em", "display": "none"}
         self.code = widgets.Textarea(description="Program", layout=look)
-        plain, folded = ([getattr(self, name) for name in names] for names in ((*CONTROLS, "budget"), FOLDED))
+        plain, folded = ([getattr(self, name) for name in names] for names in (SHOWN, FOLDED))
         self.controls = (*plain, *folded)
         rows = [plain[at : at + 2] for at in range(0, len(plain), 2)]
         for control in folded:
             control.style.description_width = self.label_width
         pairs = [widgets.HBox(folded[at : at + 2], layout=WRAPPED) for at in range(0, len(folded), 2)]
-        tooltip = "Show the other settings: hard negatives, directions, towers, checkpointing"
+        tooltip = "Show the other settings: model, numbers, retained chunks, tiles, hard negatives, and more"
         self.more = widgets.ToggleButton(description="More", icon="sliders", tooltip=tooltip)
         on_change(self._show_more, self.more)
         self.folded = widgets.VBox(pairs, layout={"display": "none"})
@@ -136,13 +136,13 @@ class MemoryLab(LiveLab):
         shown = {"forecast": self.forecast, "picture": self.picture, "compared": self.compared, "status": self.status}
         classes |= shown | {"code": self.code, "memory-lab": self}
         classes |= {"more": self.more}
-        self.arrange(
-            *rows, self.more, self.folded, *list(shown.values())[:3], *buttons, self.status, self.code, classes=classes
-        )
+        self.forecast.layout.min_height = "4.4em"  # three lines: what is below does not jump when words wrap
+        above, below = [self.picture, self.forecast], [self.compared, *buttons, self.status, self.code]
+        self.arrange(*above, *rows, self.more, self.folded, *below, classes=classes)
 
     def _let_the_page_answer(self) -> None:
         """Tell the picture which controls to watch, and what each of their places means; again when that changes."""
-        controls = {name: getattr(self, name) for name in (*CONTROLS, *FOLDED, "budget")}
+        controls = {name: getattr(self, name) for name in (*SHOWN, *FOLDED)}
 
         def tell(_: Any = None) -> None:
             choices = {name: [value for _, value in control.options] for name, control in controls.items()}
@@ -163,7 +163,7 @@ class MemoryLab(LiveLab):
 
     def settings(self) -> LabSettings:
         """What the controls say now. Raises ValueError for what can't be, as texts that are too long."""
-        values = {name: getattr(self, name).value for name in (*CONTROLS, *FOLDED)}
+        values = {name: getattr(self, name).value for name in (*SHOWN, *FOLDED) if name != "budget"}
         values |= {name: values[name] or None for name in ("query_length", "tile_size")}
         return LabSettings(**values, device=self._counted_on(self.budget_name))
 
@@ -241,6 +241,7 @@ class MemoryLab(LiveLab):
         self._confirmed = None
         if not self._is_busy("watch"):
             self._say(READY)  # what was said of other settings does not stay beside these
+            self.progress.value = 0
         self.refresh()
 
     def _show_code(self) -> None:

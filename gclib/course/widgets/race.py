@@ -14,7 +14,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from gclib.course import plots
-from gclib.course.experiments.recipes import LARGEST, QUICK, RECIPES, Recipe, Setting, steps_for
+from gclib.course.experiments.recipes import LARGEST, QUICK, RECIPES, Recipe, TableSetting, steps_for
 from gclib.course.experiments.results import fresh_encoder, pairs_and_tokenizer, train_encoder
 from gclib.course.widgets.base import LiveLab, button
 from gclib.models.encoder import Encoder
@@ -51,7 +51,7 @@ class LiveRace:
     "stopped" or "failed"; error: in words, where it failed.
     """
 
-    def __init__(self, recipes: Sequence[Recipe], setting: Setting, seed: int):
+    def __init__(self, recipes: Sequence[Recipe], setting: TableSetting, seed: int):
         self.recipes, self.setting, self.seed = tuple(recipes), setting, seed
         self.curves = {recipe.name: Curve() for recipe in self.recipes}
         self.done, self.total = 0, 1
@@ -133,7 +133,7 @@ class RaceLab(LiveLab):
 
     label_width = ""
 
-    def __init__(self, *, setting: Setting = QUICK, recipes: Sequence[Recipe] = RECIPES, seed: int = 0):
+    def __init__(self, *, setting: TableSetting = QUICK, recipes: Sequence[Recipe] = RECIPES, seed: int = 0):
         if not recipes or len({recipe.name for recipe in recipes}) < len(recipes):
             raise refuse("recipes", "must be at least one, with different names", [r.name for r in recipes])
         if int_at_least("seed", seed, 0) > 9:

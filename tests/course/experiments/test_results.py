@@ -7,13 +7,15 @@ import torch
 
 from gclib import __main__ as command
 from gclib.course.experiments import results
-from gclib.course.experiments.recipes import RECIPES, Setting
+from gclib.course.experiments.recipes import RECIPES, TableSetting
 from gclib.course.experiments.results import POINTS, Point, fresh_encoder, race, saved_results, table1, thin
 from gclib.data import card
 from gclib.data.pairs import TextPair
 from gclib.training.loop import TrainingRecord
 
-TINY = Setting(train_pairs=512, test_pairs=40, epochs=1, size="tiny", vocab_size=200, query_length=8, passage_length=8)
+TINY = TableSetting(
+    train_pairs=512, test_pairs=40, epochs=1, size="tiny", vocab_size=200, query_length=8, passage_length=8
+)
 
 
 @pytest.fixture(autouse=True)

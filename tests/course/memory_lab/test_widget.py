@@ -16,6 +16,7 @@ import torch
 from helpers.page import alt_of, text_of
 
 from gclib.course.memory_lab import answers as lab
+from gclib.course.memory_lab import bundles
 from gclib.course.memory_lab import run as live
 from gclib.course.memory_lab import widget as widgets
 from gclib.course.memory_lab.advice import advice, verdict, way_out
@@ -86,10 +87,10 @@ def test_every_control_that_matters_changes_the_forecast(memory_lab):
         (memory_lab.step, "naive"),
         (memory_lab.model, "mini"),
     ]:
-        words, picture = memory_lab.forecast.value, memory_lab.picture.value
+        words, alt = memory_lab.forecast.value, alt_of(memory_lab)
         control.value = value
         memory_lab.wait()
-        assert (memory_lab.forecast.value, memory_lab.picture.value) != (words, picture)
+        assert (memory_lab.forecast.value, alt_of(memory_lab)) != (words, alt)
     assert memory_lab.settings() == LabSettings(
         *("naive", "mini", 128, 8, 32, None, 16, 2, "pure bf16", "sgd"),
         **{"negatives": 2, "symmetric": True, "tied": False, "checkpointing": True},
@@ -802,12 +803,53 @@ def test_what_does_not_fit_is_said_before_the_advice_is_there(memory_lab, monkey
     assert text_of(memory_lab.forecast) == advice(settings, forecast_of(settings), budget, "256 MiB")
 
 
-def test_more_is_folded_and_its_controls_are_forecast(memory_lab):
+def test_the_picture_comes_first_then_five_controls_and_the_rest_is_folded(memory_lab):
+    assert memory_lab.children[:2] == (memory_lab.picture, memory_lab.forecast)
+    plain = [control for row in memory_lab.children[2:5] for control in row.children]
+    assert plain == [getattr(memory_lab, name) for name in widgets.SHOWN] and len(plain) == 5
     assert not memory_lab.more.value and memory_lab.folded.layout.display == "none"
     held = {control for box in memory_lab.folded.children for control in box.children}
     memory_lab.more.value = True
     assert memory_lab.folded.layout.display == "flex"
-    assert held == {memory_lab.negatives, memory_lab.symmetric, memory_lab.tied, memory_lab.checkpointing}
+    assert held == set(memory_lab.controls) - set(plain)
+
+
+def test_the_page_is_told_what_each_place_of_a_control_means_and_again_when_that_changes(memory_lab):
+    picture = memory_lab.picture
+    assert set(picture.controls) == set(picture.choices) == {*widgets.SHOWN, *widgets.FOLDED}
+    assert picture.controls["batch_size"] == memory_lab.batch_size.model_id
+    for name, choices in picture.choices.items():
+        values = [choice[0] if name == "budget" else choice for choice in choices]
+        assert values == values_of(getattr(memory_lab, name))
+    assert [2**26, "the budget", "cpu"] in picture.choices["budget"]
+    assert [lab.BUDGETS["T4 (16 GB)"], "T4 (16 GB)", "cuda"] in picture.choices["budget"]
+    memory_lab.chunk_size.options = [("4", 4), ("8", 8)]
+    assert picture.choices["chunk_size"] == [4, 8]
+
+
+def test_the_picture_shows_the_settings_from_a_law_or_from_their_own_timeline(memory_lab):
+    picture = memory_lab.picture
+    assert picture.bundle is bundles.known_bundle(memory_lab.settings())
+    assert picture.shown == bundles.page_settings(memory_lab.settings())
+    before = picture.bundle
+    memory_lab.batch_size.value, memory_lab.optimizer.value = 64, "sgd"
+    assert picture.bundle is before and picture.shown["batch_size"] == 64
+    memory_lab.tile_size.value = 1024
+    memory_lab.wait()
+    assert len(picture.bundle["segments"]) == len(forecast_of(memory_lab.settings()).timeline)
+    assert picture.bundle["about"] == picture.shown and picture.budget == {"bytes": 2**28, "name": "the budget"}
+
+
+def test_the_bytes_of_a_run_are_streamed_to_the_picture_and_leave_with_the_next_move(memory_lab):
+    lines = []
+    memory_lab.picture.observe(lambda change: lines.append(len(change.new["bytes"])), "live")
+    memory_lab.run.click()
+    memory_lab.wait()
+    assert max(memory_lab.picture.live["bytes"]) == forecast_of(memory_lab.settings()).peak_bytes
+    assert len(memory_lab.picture.live["x"]) == lines[-1] > 50
+    assert memory_lab.progress.value == memory_lab.progress.max
+    memory_lab.chunk_size.value = 8
+    assert memory_lab.picture.live["bytes"] == [] and memory_lab.progress.value == 0
 
 
 @pytest.mark.parametrize("step", list(lab.STEP_WORDS))

@@ -8,12 +8,14 @@ from helpers.page import alt_of
 
 from gclib.course import plots
 from gclib.course.experiments import results
-from gclib.course.experiments.recipes import RECIPES, Setting
+from gclib.course.experiments.recipes import RECIPES, TableSetting
 from gclib.course.widgets import race as race_widget
 from gclib.course.widgets.race import Curve, LiveRace, RaceLab, plot_race
 from gclib.data.pairs import TextPair
 
-TINY = Setting(train_pairs=512, test_pairs=40, epochs=1, size="tiny", vocab_size=200, query_length=8, passage_length=8)
+TINY = TableSetting(
+    train_pairs=512, test_pairs=40, epochs=1, size="tiny", vocab_size=200, query_length=8, passage_length=8
+)
 WORDS = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]
 
 
@@ -128,7 +130,7 @@ def test_every_control_has_a_label():
         ({"recipes": RECIPES[:1] * 2}, "recipes must be at least one, with different names"),
         ({"seed": 10}, "seed must be from 0 to 9"),
         ({"seed": -1}, "seed must be an int of at least 0"),
-        ({"setting": Setting(epochs=9)}, "setting must have from 1 to 8 epochs"),
+        ({"setting": TableSetting(epochs=9)}, "setting must have from 1 to 8 epochs"),
     ],
 )
 def test_a_start_that_is_no_position_of_the_controls_is_refused(start, message):

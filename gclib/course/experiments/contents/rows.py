@@ -21,7 +21,7 @@ from gclib.course.experiments.contents.planting import (
     SAME_QUERY,
     apart,
 )
-from gclib.course.experiments.recipes import Setting, scaled_rate
+from gclib.course.experiments.recipes import TableSetting, scaled_rate
 from gclib.course.experiments.results import pairs_and_tokenizer
 from gclib.data.negatives import mine_hard_negatives
 from gclib.data.pairs import TextPair
@@ -74,8 +74,8 @@ class Row:
         return self.batch_size * (1 + self.hard_negatives)
 
 
-QUICK = Setting(train_pairs=1_024, passage_length=24)
-WHOLE = Setting(4_096, 2_000, vocab_size=4_000)
+QUICK = TableSetting(train_pairs=1_024, passage_length=24)
+WHOLE = TableSetting(4_096, 2_000, vocab_size=4_000)
 
 SMALL = Row("B = 32, K = 0", 32)  # the one whose bytes all others must keep to
 MIDDLE = Row("B = 128, K = 0", 128)
@@ -106,7 +106,7 @@ SWEEP = tuple(
 )
 
 
-def texts_of(row: Row, setting: Setting) -> list[list[TextPair]]:
+def texts_of(row: Row, setting: TableSetting) -> list[list[TextPair]]:
     """The row's pairs, those that were planted together as one group; groups have no text in common.
 
     Raises ValueError where the setting's pairs give too few groups for as many pairs again.
@@ -121,12 +121,12 @@ def texts_of(row: Row, setting: Setting) -> list[list[TextPair]]:
     return groups[:count]
 
 
-def batches_of(row: Row, setting: Setting, seed: int) -> Iterator[list[TextPair]]:
+def batches_of(row: Row, setting: TableSetting, seed: int) -> Iterator[list[TextPair]]:
     """The row's batches, full ones only, an epoch after another: the same for the same seed."""
     return itertools.islice(_all_batches(row, setting, seed), updates_of(row, setting))
 
 
-def updates_of(row: Row, setting: Setting) -> int:
+def updates_of(row: Row, setting: TableSetting) -> int:
     """How many updates the row takes: its share of the full batches of the setting's epochs, one at least."""
     count = sum(map(len, texts_of(row, setting)))
     if row.batch_size > count:
@@ -134,7 +134,7 @@ def updates_of(row: Row, setting: Setting) -> int:
     return max(1, int(row.share * setting.epochs * (count // row.batch_size)))
 
 
-def _all_batches(row: Row, setting: Setting, seed: int) -> Iterator[list[TextPair]]:
+def _all_batches(row: Row, setting: TableSetting, seed: int) -> Iterator[list[TextPair]]:
     """Without end."""
     groups = texts_of(row, setting)
     if row.order == PARTED:
@@ -149,6 +149,6 @@ def _all_batches(row: Row, setting: Setting, seed: int) -> Iterator[list[TextPai
 
 
 @functools.lru_cache(maxsize=4)
-def _with_negatives(setting: Setting, count: int) -> Sequence[TextPair]:
+def _with_negatives(setting: TableSetting, count: int) -> Sequence[TextPair]:
     pairs = pairs_and_tokenizer(setting)[0]
     return mine_hard_negatives(pairs, per_query=count, seed=0) if count else pairs

@@ -33,7 +33,7 @@ from gclib.course.experiments.contents.rows import (
     batches_of,
     updates_of,
 )
-from gclib.course.experiments.recipes import Setting
+from gclib.course.experiments.recipes import TableSetting
 from gclib.course.experiments.results import KS, SEEDS, fresh_encoder, pairs_and_tokenizer
 from gclib.data.corpus import fingerprint, installed_sources
 from gclib.data.negatives import false_negative_mask
@@ -72,7 +72,7 @@ class Trained:
 
 
 def trainings(
-    setting: Setting,
+    setting: TableSetting,
     rows: Sequence[Row],
     *,
     seeds: Sequence[int] = SEEDS,
@@ -100,12 +100,12 @@ def trainings(
     return list(results.values())
 
 
-def saved_trainings(setting: Setting, rows: Sequence[Row], seeds: Sequence[int] = SEEDS) -> list[Trained]:
+def saved_trainings(setting: TableSetting, rows: Sequence[Row], seeds: Sequence[int] = SEEDS) -> list[Trained]:
     """Those results that are kept on disk; nothing is trained."""
     return [result for result in map(_read, _paths(setting, rows, seeds).values()) if result is not None]
 
 
-def train_row(row: Row, setting: Setting, *, seed: int, on_update: Callable[[], object] = lambda: None) -> Trained:
+def train_row(row: Row, setting: TableSetting, *, seed: int, on_update: Callable[[], object] = lambda: None) -> Trained:
     """Train one encoder for both towers on the row's batches, and judge it."""
     encoder, tokenizer = fresh_encoder(setting, seed), pairs_and_tokenizer(setting)[2]
     encoder.train()
@@ -130,12 +130,12 @@ def train_row(row: Row, setting: Setting, *, seed: int, on_update: Callable[[], 
     return Trained(row, seed, metrics, len(pool), steps, *measured)
 
 
-def budget_bytes(setting: Setting) -> int:
+def budget_bytes(setting: TableSetting) -> int:
     """What the plain step of the small row takes at its peak, AdamW's states and full lengths included."""
     return _forecast_plain(SMALL, setting)
 
 
-def chunk_for(row: Row, setting: Setting) -> int | None:
+def chunk_for(row: Row, setting: TableSetting) -> int | None:
     """The largest chunk with which the row's step keeps to the budget; None where its plain step does."""
     budget = budget_bytes(setting)
     if _forecast_plain(row, setting) <= budget:
@@ -160,7 +160,7 @@ class _Step:
         return loss
 
 
-def _planned(row: Row, setting: Setting) -> dict[str, Any]:
+def _planned(row: Row, setting: TableSetting) -> dict[str, Any]:
     """The row as a forecast is asked for it."""
     config = fresh_encoder(setting, 0).model.config
     same = {"config": config, "pooling": "mean", "loss": ContrastiveLoss(row.temperature), "optimizer": "adamw"}
@@ -168,11 +168,11 @@ def _planned(row: Row, setting: Setting) -> dict[str, Any]:
 
 
 @functools.cache
-def _forecast_plain(row: Row, setting: Setting) -> int:
+def _forecast_plain(row: Row, setting: TableSetting) -> int:
     return forecast_step("naive", batch_size=row.batch_size, **_planned(row, setting)).peak_bytes
 
 
-def _paths(setting: Setting, rows: Sequence[Row], seeds: Iterable[int]) -> dict[tuple[Row, int], Path]:
+def _paths(setting: TableSetting, rows: Sequence[Row], seeds: Iterable[int]) -> dict[tuple[Row, int], Path]:
     """Where the result of each row and seed is kept, seed by seed."""
     around = json.dumps([dataclasses.asdict(setting), dataclasses.asdict(SMALL), _surroundings()])
     return {(row, seed): cache_folder() / f"contents-{_key(row, seed, around)}.json" for seed in seeds for row in rows}
