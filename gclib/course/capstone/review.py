@@ -61,7 +61,8 @@ class Score:
 class Review:
     """A plan, judged. plan: None where it cannot be run at all, and `problem` says why.
 
-    worth: of the whole plan, from 0 to 1, the reference's being 1. gain: by how much it is worth more. passed: it fits, in time, with the wanted negatives.
+    worth: of the whole plan, from 0 to 1, the reference's being 1. gain: by how much it is worth more. passed: it fits,
+    in time, with the wanted negatives.
     """
 
     brief: Brief
