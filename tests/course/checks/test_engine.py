@@ -199,7 +199,7 @@ def test_a_changed_input_may_be_allowed():
         (lambda v, n: (v * 2).tolist(), "got a list, not a tensor"),
         (lambda v, n: (v * 2)[None], "Expected shape (4,), got shape (1, 4)"),
         (lambda v, n: (v * 2).sum(), "got shape () (a scalar)"),
-        (lambda v, n: (v * 2).double(), "Expected dtype torch.float32, got torch.float64"),
+        (lambda v, n: (v * 2).half(), "Expected dtype torch.float32, got torch.float16"),
         (lambda v, n: v * 3, "4 of 4 values differ; the first is at [0]"),
         (lambda v, n: v * torch.nan, "got nan"),
         (lambda v, n: (v * 2).detach(), "no gradient reaches `values`"),
