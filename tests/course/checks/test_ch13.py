@@ -129,7 +129,7 @@ def no_update(setup, batches):
         (ch13.negatives_and_updates, a_ceiling, "rounded up"),
         (ch13.compute_loss, all_at_once, "the whole batch with its graph"),
         (ch13.compute_loss, in_chunks_with_graphs, "every graph kept"),
-        (ch13.compute_loss, step_itself, "the step, not the loss"),
+        (ch13.compute_loss, step_itself, "backward inside, a number returned"),
         (ch13.compute_loss, both_ways_round, "towers swapped"),
         (ch13.compute_loss, backward_too, "backward inside"),
         (ch13.compute_loss, unsorted_names, "names of the collator"),
