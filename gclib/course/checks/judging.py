@@ -130,6 +130,8 @@ def run_case(task: Task, function: Callable, inputs: Inputs, seed: int) -> tuple
     changed = next((name for name in inputs if _changed(task, name, inputs, arguments)), None)
     try:
         outcome = result if task.outcome is None else task.outcome(result, *arguments.values())
+    except RuntimeError:  # a backward of what is returned, say: its own words tell more
+        raise
     except Exception as error:
         raise OtherForm(describe(result)) from error
     gradients = {} if changed else _gradients(result, leaves)

@@ -185,8 +185,10 @@ def test_right_answers_in_other_words_are_right():
         for batch in batches:
             setup.scaler.scale(setup.model(batch)).backward()
             setup.scaler.unscale_(setup.optimizer)
-            slope = setup.model.weight.grad
-            slope.mul_(min(1.0, setup.max_norm / max(float(slope.norm()), 1e-12)))
+            slopes = [parameter.grad for parameter in setup.model.parameters()]
+            norm = float(torch.cat(slopes).norm())
+            for slope in slopes:
+                slope.mul_(min(1.0, setup.max_norm / max(norm, 1e-12)))
             setup.scaler.step(setup.optimizer)
             setup.scaler.update()
             setup.optimizer.zero_grad()
