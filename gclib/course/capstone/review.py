@@ -61,7 +61,8 @@ class Score:
 class Review:
     """A plan, judged. plan: None where it cannot be run at all, and `problem` says why.
 
-    worth: of the whole plan, from 0 to 1, the reference's being 1. passed: it fits, in time, with the wanted negatives.
+    worth: of the whole plan, from 0 to 1, the reference's being 1. gain: by how much it is worth more. passed: it fits,
+    in time, with the wanted negatives.
     """
 
     brief: Brief
@@ -69,6 +70,7 @@ class Review:
     problem: str = ""
     scores: tuple[Score, ...] = ()
     worth: float = 0.0
+    gain: float = 0.0
 
     @property
     def passed(self) -> bool:
@@ -94,6 +96,10 @@ class Review:
         lines.append(format_table(["decision", "yours", "score", "why"], table))
         verdict = "It serves the brief" if self.passed else "It does not serve the brief"
         lines.append(f"\n{verdict}, and is worth {self.worth:.2f} of the best plan that was found.")
+        if self.gain > 0.0005:
+            lines.append(
+                f"It is {self.gain:.1%} better than that plan: the search tries some sizes, and you hit another."
+            )
         return "\n".join(lines)
 
     def _demands(self) -> list[str]:
@@ -115,10 +121,13 @@ def review(brief: Brief, given: object) -> Review:
         plan = read_plan(brief, given)
     except (ValueError, TypeError) as error:
         return Review(brief, None, str(error))
-    share = _share(brief.scenario, plan, reference(brief.scenario))
+    best = reference(brief.scenario)
+    share = _share(brief.scenario, plan, best)
     if negatives(brief.scenario, plan) < brief.scenario.wanted_negatives:
         share = min(share, AS_GOOD)
-    return Review(brief, plan, "", tuple(_judge(brief, plan)), share)
+    highest = worth(brief.scenario, best)
+    gain = max(0.0, worth(brief.scenario, plan) / highest - 1.0) if highest else 0.0
+    return Review(brief, plan, "", tuple(_judge(brief, plan)), share, gain)
 
 
 def _share(scenario: Scenario, plan: TrainingPlan, best: TrainingPlan) -> float:

@@ -87,7 +87,9 @@ class CapstoneForm(Lab):
 
     def _on_judge(self) -> None:
         self.judge.disabled = True
-        self.verdict.value = _pre("Forecasting: a brief's first judgement takes some seconds…")
+        self.verdict.value = _pre(
+            "Forecasting: seconds, or minutes where a large batch is cut into tiny chunks or tiles…"
+        )
         try:
             self.verdict.value = _pre(self.report())
         finally:

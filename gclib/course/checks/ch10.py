@@ -240,7 +240,7 @@ mean_and_spread = Exercise(
 
 
 def _batch(rng: np.random.Generator, *, size: int) -> Inputs:
-    """Text numbers of a batch: five equal queries and two, a pair that stands there twice, three equal passages.
+    """Text numbers of a batch: five equal queries and two, a pair that stands there twice, five equal passages.
 
     So every wrong way to count gives another number.
     """
@@ -249,7 +249,8 @@ def _batch(rng: np.random.Generator, *, size: int) -> Inputs:
     for row in rows[1:5]:
         queries[row] = queries[rows[0]]
     queries[rows[6]], passages[rows[6]] = queries[rows[5]], passages[rows[5]]
-    passages[rows[8]] = passages[rows[11]] = passages[rows[7]]
+    for row in (8, 11, 12, 13):
+        passages[rows[row]] = passages[rows[7]]
     queries[rows[10]] = queries[rows[9]]
     return {"queries": queries, "passages": passages}
 

@@ -130,6 +130,8 @@ def run_case(task: Task, function: Callable, inputs: Inputs, seed: int) -> tuple
     changed = next((name for name in inputs if _changed(task, name, inputs, arguments)), None)
     try:
         outcome = result if task.outcome is None else task.outcome(result, *arguments.values())
+    except RuntimeError:  # a backward of what is returned, say: its own words tell more
+        raise
     except Exception as error:
         raise OtherForm(describe(result)) from error
     gradients = {} if changed else _gradients(result, leaves)
@@ -244,12 +246,13 @@ def _judge_error(task: Task, told: str, error: BaseException) -> Verdict:
         return Verdict("wrong", _BACKWARD_INSIDE, "backward inside", earns_hint=True)
     if isinstance(error, GradientsOff):
         return Verdict("wrong", _GRADIENTS_OFF, "gradients left off", earns_hint=True)
+    cause = error.__cause__ if isinstance(error, OtherForm) else error
+    for slip in task.slips:
+        if re.search(slip.pattern, f"{type(cause).__name__}: {cause}"):
+            return Verdict("wrong", f"{slip.message}\n    {told}", slip.name, earns_hint=True)
     if isinstance(error, OtherForm):
         form = f"It returned {error}, and that is not the form asked for: {getattr(task, 'spec', task.name)}"
         return Verdict("wrong", form, "another form", earns_hint=True)
-    for slip in task.slips:
-        if re.search(slip.pattern, f"{type(error).__name__}: {error}"):
-            return Verdict("wrong", f"{slip.message}\n    {told}", slip.name, earns_hint=True)
     return Verdict("wrong", told)
 
 

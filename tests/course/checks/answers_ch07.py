@@ -429,7 +429,7 @@ def replay_for_loss(graph, loss, replay, budget, chunks):
     return min(chunks, (budget - replay) // graph)
 
 
-@wrong("graphs_to_retain", "graphs held beside the replay")
+@wrong("graphs_to_retain", None)
 def larger_of_both(graph, loss, replay, budget, chunks):
     return min(chunks, (budget - max(loss, replay)) // graph)
 
@@ -444,7 +444,7 @@ def one_chunk_must_be_replayed(graph, loss, replay, budget, chunks):
     return min(chunks - 1, (budget - loss) // graph)
 
 
-@wrong("graphs_to_retain", "one too many")
+@wrong("graphs_to_retain", None)
 def rounded_up(graph, loss, replay, budget, chunks):
     return min(chunks, math.ceil((budget - loss) / graph))
 

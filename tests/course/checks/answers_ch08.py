@@ -301,7 +301,7 @@ def diagonal_tiles_only(logits, batch_size, tile_size):
     return sum((t.logsumexp(1) - t.diagonal()).sum() for t in (logits(c, c) for c in cuts)) / batch_size
 
 
-@wrong("tiled_loss", "short tiles lost")
+@wrong("tiled_loss", None)
 def short_tiles_dropped(logits, batch_size, tile_size):
     count = batch_size // tile_size
     cuts = [slice(i * tile_size, (i + 1) * tile_size) for i in range(count)]
@@ -584,7 +584,7 @@ def rounded(budget, buffers):
     return round((budget / (4 * buffers)) ** 0.5)
 
 
-@wrong("largest_dense_batch", "one too many")
+@wrong("largest_dense_batch", None)
 def rounded_up(budget, buffers):
     return math.ceil((budget / (4 * buffers)) ** 0.5)
 

@@ -110,12 +110,12 @@ def fixed_forgotten(fixed, row, rep, batch, chunk, retained, tile):
     return (4 * batch * rep + max(retained * chunk * row + 12 * (tile or batch) ** 2, chunk * row)) / GIB
 
 
-@wrong("predict_peak", "logits forgotten")
+@wrong("predict_peak", None)
 def logits_apart(fixed, row, rep, batch, chunk, retained, tile):
     return (fixed + 4 * batch * rep + max(retained * chunk * row, 12 * (tile or batch) ** 2, chunk * row)) / GIB
 
 
-@wrong("predict_peak", "both moments at once")
+@wrong("predict_peak", None)
 def logits_outside_the_maximum(fixed, row, rep, batch, chunk, retained, tile):
     return (fixed + 4 * batch * rep + 12 * (tile or batch) ** 2 + max(retained, 1) * chunk * row) / GIB
 
@@ -216,7 +216,7 @@ def examples_for_updates(examples, batch, naive_seconds, encoded, retained):
     return examples * naive_seconds * encoded * (1 + (1 - retained) / 3) / 3600
 
 
-@wrong("predict_time", "last batch lost")
+@wrong("predict_time", "updates rounded to the nearest")
 def rounded_updates(examples, batch, naive_seconds, encoded, retained):
     return round(examples / batch) * naive_seconds * encoded * (1 + (1 - retained) / 3) / 3600
 
@@ -320,7 +320,7 @@ def both_towers_rounded_together(batch, budget, need):
     return _plan(batch, budget, need, count=lambda B, C: math.ceil(2 * B / C))
 
 
-@wrong("plan", None)
+@wrong("plan", "one chunk left out")
 def one_chunk_too_few(batch, budget, need):
     return _plan(batch, budget, need, count=lambda B, C: 2 * math.ceil(B / C) - 1)
 
@@ -335,7 +335,7 @@ def unbounded_count(batch, budget, need):
     return _plan(batch, budget, need, count=lambda B, C: 1000)
 
 
-@wrong("plan", "tiles without need")
+@wrong("plan", None)
 def tile_if_64_does_not_fit(batch, budget, need):
     if need(None, 0, None) <= budget:
         return _dict("naive", None, 0, None)
@@ -364,7 +364,7 @@ def naive_keeps_a_chunk(batch, budget, need):
     return _plan(batch, budget, need, naive=False)
 
 
-@wrong("plan", "smallest chunk")
+@wrong("plan", None)
 def tile_is_forgotten_for_the_chunk(batch, budget, need):
     if need(None, 0, None) <= budget:
         return _dict("naive", None, 0, None)

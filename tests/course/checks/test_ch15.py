@@ -90,7 +90,7 @@ def by_hours(plans, card_gib, deadline):
     [
         (ch15.predict_peak, everything_kept, "the naive step's peak"),
         (ch15.predict_peak, no_graphs, "retained graphs forgotten"),
-        (ch15.predict_peak, all_at_once, "retained graphs beside a replay"),
+        (ch15.predict_peak, all_at_once, "both moments at once"),
         (ch15.predict_peak, decimal, "GB instead of GiB"),
         (ch15.predict_time, doubled, "2 instead of 4/3"),
         (ch15.predict_time, whole_batches, "last batch lost"),
