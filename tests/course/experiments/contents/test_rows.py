@@ -8,11 +8,11 @@ from gclib.course.experiments import results
 from gclib.course.experiments.contents import rows
 from gclib.course.experiments.contents.planting import CLEAN, RIGHT_NEGATIVE, SAME_PASSAGE, SAME_QUERY
 from gclib.course.experiments.contents.rows import EQUAL_BYTES, PLANTED, SWEEP, Row, batches_of, texts_of, updates_of
-from gclib.course.experiments.recipes import Setting
+from gclib.course.experiments.recipes import TableSetting
 from gclib.data.negatives import false_negative_mask
 from gclib.data.pairs import TextPair
 
-TINY = Setting(train_pairs=128, test_pairs=20, size="tiny", vocab_size=200, query_length=8, passage_length=32)
+TINY = TableSetting(train_pairs=128, test_pairs=20, size="tiny", vocab_size=200, query_length=8, passage_length=32)
 
 
 def spelled(number):
