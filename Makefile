@@ -5,7 +5,8 @@ RUN      := $(VENV)/bin/python
 READY    := $(VENV)/.ready
 WORKERS  ?= 2
 LAB_ARGS ?=
-SITE_ARGS ?=
+# Models of the lab on the site. Of all, reading off the laws takes hours: make site SITE_ARGS=
+SITE_ARGS ?= --models tiny mini
 NOTEBOOK := notebooks/00_start_here.ipynb
 NBVAL    := -p tests.project.kernels --nbval-lax --nbval-current-env --nbval-cell-timeout=180 --nbval-kernel-startup-timeout=120
 PARALLEL := -n $(WORKERS) --dist loadscope --no-loadscope-reorder

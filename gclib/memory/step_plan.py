@@ -35,6 +35,7 @@ from gclib.verify import Verification, check_towers
 UNCALIBRATED = 1.05  # measured over forecast, at most, of the cards in data/recordings
 SCALARS = 1_024  # bytes for what grad_cache_loss adds to the step: the loss once more, and the gradient that arrives
 STEPS_AN_OCTAVE = 4  # of the sizes that are tried
+FEW = 4  # retained chunks that are tried where a step that retains none is over budget
 
 
 def plan_step(
@@ -95,7 +96,7 @@ def _planned(encoders: Any, inputs: Any, loss_fn: Any, budget: int | None, optim
             plan = _as_plan(cost, best, loss, tile, budget)
             return replace(plan, reason=f"{plan.reason} {measured}".rstrip())
     tried = [cost.chunks(cut) for cuts in _families(cost) for cut in cuts]
-    smallest = min(chunks.peak(retained, loss) for chunks in tried for retained in (0, chunks.count))
+    smallest = min(chunks.peak(retained, loss) for chunks in tried for retained in (0, *chunks.few, chunks.count))
     rule = f"must be at least the {format_bytes(smallest)} of the smallest step"
     raise refuse("budget_bytes", rule, format_bytes(budget))
 
@@ -328,12 +329,24 @@ class Chunks:
         return int(np.ceil(highest)) + SCALARS
 
     def most_retained(self, budget_bytes: int, loss: LossBytes) -> int | None:
-        """The most chunks that can be retained within the budget; None where none can be and the step does not fit."""
-        if self.peak(self.count, loss) <= budget_bytes:
-            return self.count
-        if self.peak(0, loss) > budget_bytes:
-            return None
-        return last_true(lambda retained: self.peak(retained, loss) <= budget_bytes, self.count - 1)
+        """The most chunks that can be retained within the budget; None where the step does not fit.
+
+        Of the batch as one chunk all are, or it is no candidate: with fewer, it comes again among the rows.
+        """
+
+        def fits(retained: int) -> bool:
+            return self.peak(retained, loss) <= budget_bytes
+
+        if fits(self.count) or self.cut.whole:
+            return self.count if fits(self.count) else None
+        if fits(0):
+            return last_true(fits, self.count - 1)
+        return next(filter(fits, reversed(self.few)), None)
+
+    @property
+    def few(self) -> range:
+        """Numbers of retained chunks that may take less than none: one encoded again holds its generators' states."""
+        return range(1, min(self.count, FEW + 1))
 
     def _kept(self, retained: int) -> np.ndarray:
         kept = np.zeros(self.count, dtype=bool)
