@@ -18,21 +18,21 @@ right("chance_loss")(lambda B, K: np.log(B * (1 + K)))
 right("chance_loss")(lambda B, K: F.cross_entropy(torch.zeros(B, B * (1 + K)), torch.arange(B) * (1 + K)))
 right("chance_loss")(lambda B, K: math.log2(B * (1 + K)) * math.log(2))
 
-wrong("chance_loss", "?", "no K")(lambda B, K: math.log(B))
-wrong("chance_loss", "?", "negatives only")(lambda B, K: math.log(B * (1 + K) - 1))
-wrong("chance_loss", "?", "base 2")(lambda B, K: math.log2(B * (1 + K)))
-wrong("chance_loss", "?", "base 10")(lambda B, K: math.log10(B * (1 + K)))
-wrong("chance_loss", "?", "sign")(lambda B, K: -math.log(B * (1 + K)))
-wrong("chance_loss", "?", "B*K")(lambda B, K: math.log(B * K) if K else 0.0)
-wrong("chance_loss", "?", "B + K")(lambda B, K: math.log(B + K))
-wrong("chance_loss", "?", "own only")(lambda B, K: math.log(1 + K))
-wrong("chance_loss", "?", "probability")(lambda B, K: 1 / (B * (1 + K)))
-wrong("chance_loss", "?", "no log")(lambda B, K: B * (1 + K))
-wrong("chance_loss", "?", "sum over rows")(lambda B, K: B * math.log(B * (1 + K)))
-wrong("chance_loss", "?", "divided by B")(lambda B, K: math.log(B * (1 + K)) / B)
-wrong("chance_loss", "?", "1 plus")(lambda B, K: math.log1p(B * (1 + K)))
-wrong("chance_loss", "?", "others' positives")(lambda B, K: math.log(B - 1 + K) if B + K > 1 else 0.0)
-wrong("chance_loss", "?", "log B times")(lambda B, K: math.log(B) * (1 + K))
+wrong("chance_loss", "hard negatives forgotten", "no K")(lambda B, K: math.log(B))
+wrong("chance_loss", "positive left out", "negatives only")(lambda B, K: math.log(B * (1 + K) - 1))
+wrong("chance_loss", "bits, not nats", "base 2")(lambda B, K: math.log2(B * (1 + K)))
+wrong("chance_loss", "base 10, not e", "base 10")(lambda B, K: math.log10(B * (1 + K)))
+wrong("chance_loss", "sign lost", "sign")(lambda B, K: -math.log(B * (1 + K)))
+wrong("chance_loss", None, "B*K")(lambda B, K: math.log(B * K) if K else 0.0)
+wrong("chance_loss", "hard negatives of one query only", "B + K")(lambda B, K: math.log(B + K))
+wrong("chance_loss", "own group only", "own only")(lambda B, K: math.log(1 + K))
+wrong("chance_loss", "probability, not loss", "probability")(lambda B, K: 1 / (B * (1 + K)))
+wrong("chance_loss", "no logarithm", "no log")(lambda B, K: B * (1 + K))
+wrong("chance_loss", "added over the queries", "sum over rows")(lambda B, K: B * math.log(B * (1 + K)))
+wrong("chance_loss", "divided by B once more", "divided by B")(lambda B, K: math.log(B * (1 + K)) / B)
+wrong("chance_loss", "positive counted twice", "1 plus")(lambda B, K: math.log1p(B * (1 + K)))
+wrong("chance_loss", None, "others' positives")(lambda B, K: math.log(B - 1 + K) if B + K > 1 else 0.0)
+wrong("chance_loss", "factor outside the logarithm", "log B times")(lambda B, K: math.log(B) * (1 + K))
 
 
 def ce(q, p, t):
@@ -67,71 +67,99 @@ def softplus(q, p, t):
     return (z - z.diagonal()[:, None]).logsumexp(1).mean()
 
 
-wrong("info_nce", "?", "softmax log")(lambda q, p, t: -(q @ p.T / t).softmax(1).diagonal().log().mean())
-wrong("info_nce", "?", "exp")(
+wrong("info_nce", "logarithm of a softmax", "softmax log")(
+    lambda q, p, t: -(q @ p.T / t).softmax(1).diagonal().log().mean()
+)
+wrong("info_nce", "overflow, divided", "exp")(
     lambda q, p, t: -((q @ p.T / t).exp().diagonal() / (q @ p.T / t).exp().sum(1)).log().mean()
 )
-wrong("info_nce", "?", "exp, apart")(lambda q, p, t: ((q @ p.T / t).exp().sum(1).log() - (q * p).sum(1) / t).mean())
-wrong("info_nce", "?", "eps")(lambda q, p, t: -((q @ p.T / t).softmax(1).diagonal() + 1e-8).log().mean())
-wrong("info_nce", "?", "eps 1e-12")(lambda q, p, t: -((q @ p.T / t).softmax(1).diagonal() + 1e-12).log().mean())
-wrong("info_nce", "?", "times")(lambda q, p, t: F.cross_entropy(q @ p.T * t, torch.arange(len(q))))
-wrong("info_nce", "?", "no temperature")(lambda q, p, t: F.cross_entropy(q @ p.T, torch.arange(len(q))))
-wrong("info_nce", "?", "columns")(lambda q, p, t: F.cross_entropy(p @ q.T / t, torch.arange(len(q))))
-wrong("info_nce", "?", "softmax dim 0")(lambda q, p, t: -(q @ p.T / t).log_softmax(0).diagonal().mean())
-wrong("info_nce", "?", "sum")(lambda q, p, t: F.cross_entropy(q @ p.T / t, torch.arange(len(q)), reduction="sum"))
-wrong("info_nce", "?", "reduction none")(
+wrong("info_nce", "overflow, then the logarithm", "exp, apart")(
+    lambda q, p, t: ((q @ p.T / t).exp().sum(1).log() - (q * p).sum(1) / t).mean()
+)
+wrong("info_nce", "a small number inside the logarithm", "eps")(
+    lambda q, p, t: -((q @ p.T / t).softmax(1).diagonal() + 1e-8).log().mean()
+)
+wrong("info_nce", "a small number inside the logarithm", "eps 1e-12")(
+    lambda q, p, t: -((q @ p.T / t).softmax(1).diagonal() + 1e-12).log().mean()
+)
+wrong("info_nce", "multiplied by the temperature", "times")(
+    lambda q, p, t: F.cross_entropy(q @ p.T * t, torch.arange(len(q)))
+)
+wrong("info_nce", "temperature ignored", "no temperature")(
+    lambda q, p, t: F.cross_entropy(q @ p.T, torch.arange(len(q)))
+)
+wrong("info_nce", "softmax over the queries", "columns")(
+    lambda q, p, t: F.cross_entropy(p @ q.T / t, torch.arange(len(q)))
+)
+wrong("info_nce", "softmax over the queries", "softmax dim 0")(
+    lambda q, p, t: -(q @ p.T / t).log_softmax(0).diagonal().mean()
+)
+wrong("info_nce", "sum instead of mean", "sum")(
+    lambda q, p, t: F.cross_entropy(q @ p.T / t, torch.arange(len(q)), reduction="sum")
+)
+wrong("info_nce", "a loss for each query", "reduction none")(
     lambda q, p, t: F.cross_entropy(q @ p.T / t, torch.arange(len(q)), reduction="none")
 )
-wrong("info_nce", "?", "positive left out")(
+wrong("info_nce", "positive left out of the denominator", "positive left out")(
     lambda q, p, t: (
         (q @ p.T / t).masked_fill(torch.eye(len(q)).bool(), -math.inf).logsumexp(1) - (q * p).sum(1) / t
     ).mean()
 )
-wrong("info_nce", "?", "sign")(lambda q, p, t: (q @ p.T / t).log_softmax(1).diagonal().mean())
-wrong("info_nce", "?", "detached passages")(lambda q, p, t: ce(q, p.detach(), t))
-wrong("info_nce", "?", "detached")(lambda q, p, t: ce(q, p, t).detach())
-wrong("info_nce", "?", "item")(lambda q, p, t: ce(q, p, t).item())
-wrong("info_nce", "?", "normalised")(lambda q, p, t: ce(F.normalize(q, dim=1), F.normalize(p, dim=1), t))
-wrong("info_nce", "?", "queries normalised")(lambda q, p, t: ce(F.normalize(q, dim=1), p, t))
-wrong("info_nce", "?", "cosine_similarity")(
+wrong("info_nce", "sign lost", "sign")(lambda q, p, t: (q @ p.T / t).log_softmax(1).diagonal().mean())
+wrong("info_nce", "passages detached", "detached passages")(lambda q, p, t: ce(q, p.detach(), t))
+wrong("info_nce", "graph cut off", "detached")(lambda q, p, t: ce(q, p, t).detach())
+wrong("info_nce", "another form", "item")(lambda q, p, t: ce(q, p, t).item())
+wrong("info_nce", "normalised once more", "normalised")(
+    lambda q, p, t: ce(F.normalize(q, dim=1), F.normalize(p, dim=1), t)
+)
+wrong("info_nce", "queries normalised", "queries normalised")(lambda q, p, t: ce(F.normalize(q, dim=1), p, t))
+wrong("info_nce", "normalised once more", "cosine_similarity")(
     lambda q, p, t: F.cross_entropy(torch.cosine_similarity(q[:, None], p[None], dim=-1) / t, torch.arange(len(q)))
 )
-wrong("info_nce", "?", "both directions")(lambda q, p, t: (ce(q, p, t) + ce(p, q, t)) / 2)
-wrong("info_nce", "?", "both, summed")(lambda q, p, t: ce(q, p, t) + ce(p, q, t))
-wrong("info_nce", "?", "labels zero")(
+wrong("info_nce", "both directions", "both directions")(lambda q, p, t: (ce(q, p, t) + ce(p, q, t)) / 2)
+wrong("info_nce", "both directions, added", "both, summed")(lambda q, p, t: ce(q, p, t) + ce(p, q, t))
+wrong("info_nce", "passage 0 right for all", "labels zero")(
     lambda q, p, t: F.cross_entropy(q @ p.T / t, torch.zeros(len(q), dtype=torch.long))
 )
-wrong("info_nce", "?", "softmax before cross_entropy")(
+wrong("info_nce", "softmax twice", "softmax before cross_entropy")(
     lambda q, p, t: F.cross_entropy((q @ p.T / t).softmax(1), torch.arange(len(q)))
 )
-wrong("info_nce", "?", "euclid")(lambda q, p, t: F.cross_entropy(-torch.cdist(q, p) / t, torch.arange(len(q))))
-wrong("info_nce", "?", "clamped logits")(
+wrong("info_nce", "distances instead of dot products", "euclid")(
+    lambda q, p, t: F.cross_entropy(-torch.cdist(q, p) / t, torch.arange(len(q)))
+)
+wrong("info_nce", "logits clamped", "clamped logits")(
     lambda q, p, t: F.cross_entropy((q @ p.T / t).clamp(-80, 80), torch.arange(len(q)))
 )
-wrong("info_nce", "?", "max of all, not of the row")(
+wrong("info_nce", "one number taken off all rows", "max of all, not of the row")(
     lambda q, p, t: (
         -torch.log(
             ((q @ p.T / t) - (q @ p.T / t).max()).exp().diagonal() / ((q @ p.T / t) - (q @ p.T / t).max()).exp().sum(1)
         ).mean()
     )
 )
-wrong("info_nce", "?", "logits / sqrt D")(
+wrong("info_nce", "divided by the root of the width", "logits / sqrt D")(
     lambda q, p, t: F.cross_entropy(q @ p.T / (t * q.shape[1] ** 0.5), torch.arange(len(q)))
 )
-wrong("info_nce", "?", "cosine is bounded: minus 1/t")(
+wrong("info_nce", "one number taken off all rows", "cosine is bounded: minus 1/t")(
     lambda q, p, t: -torch.log(((q @ p.T - 1) / t).exp().diagonal() / ((q @ p.T - 1) / t).exp().sum(1)).mean()
 )
-wrong("info_nce", "?", "no mean of positive")(lambda q, p, t: (q @ p.T / t).logsumexp(1).mean() - (q * p).sum() / t)
-wrong("info_nce", "?", "bce")(lambda q, p, t: F.binary_cross_entropy_with_logits(q @ p.T / t, torch.eye(len(q))))
-wrong("info_nce", "?", "needs .backward inside")(lambda q, p, t: (lambda loss: (loss.backward(), loss)[1])(ce(q, p, t)))
-wrong("info_nce", "?", "half")(
+wrong("info_nce", "positives added, not averaged", "no mean of positive")(
+    lambda q, p, t: (q @ p.T / t).logsumexp(1).mean() - (q * p).sum() / t
+)
+wrong("info_nce", "a yes or no for each pair", "bce")(
+    lambda q, p, t: F.binary_cross_entropy_with_logits(q @ p.T / t, torch.eye(len(q)))
+)
+wrong("info_nce", "backward inside", "needs .backward inside")(
+    lambda q, p, t: (lambda loss: (loss.backward(), loss)[1])(ce(q, p, t))
+)
+wrong("info_nce", "half precision", "half")(
     lambda q, p, t: F.cross_entropy((q.half() @ p.half().T / t).float(), torch.arange(len(q)))
 )
-wrong("info_nce", "?", "eps temperature")(lambda q, p, t: ce(q, p, max(t, 0.01)))
-wrong("info_nce", "?", "eps in t")(lambda q, p, t: ce(q, p, t + 1e-3))
+wrong("info_nce", "temperature kept away from 0", "eps temperature")(lambda q, p, t: ce(q, p, max(t, 0.01)))
+wrong("info_nce", None, "eps in t")(lambda q, p, t: ce(q, p, t + 1e-3))
 
 
-@wrong("info_nce", "?", "in place")
+@wrong("info_nce", "input changed in place", "in place")
 def in_place(q, p, t):
     q /= t
     return F.cross_entropy(q @ p.T, torch.arange(len(q)))
@@ -145,24 +173,30 @@ right("labels_with_hard_negatives")(lambda B, K: torch.arange(B * (1 + K))[:: 1 
 right("labels_with_hard_negatives")(lambda B, K: torch.from_numpy(np.arange(B, dtype=np.int64) * (1 + K)))
 right("labels_with_hard_negatives")(lambda B, K: torch.eye(B).repeat_interleave(1 + K, 1).argmax(1))
 
-wrong("labels_with_hard_negatives", "?", "arange")(lambda B, K: torch.arange(B))
-wrong("labels_with_hard_negatives", "?", "times K")(lambda B, K: torch.arange(B) * K)
-wrong("labels_with_hard_negatives", "?", "int32")(lambda B, K: torch.arange(B, dtype=torch.int32) * (1 + K))
-wrong("labels_with_hard_negatives", "?", "float")(lambda B, K: torch.arange(0.0, B) * (1 + K))
-wrong("labels_with_hard_negatives", "?", "list")(lambda B, K: [i * (1 + K) for i in range(B)])
-wrong("labels_with_hard_negatives", "?", "numpy")(lambda B, K: np.arange(B) * (1 + K))
-wrong("labels_with_hard_negatives", "?", "range")(lambda B, K: range(0, B * (1 + K), 1 + K))
-wrong("labels_with_hard_negatives", "?", "last of the group")(lambda B, K: torch.arange(B) * (1 + K) + K)
-wrong("labels_with_hard_negatives", "?", "all")(lambda B, K: torch.arange(B * (1 + K)))
-wrong("labels_with_hard_negatives", "?", "column")(lambda B, K: (torch.arange(B) * (1 + K))[:, None])
-wrong("labels_with_hard_negatives", "?", "first negative")(lambda B, K: torch.arange(B) * (1 + K) + 1)
-wrong("labels_with_hard_negatives", "?", "to B by step")(lambda B, K: torch.arange(0, B, 1 + K))
-wrong("labels_with_hard_negatives", "?", "positives first, then negatives B stride")(lambda B, K: torch.arange(B) + K)
-wrong("labels_with_hard_negatives", "?", "one-hot")(lambda B, K: torch.eye(B).repeat_interleave(1 + K, 1))
-wrong("labels_with_hard_negatives", "?", "zeros")(lambda B, K: torch.zeros(B, dtype=torch.long))
-wrong("labels_with_hard_negatives", "?", "repeated")(lambda B, K: torch.arange(B).repeat_interleave(1 + K))
-wrong("labels_with_hard_negatives", "?", "linspace")(lambda B, K: torch.linspace(0, B * (1 + K), B).long())
-wrong("labels_with_hard_negatives", "?", "from 1")(lambda B, K: torch.arange(1, B + 1) * (1 + K))
+wrong("labels_with_hard_negatives", "labels without hard negatives", "arange")(lambda B, K: torch.arange(B))
+wrong("labels_with_hard_negatives", "group of K", "times K")(lambda B, K: torch.arange(B) * K)
+wrong("labels_with_hard_negatives", "another form", "int32")(lambda B, K: torch.arange(B, dtype=torch.int32) * (1 + K))
+wrong("labels_with_hard_negatives", "another form", "float")(lambda B, K: torch.arange(0.0, B) * (1 + K))
+wrong("labels_with_hard_negatives", "another form", "list")(lambda B, K: [i * (1 + K) for i in range(B)])
+wrong("labels_with_hard_negatives", "another form", "numpy")(lambda B, K: np.arange(B) * (1 + K))
+wrong("labels_with_hard_negatives", "another form", "range")(lambda B, K: range(0, B * (1 + K), 1 + K))
+wrong("labels_with_hard_negatives", "positive last", "last of the group")(lambda B, K: torch.arange(B) * (1 + K) + K)
+wrong("labels_with_hard_negatives", "a label per passage", "all")(lambda B, K: torch.arange(B * (1 + K)))
+wrong("labels_with_hard_negatives", None, "column")(lambda B, K: (torch.arange(B) * (1 + K))[:, None])
+wrong("labels_with_hard_negatives", "counted from one", "first negative")(lambda B, K: torch.arange(B) * (1 + K) + 1)
+wrong("labels_with_hard_negatives", "stopped at B", "to B by step")(lambda B, K: torch.arange(0, B, 1 + K))
+wrong("labels_with_hard_negatives", "hard negatives skipped once", "positives first, then negatives B stride")(
+    lambda B, K: torch.arange(B) + K
+)
+wrong("labels_with_hard_negatives", "one-hot rows", "one-hot")(lambda B, K: torch.eye(B).repeat_interleave(1 + K, 1))
+wrong("labels_with_hard_negatives", "the same column for all", "zeros")(lambda B, K: torch.zeros(B, dtype=torch.long))
+wrong("labels_with_hard_negatives", "every passage's query", "repeated")(
+    lambda B, K: torch.arange(B).repeat_interleave(1 + K)
+)
+wrong("labels_with_hard_negatives", "stretched to the last column", "linspace")(
+    lambda B, K: torch.linspace(0, B * (1 + K), B).long()
+)
+wrong("labels_with_hard_negatives", "query 0 forgotten", "from 1")(lambda B, K: torch.arange(1, B + 1) * (1 + K))
 
 
 @right("false_negative_mask")
@@ -206,17 +240,17 @@ def masked(queries, passages, right_answer, spare=lambda i, j, step: j == i * st
     )
 
 
-@wrong("false_negative_mask", "?", "twin columns only")
+@wrong("false_negative_mask", "same passages forgotten", "twin columns only")
 def twins(queries, passages):
     return masked(queries, passages, lambda i, j, s: j % s == 0 and queries[j // s] == queries[i])
 
 
-@wrong("false_negative_mask", "?", "own text only")
+@wrong("false_negative_mask", "same queries forgotten", "own text only")
 def own_text(queries, passages):
     return masked(queries, passages, lambda i, j, s: passages[j] == passages[i * s])
 
 
-@wrong("false_negative_mask", "?", "own positive masked too")
+@wrong("false_negative_mask", "positive masked", "own positive masked too")
 def own_masked(queries, passages):
     return masked(
         queries,
@@ -226,7 +260,7 @@ def own_masked(queries, passages):
     )
 
 
-@wrong("false_negative_mask", "?", "all copies of own positive kept")
+@wrong("false_negative_mask", "own text spared everywhere", "all copies of own positive kept")
 def copies_kept(queries, passages):
     return masked(
         queries,
@@ -236,32 +270,32 @@ def copies_kept(queries, passages):
     )
 
 
-@wrong("false_negative_mask", "?", "inverted")
+@wrong("false_negative_mask", "True means keep", "inverted")
 def inverted(queries, passages):
     return ~by_sets(queries, passages)
 
 
-@wrong("false_negative_mask", "?", "lower")
+@wrong("false_negative_mask", "capitals ignored", "lower")
 def lowered(queries, passages):
     return by_sets([q.lower() for q in queries], [p.lower() for p in passages])
 
 
-@wrong("false_negative_mask", "?", "queries lower")
+@wrong("false_negative_mask", "queries' capitals ignored", "queries lower")
 def queries_lowered(queries, passages):
     return by_sets([q.lower() for q in queries], passages)
 
 
-@wrong("false_negative_mask", "?", "passages lower")
+@wrong("false_negative_mask", "passages' capitals ignored", "passages lower")
 def passages_lowered(queries, passages):
     return by_sets(queries, [p.lower() for p in passages])
 
 
-@wrong("false_negative_mask", "?", "stripped")
+@wrong("false_negative_mask", "blanks ignored", "stripped")
 def stripped(queries, passages):
     return by_sets([q.strip() for q in queries], [p.strip() for p in passages])
 
 
-@wrong("false_negative_mask", "?", "hard negatives never")
+@wrong("false_negative_mask", "hard negatives not looked at", "hard negatives never")
 def positives_only(queries, passages):
     return masked(
         queries,
@@ -272,14 +306,14 @@ def positives_only(queries, passages):
     )
 
 
-@wrong("false_negative_mask", "?", "diagonal spared at i, not i(1+K)")
+@wrong("false_negative_mask", "column i spared", "diagonal spared at i, not i(1+K)")
 def diagonal(queries, passages):
     mask = own_masked(queries, passages)
     mask.fill_diagonal_(False)
     return mask
 
 
-@wrong("false_negative_mask", "?", "K taken for the ratio")
+@wrong("false_negative_mask", None, "K taken for the ratio")
 def by_k(queries, passages):
     K = len(passages) // len(queries) - 1
     return masked(
@@ -290,27 +324,27 @@ def by_k(queries, passages):
     )
 
 
-@wrong("false_negative_mask", "?", "same passage across different queries, transposed dims")
+@wrong("false_negative_mask", None, "same passage across different queries, transposed dims")
 def transposed(queries, passages):
     return by_sets(queries, passages).T
 
 
-@wrong("false_negative_mask", "?", "B by B")
+@wrong("false_negative_mask", None, "B by B")
 def square(queries, passages):
     return torch.tensor([[a == b for b in queries] for a in queries]) & ~torch.eye(len(queries)).bool()
 
 
-@wrong("false_negative_mask", "?", "ints")
+@wrong("false_negative_mask", "another form", "ints")
 def ints(queries, passages):
     return by_sets(queries, passages).long()
 
 
-@wrong("false_negative_mask", "?", "lists")
+@wrong("false_negative_mask", "another form", "lists")
 def lists(queries, passages):
     return by_sets(queries, passages).tolist()
 
 
-@wrong("false_negative_mask", "?", "substring")
+@wrong("false_negative_mask", "part of a text taken for it", "substring")
 def substring(queries, passages):
     return masked(
         queries,
@@ -319,7 +353,7 @@ def substring(queries, passages):
     )
 
 
-@wrong("false_negative_mask", "?", "only later twins")
+@wrong("false_negative_mask", "later queries only", "only later twins")
 def later(queries, passages):
     return masked(
         queries,
@@ -330,29 +364,29 @@ def later(queries, passages):
     )
 
 
-@wrong("false_negative_mask", "?", "whole group of a twin")
+@wrong("false_negative_mask", "whole group of a twin masked", "whole group of a twin")
 def whole_group(queries, passages):
     return masked(queries, passages, lambda i, j, s: j // s != i and queries[j // s] == queries[i])
 
 
-@wrong("false_negative_mask", "?", "dict overwrites earlier twins")
+@wrong("false_negative_mask", "only the last of equal queries", "dict overwrites earlier twins")
 def last_twin(queries, passages):
     s = len(passages) // len(queries)
     of = {q: passages[i * s] for i, q in enumerate(queries)}
     return masked(queries, passages, lambda i, j, s: passages[j] == of[queries[i]])
 
 
-@wrong("false_negative_mask", "?", "none")
+@wrong("false_negative_mask", "nothing masked", "none")
 def nothing(queries, passages):
     return torch.zeros(len(queries), len(passages), dtype=torch.bool)
 
 
-@wrong("false_negative_mask", "?", "passages of the same query text (query text compared with passage)")
+@wrong("false_negative_mask", None, "passages of the same query text (query text compared with passage)")
 def query_in_passages(queries, passages):
     return masked(queries, passages, lambda i, j, s: queries[i] == passages[j])
 
 
-@wrong("false_negative_mask", "?", "itself excluded: own text in another's place not masked")
+@wrong("false_negative_mask", "own text spared everywhere", "itself excluded: own text in another's place not masked")
 def others_only(queries, passages):
     return masked(
         queries,

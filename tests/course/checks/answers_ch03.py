@@ -34,30 +34,52 @@ def per_chunk(B, C, K, count):
     return [count(min(C, B - s)) for s in range(0, B, C) for _ in range(min(C, B - s))]
 
 
-wrong("negatives_seen", "?", "last chunk whole")(lambda B, C, K: [C * (1 + K) - 1] * B)
-wrong("negatives_seen", "?", "min(C, B)")(lambda B, C, K: [min(C, B) * (1 + K) - 1] * B)
-wrong("negatives_seen", "?", "no K")(lambda B, C, K: per_chunk(B, C, K, lambda n: n - 1))
-wrong("negatives_seen", "?", "positive counted")(lambda B, C, K: per_chunk(B, C, K, lambda n: n * (1 + K)))
-wrong("negatives_seen", "?", "own K only")(lambda B, C, K: per_chunk(B, C, K, lambda n: n - 1 + K))
-wrong("negatives_seen", "?", "(n-1)(1+K)")(lambda B, C, K: per_chunk(B, C, K, lambda n: (n - 1) * (1 + K)))
-wrong("negatives_seen", "?", "full batch")(lambda B, C, K: [B * (1 + K) - 1] * B)
-wrong("negatives_seen", "?", "one per chunk")(lambda B, C, K: [min(C, B - s) * (1 + K) - 1 for s in range(0, B, C)])
-wrong("negatives_seen", "?", "nK - 1")(lambda B, C, K: per_chunk(B, C, K, lambda n: n * K - 1))
-wrong("negatives_seen", "?", "tensor")(lambda B, C, K: torch.tensor(per_chunk(B, C, K, lambda n: n * (1 + K) - 1)))
-wrong("negatives_seen", "?", "numpy")(lambda B, C, K: np.array(per_chunk(B, C, K, lambda n: n * (1 + K) - 1)))
-wrong("negatives_seen", "?", "floats")(lambda B, C, K: per_chunk(B, C, K, lambda n: float(n * (1 + K) - 1)))
-wrong("negatives_seen", "?", "sum")(lambda B, C, K: sum(per_chunk(B, C, K, lambda n: n * (1 + K) - 1)))
-wrong("negatives_seen", "?", "last chunk dropped")(lambda B, C, K: [C * (1 + K) - 1] * (B // C * C))
-wrong("negatives_seen", "?", "earlier chunks")(
+wrong("negatives_seen", "short last chunk forgotten", "last chunk whole")(lambda B, C, K: [C * (1 + K) - 1] * B)
+wrong("negatives_seen", "short last chunk counted whole", "min(C, B)")(lambda B, C, K: [min(C, B) * (1 + K) - 1] * B)
+wrong("negatives_seen", "hard negatives forgotten", "no K")(lambda B, C, K: per_chunk(B, C, K, lambda n: n - 1))
+wrong("negatives_seen", "positive counted", "positive counted")(
+    lambda B, C, K: per_chunk(B, C, K, lambda n: n * (1 + K))
+)
+wrong("negatives_seen", "own hard negatives only", "own K only")(
+    lambda B, C, K: per_chunk(B, C, K, lambda n: n - 1 + K)
+)
+wrong("negatives_seen", "own hard negatives left out", "(n-1)(1+K)")(
+    lambda B, C, K: per_chunk(B, C, K, lambda n: (n - 1) * (1 + K))
+)
+wrong("negatives_seen", "negatives of the full batch", "full batch")(lambda B, C, K: [B * (1 + K) - 1] * B)
+wrong("negatives_seen", "one number a chunk", "one per chunk")(
+    lambda B, C, K: [min(C, B - s) * (1 + K) - 1 for s in range(0, B, C)]
+)
+wrong("negatives_seen", "groups of K", "nK - 1")(lambda B, C, K: per_chunk(B, C, K, lambda n: n * K - 1))
+wrong("negatives_seen", "another form", "tensor")(
+    lambda B, C, K: torch.tensor(per_chunk(B, C, K, lambda n: n * (1 + K) - 1))
+)
+wrong("negatives_seen", "another form", "numpy")(
+    lambda B, C, K: np.array(per_chunk(B, C, K, lambda n: n * (1 + K) - 1))
+)
+wrong("negatives_seen", "a float for an int", "floats")(
+    lambda B, C, K: per_chunk(B, C, K, lambda n: float(n * (1 + K) - 1))
+)
+wrong("negatives_seen", "one number for all", "sum")(lambda B, C, K: sum(per_chunk(B, C, K, lambda n: n * (1 + K) - 1)))
+wrong("negatives_seen", "short last chunk dropped", "last chunk dropped")(
+    lambda B, C, K: [C * (1 + K) - 1] * (B // C * C)
+)
+wrong("negatives_seen", "earlier chunks remembered", "earlier chunks")(
     lambda B, C, K: [min((i // C + 1) * C, B) * (1 + K) - 1 for i in range(B)]
 )
-wrong("negatives_seen", "?", "nK")(lambda B, C, K: per_chunk(B, C, K, lambda n: n * K))
-wrong("negatives_seen", "?", "remainder at every")(
+wrong("negatives_seen", "hard negatives only", "nK")(lambda B, C, K: per_chunk(B, C, K, lambda n: n * K))
+wrong("negatives_seen", "positive counted", "remainder at every")(
     lambda B, C, K: [(C if i < B // C * C else B % C) * (1 + K) for i in range(B)]
 )
-wrong("negatives_seen", "?", "number of chunks as size")(lambda B, C, K: [-(-B // C) * (1 + K) - 1] * B)
-wrong("negatives_seen", "?", "remainder first")(lambda B, C, K: sorted(per_chunk(B, C, K, lambda n: n * (1 + K) - 1)))
-wrong("negatives_seen", "?", "negatives off: -1-K")(lambda B, C, K: per_chunk(B, C, K, lambda n: n * (1 + K) - 1 - K))
+wrong("negatives_seen", "chunks counted, not their rows", "number of chunks as size")(
+    lambda B, C, K: [-(-B // C) * (1 + K) - 1] * B
+)
+wrong("negatives_seen", "short chunk first", "remainder first")(
+    lambda B, C, K: sorted(per_chunk(B, C, K, lambda n: n * (1 + K) - 1))
+)
+wrong("negatives_seen", "own hard negatives left out", "negatives off: -1-K")(
+    lambda B, C, K: per_chunk(B, C, K, lambda n: n * (1 + K) - 1 - K)
+)
 
 
 @right("block_mask")
@@ -89,23 +111,25 @@ def from_numpy(B, C, K):
     return torch.from_numpy(np.equal.outer(chunk, np.repeat(chunk, 1 + K)))
 
 
-wrong("block_mask", "?", "no K")(lambda B, C, K: repeated(B, C, 0))
-wrong("block_mask", "?", "columns cut by C")(
+wrong("block_mask", "hard negatives left out", "no K")(lambda B, C, K: repeated(B, C, 0))
+wrong("block_mask", "columns in steps of C", "columns cut by C")(
     lambda B, C, K: torch.arange(B)[:, None] // C == torch.arange(B * (1 + K)) // C
 )
-wrong("block_mask", "?", "tiled")(lambda B, C, K: repeated(B, C, 0).repeat(1, 1 + K))
-wrong("block_mask", "?", "inverted")(lambda B, C, K: ~repeated(B, C, K))
-wrong("block_mask", "?", "ints")(lambda B, C, K: repeated(B, C, K).long())
-wrong("block_mask", "?", "floats")(lambda B, C, K: repeated(B, C, K).float())
-wrong("block_mask", "?", "numpy")(lambda B, C, K: repeated(B, C, K).numpy())
-wrong("block_mask", "?", "list")(lambda B, C, K: repeated(B, C, K).tolist())
-wrong("block_mask", "?", "transposed")(lambda B, C, K: repeated(B, C, K).T)
-wrong("block_mask", "?", "full")(lambda B, C, K: torch.ones(B, B * (1 + K), dtype=torch.bool))
-wrong("block_mask", "?", "earlier chunks")(
+wrong("block_mask", "groups side by side", "tiled")(lambda B, C, K: repeated(B, C, 0).repeat(1, 1 + K))
+wrong("block_mask", "lost cells, not seen ones", "inverted")(lambda B, C, K: ~repeated(B, C, K))
+wrong("block_mask", "another form", "ints")(lambda B, C, K: repeated(B, C, K).long())
+wrong("block_mask", "another form", "floats")(lambda B, C, K: repeated(B, C, K).float())
+wrong("block_mask", "another form", "numpy")(lambda B, C, K: repeated(B, C, K).numpy())
+wrong("block_mask", "another form", "list")(lambda B, C, K: repeated(B, C, K).tolist())
+wrong("block_mask", None, "transposed")(lambda B, C, K: repeated(B, C, K).T)
+wrong("block_mask", "everything seen", "full")(lambda B, C, K: torch.ones(B, B * (1 + K), dtype=torch.bool))
+wrong("block_mask", "earlier chunks remembered", "earlier chunks")(
     lambda B, C, K: torch.arange(B)[:, None] // C >= torch.arange(B * (1 + K)) // (C * (1 + K))
 )
-wrong("block_mask", "?", "positive only")(lambda B, C, K: torch.eye(B).repeat_interleave(1 + K, 1).bool())
-wrong("block_mask", "?", "own negatives, others' positives")(
+wrong("block_mask", "own passages only", "positive only")(
+    lambda B, C, K: torch.eye(B).repeat_interleave(1 + K, 1).bool()
+)
+wrong("block_mask", "others' hard negatives left out", "own negatives, others' positives")(
     lambda B, C, K: torch.tensor(
         [
             [i // C == j // (1 + K) // C and (j % (1 + K) == 0 or j // (1 + K) == i) for j in range(B * (1 + K))]
@@ -113,31 +137,31 @@ wrong("block_mask", "?", "own negatives, others' positives")(
         ]
     )
 )
-wrong("block_mask", "?", "positive not lit")(
+wrong("block_mask", "positive left dark", "positive not lit")(
     lambda B, C, K: torch.tensor(
         [[i // C == j // (1 + K) // C and j != i * (1 + K) for j in range(B * (1 + K))] for i in range(B)]
     )
 )
-wrong("block_mask", "?", "last chunk dropped")(
+wrong("block_mask", "short last chunk dropped", "last chunk dropped")(
     lambda B, C, K: torch.tensor(
         [[i // C == j // (1 + K) // C and i // C < B // C for j in range(B * (1 + K))] for i in range(B)]
     )
 )
-wrong("block_mask", "?", "modulo")(
+wrong("block_mask", "every C-th query", "modulo")(
     lambda B, C, K: torch.arange(B)[:, None] % C == (torch.arange(B * (1 + K)) // (1 + K)) % C
 )
-wrong("block_mask", "?", "C chunks instead of chunks of C")(
+wrong("block_mask", "C chunks, not chunks of C", "C chunks instead of chunks of C")(
     lambda B, C, K: torch.arange(B)[:, None] * C // B == torch.arange(B * (1 + K)) // (1 + K) * C // B
 )
-wrong("block_mask", "?", "band")(
+wrong("block_mask", "a band, not blocks", "band")(
     lambda B, C, K: (torch.arange(B)[:, None] - torch.arange(B * (1 + K)) // (1 + K)).abs() < C
 )
-wrong("block_mask", "?", "positives of the chunk only")(
+wrong("block_mask", "positives of the chunk only", "positives of the chunk only")(
     lambda B, C, K: torch.tensor(
         [[i // C == j // (1 + K) // C and j % (1 + K) == 0 for j in range(B * (1 + K))] for i in range(B)]
     )
 )
-wrong("block_mask", "?", "K columns to a query")(
+wrong("block_mask", "groups of K", "K columns to a query")(
     lambda B, C, K: torch.tensor([[i // C == j // max(K, 1) // C for j in range(B * (1 + K))] for i in range(B)])
 )
 
@@ -176,38 +200,48 @@ def by_view(loss_fn, queries, passages, chunk_size):
     return sum(loss_fn(a, b.flatten(0, 1)) * len(a) for a, b in parts) / len(queries)
 
 
-wrong("accumulate", "?", "sum")(lambda f, q, p, C: sum(f(a, b) for a, b in cut(q, p, C)))
-wrong("accumulate", "?", "plain mean")(lambda f, q, p, C: torch.stack([f(a, b) for a, b in cut(q, p, C)]).mean())
-wrong("accumulate", "?", "divided by ceil")(
+wrong("accumulate", "sum instead of mean", "sum")(lambda f, q, p, C: sum(f(a, b) for a, b in cut(q, p, C)))
+wrong("accumulate", "short last chunk weighted like a whole one", "plain mean")(
+    lambda f, q, p, C: torch.stack([f(a, b) for a, b in cut(q, p, C)]).mean()
+)
+wrong("accumulate", "short last chunk weighted like a whole one", "divided by ceil")(
     lambda f, q, p, C: sum(f(a, b) for a, b in cut(q, p, C)) / math.ceil(len(q) / C)
 )
-wrong("accumulate", "?", "divided by B // C")(
+wrong("accumulate", "divided by the whole chunks", "divided by B // C")(
     lambda f, q, p, C: sum(f(a, b) for a, b in cut(q, p, C)) / max(1, len(q) // C)
 )
-wrong("accumulate", "?", "C / B for each")(lambda f, q, p, C: sum(f(a, b) * C / len(q) for a, b in cut(q, p, C)))
-wrong("accumulate", "?", "full batch")(lambda f, q, p, C: f(q, p))
-wrong("accumulate", "?", "weights forgotten to normalise")(
+wrong("accumulate", "every chunk weighted with C / B", "C / B for each")(
+    lambda f, q, p, C: sum(f(a, b) * C / len(q) for a, b in cut(q, p, C))
+)
+wrong("accumulate", "loss of the full batch", "full batch")(lambda f, q, p, C: f(q, p))
+wrong("accumulate", "sum over the queries", "weights forgotten to normalise")(
     lambda f, q, p, C: sum(f(a, b) * len(a) for a, b in cut(q, p, C))
 )
-wrong("accumulate", "?", "divided by N")(lambda f, q, p, C: sum(f(a, b) * len(a) for a, b in cut(q, p, C)) / len(p))
-wrong("accumulate", "?", "all passages")(lambda f, q, p, C: sum(f(a, p) * len(a) for a in q.split(C)) / len(q))
-wrong("accumulate", "?", "same slices")(
+wrong("accumulate", "divided by the passages", "divided by N")(
+    lambda f, q, p, C: sum(f(a, b) * len(a) for a, b in cut(q, p, C)) / len(p)
+)
+wrong("accumulate", "every chunk sees all passages", "all passages")(
+    lambda f, q, p, C: sum(f(a, p) * len(a) for a in q.split(C)) / len(q)
+)
+wrong("accumulate", "passages split like queries", "same slices")(
     lambda f, q, p, C: sum(f(q[s : s + C], p[s : s + C]) * len(q[s : s + C]) for s in range(0, len(q), C)) / len(q)
 )
-wrong("accumulate", "?", "detached")(
+wrong("accumulate", "graph cut off", "detached")(
     lambda f, q, p, C: sum(f(a, b).detach() * len(a) for a, b in cut(q, p, C)) / len(q)
 )
-wrong("accumulate", "?", "item")(lambda f, q, p, C: sum(f(a, b).item() * len(a) for a, b in cut(q, p, C)) / len(q))
-wrong("accumulate", "?", "list")(lambda f, q, p, C: [f(a, b) * len(a) / len(q) for a, b in cut(q, p, C)])
-wrong("accumulate", "?", "positives only")(
+wrong("accumulate", "another form", "item")(
+    lambda f, q, p, C: sum(f(a, b).item() * len(a) for a, b in cut(q, p, C)) / len(q)
+)
+wrong("accumulate", "another form", "list")(lambda f, q, p, C: [f(a, b) * len(a) / len(q) for a, b in cut(q, p, C)])
+wrong("accumulate", "hard negatives left out", "positives only")(
     lambda f, q, p, C: (
         sum(f(a, b) * len(a) for a, b in zip(q.split(C), p[:: len(p) // len(q)].split(C), strict=True)) / len(q)
     )
 )
-wrong("accumulate", "?", "detached passages")(
+wrong("accumulate", "graph cut off", "detached passages")(
     lambda f, q, p, C: sum(f(a, b.detach()) * len(a) for a, b in cut(q, p, C)) / len(q)
 )
-wrong("accumulate", "?", "group K instead of 1 + K")(
+wrong("accumulate", None, "group K instead of 1 + K")(
     lambda f, q, p, C: (
         sum(
             f(a, p[s * (len(p) // len(q) - 1) :][: len(a) * (len(p) // len(q))]) * len(a)
@@ -216,14 +250,14 @@ wrong("accumulate", "?", "group K instead of 1 + K")(
         / len(q)
     )
 )
-wrong("accumulate", "?", "short chunk dropped")(
+wrong("accumulate", "short last chunk dropped, its share too", "short chunk dropped")(
     lambda f, q, p, C: sum(f(a, b) * len(a) for a, b in cut(q, p, C) if len(a) == C) / len(q) + 0 * q.sum()
 )
-wrong("accumulate", "?", "last loss")(lambda f, q, p, C: [f(a, b) for a, b in cut(q, p, C)][-1])
-wrong("accumulate", "?", "passages wrapped: rest of the matrix")(
+wrong("accumulate", "last chunk only", "last loss")(lambda f, q, p, C: [f(a, b) for a, b in cut(q, p, C)][-1])
+wrong("accumulate", "weighted by the passages", "passages wrapped: rest of the matrix")(
     lambda f, q, p, C: sum(f(a, b) * len(b) for a, b in cut(q, p, C)) / len(q)
 )
-wrong("accumulate", "?", "chunk(C): C chunks")(
+wrong("accumulate", "C chunks, not chunks of C", "chunk(C): C chunks")(
     lambda f, q, p, C: (
         sum(
             f(a, b) * len(a)
@@ -235,7 +269,7 @@ wrong("accumulate", "?", "chunk(C): C chunks")(
 )
 
 
-@wrong("accumulate", "?", "backward inside")
+@wrong("accumulate", "backward inside", "backward inside")
 def backward_inside(loss_fn, queries, passages, chunk_size):
     total = 0
     for a, b in cut(queries, passages, chunk_size):
@@ -245,7 +279,7 @@ def backward_inside(loss_fn, queries, passages, chunk_size):
     return total
 
 
-@wrong("accumulate", "?", "under no_grad")
+@wrong("accumulate", "graph cut off", "under no_grad")
 def no_grad(loss_fn, queries, passages, chunk_size):
     with torch.no_grad():
         return sum(loss_fn(a, b) * len(a) for a, b in cut(queries, passages, chunk_size)) / len(queries)

@@ -78,31 +78,35 @@ def first(context=torch.no_grad, before=True, leaf=lambda reps: reps.requires_gr
     return answer
 
 
-wrong("first_forward", "?", "with graph, detached")(
+wrong("first_forward", "graph kept in the first forward", "with graph, detached")(
     first(torch.enable_grad, leaf=lambda r: r.detach().requires_grad_())
 )
-wrong("first_forward", "?", "with graph")(first(torch.enable_grad, leaf=lambda r: r))
-wrong("first_forward", "?", "state after")(first(before=False))
-wrong("first_forward", "?", "first state for all")(first(one=True))
-wrong("first_forward", "?", "no grad asked for")(first(leaf=lambda r: r))
-wrong("first_forward", "?", "inference mode")(first(torch.inference_mode, leaf=lambda r: r))
-wrong("first_forward", "?", "inference mode, cloned")(first(torch.inference_mode, leaf=lambda r: r.clone()))
-wrong("first_forward", "?", "reversed")(first(order=-1))
-wrong("first_forward", "?", "leaf under no_grad clone")(first(leaf=lambda r: r.requires_grad_().clone()))
-wrong("first_forward", "?", "leaf times one")(first(leaf=lambda r: r.requires_grad_() * 1))
-wrong("first_forward", "?", "normalised again")(
+wrong("first_forward", "not detached", "with graph")(first(torch.enable_grad, leaf=lambda r: r))
+wrong("first_forward", "state taken after the chunk", "state after")(first(before=False))
+wrong("first_forward", "one state for all chunks", "first state for all")(first(one=True))
+wrong("first_forward", "no gradient asked for", "no grad asked for")(first(leaf=lambda r: r))
+wrong("first_forward", "no gradient asked for", "inference mode")(first(torch.inference_mode, leaf=lambda r: r))
+wrong("first_forward", "no gradient asked for", "inference mode, cloned")(
+    first(torch.inference_mode, leaf=lambda r: r.clone())
+)
+wrong("first_forward", None, "reversed")(first(order=-1))
+wrong("first_forward", None, "leaf under no_grad clone")(first(leaf=lambda r: r.requires_grad_().clone()))
+wrong("first_forward", None, "leaf times one")(first(leaf=lambda r: r.requires_grad_() * 1))
+wrong("first_forward", None, "normalised again")(
     first(leaf=lambda r: torch.nn.functional.normalize(r, dim=1).detach().requires_grad_())
 )
-wrong("first_forward", "?", "retain_grad non-leaf")(first(torch.enable_grad, leaf=lambda r: (r.retain_grad(), r)[1]))
+wrong("first_forward", "not detached", "retain_grad non-leaf")(
+    first(torch.enable_grad, leaf=lambda r: (r.retain_grad(), r)[1])
+)
 
 
-@wrong("first_forward", "?", "eval left")
+@wrong("first_forward", "dropout switched off", "eval left")
 def first_eval(encoder, chunks):
     encoder.eval()
     return first_plain(encoder, chunks)
 
 
-@wrong("first_forward", "?", "eval, then train")
+@wrong("first_forward", "dropout switched off", "eval, then train")
 def first_eval_train(encoder, chunks):
     encoder.eval()
     found = first_plain(encoder, chunks)
@@ -110,30 +114,30 @@ def first_eval_train(encoder, chunks):
     return found
 
 
-@wrong("first_forward", "?", "list of leaves")
+@wrong("first_forward", "a list of leaves", "list of leaves")
 def first_list(encoder, chunks):
     reps, states = first_plain(encoder, chunks)
     return [r.detach().requires_grad_() for r in reps.split([len(c) for c in chunks])], states
 
 
-@wrong("first_forward", "?", "swapped")
+@wrong("first_forward", "another form", "swapped")
 def first_swapped(encoder, chunks):
     return first_plain(encoder, chunks)[::-1]
 
 
-@wrong("first_forward", "?", "reps only")
+@wrong("first_forward", "another form", "reps only")
 def first_alone(encoder, chunks):
     return first_plain(encoder, chunks)[0]
 
 
-@wrong("first_forward", "?", "whole batch at once")
+@wrong("first_forward", "one state for all chunks", "whole batch at once")
 def first_whole(encoder, chunks):
     state = torch.get_rng_state()
     with torch.no_grad():
         return encoder(torch.cat(chunks)).requires_grad_(), [state] * len(chunks)
 
 
-@wrong("first_forward", "?", "stack")
+@wrong("first_forward", None, "stack")
 def first_stack(encoder, chunks):
     states, reps = [], []
     with torch.no_grad():
@@ -143,7 +147,7 @@ def first_stack(encoder, chunks):
     return torch.stack(reps).requires_grad_(), states
 
 
-@wrong("first_forward", "?", "seeds instead of states")
+@wrong("first_forward", "another form", "seeds instead of states")
 def first_seeds(encoder, chunks):
     states, reps = [], []
     with torch.no_grad():
@@ -153,7 +157,7 @@ def first_seeds(encoder, chunks):
     return torch.cat(reps).requires_grad_(), states
 
 
-@wrong("first_forward", "?", "encoder called twice")
+@wrong("first_forward", "encoded twice", "encoder called twice")
 def first_twice(encoder, chunks):
     states, reps = [], []
     with torch.no_grad():
@@ -164,14 +168,14 @@ def first_twice(encoder, chunks):
     return torch.cat(reps).requires_grad_(), states
 
 
-@wrong("first_forward", "?", "all states first")
+@wrong("first_forward", "one state for all chunks", "all states first")
 def first_states_first(encoder, chunks):
     states = [torch.get_rng_state() for _ in chunks]
     with torch.no_grad():
         return torch.cat([encoder(c) for c in chunks]).requires_grad_(), states
 
 
-@wrong("first_forward", "?", "stub state: manual seed per chunk")
+@wrong("first_forward", None, "stub state: manual seed per chunk")
 def first_manual(encoder, chunks):
     states, reps = [], []
     with torch.no_grad():
@@ -182,13 +186,13 @@ def first_manual(encoder, chunks):
     return torch.cat(reps).requires_grad_(), states
 
 
-@wrong("first_forward", "?", "encoder frozen for good")
+@wrong("first_forward", "input changed in place", "encoder frozen for good")
 def first_frozen(encoder, chunks):
     encoder.requires_grad_(False)
     return first_plain(encoder, chunks)
 
 
-@wrong("first_forward", "?", "grad mode left off")
+@wrong("first_forward", "gradients left off", "grad mode left off")
 def first_grad_off(encoder, chunks):
     torch.set_grad_enabled(False)
     states, reps = [], []
@@ -198,7 +202,7 @@ def first_grad_off(encoder, chunks):
     return torch.cat(reps).requires_grad_(), states
 
 
-@wrong("first_forward", "?", "last chunk only")
+@wrong("first_forward", "last chunk only", "last chunk only")
 def first_last(encoder, chunks):
     states = []
     with torch.no_grad():
@@ -250,13 +254,13 @@ def cache_data(reps, loss_fn):
     return loss.data, [rep.grad.detach() for rep in reps]
 
 
-@wrong("build_cache", "?", "temperature without gradient")
+@wrong("build_cache", "temperature without gradient", "temperature without gradient")
 def cache_grad_only(reps, loss_fn):
     loss = loss_fn(*reps)
     return loss.detach(), list(torch.autograd.grad(loss, reps))
 
 
-@wrong("build_cache", "?", "temperature twice")
+@wrong("build_cache", "temperature counted twice", "temperature twice")
 def cache_twice(reps, loss_fn):
     loss = loss_fn(*reps)
     found = torch.autograd.grad(loss, reps, retain_graph=True)
@@ -265,62 +269,62 @@ def cache_twice(reps, loss_fn):
     return loss.detach(), list(found)
 
 
-@wrong("build_cache", "?", "loss with graph")
+@wrong("build_cache", "loss with its graph", "loss with graph")
 def cache_loss_graph(reps, loss_fn):
     loss = loss_fn(*reps)
     loss.backward()
     return loss, [r.grad for r in reps]
 
 
-@wrong("build_cache", "?", "loss as float")
+@wrong("build_cache", "another form", "loss as float")
 def cache_float(reps, loss_fn):
     loss = loss_fn(*reps)
     loss.backward()
     return loss.item(), [r.grad for r in reps]
 
 
-@wrong("build_cache", "?", "caches with graph")
+@wrong("build_cache", "caches with a graph", "caches with graph")
 def cache_create_graph(reps, loss_fn):
     loss = loss_fn(*reps)
     loss.backward(create_graph=True)
     return loss.detach(), [r.grad for r in reps]
 
 
-@wrong("build_cache", "?", "reps instead of grads")
+@wrong("build_cache", "representations instead of gradients", "reps instead of grads")
 def cache_reps(reps, loss_fn):
     loss = loss_fn(*reps)
     loss.backward()
     return loss.detach(), [r.detach() for r in reps]
 
 
-@wrong("build_cache", "?", "swapped caches")
+@wrong("build_cache", "towers swapped", "swapped caches")
 def cache_swapped(reps, loss_fn):
     loss = loss_fn(*reps)
     loss.backward()
     return loss.detach(), [reps[1].grad, reps[0].grad]
 
 
-@wrong("build_cache", "?", "swapped arguments")
+@wrong("build_cache", "towers swapped in the loss", "swapped arguments")
 def cache_arguments(reps, loss_fn):
     loss = loss_fn(reps[1], reps[0])
     loss.backward()
     return loss.detach(), [r.grad for r in reps]
 
 
-@wrong("build_cache", "?", "detached inputs: no grads")
+@wrong("build_cache", "detached before the loss", "detached inputs: no grads")
 def cache_detached(reps, loss_fn):
     loss = loss_fn(*[r.detach() for r in reps])
     loss.backward()
     return loss.detach(), [r.grad for r in reps]
 
 
-@wrong("build_cache", "?", "no backward")
+@wrong("build_cache", "no backward", "no backward")
 def cache_none(reps, loss_fn):
     loss = loss_fn(*reps)
     return loss.detach(), [r.grad for r in reps]
 
 
-@wrong("build_cache", "?", "temperature's gradient wiped")
+@wrong("build_cache", "temperature's gradient cleared", "temperature's gradient wiped")
 def cache_zeroed(reps, loss_fn):
     loss = loss_fn(*reps)
     loss.backward()
@@ -328,7 +332,7 @@ def cache_zeroed(reps, loss_fn):
     return loss.detach(), [r.grad for r in reps]
 
 
-@wrong("build_cache", "?", "temperature's earlier gradient wiped")
+@wrong("build_cache", "temperature's earlier gradient lost", "temperature's earlier gradient wiped")
 def cache_zero_first(reps, loss_fn):
     loss_fn.zero_grad()
     loss = loss_fn(*reps)
@@ -336,34 +340,34 @@ def cache_zero_first(reps, loss_fn):
     return loss.detach(), [r.grad for r in reps]
 
 
-@wrong("build_cache", "?", "one tensor")
+@wrong("build_cache", "another form", "one tensor")
 def cache_cat(reps, loss_fn):
     loss = loss_fn(*reps)
     loss.backward()
     return loss.detach(), torch.cat([r.grad for r in reps])
 
 
-@wrong("build_cache", "?", "averaged by rows")
+@wrong("build_cache", "cache divided by the rows", "averaged by rows")
 def cache_mean(reps, loss_fn):
     loss = loss_fn(*reps)
     loss.backward()
     return loss.detach(), [r.grad / len(r) for r in reps]
 
 
-@wrong("build_cache", "?", "scaled by rows")
+@wrong("build_cache", None, "scaled by rows")
 def cache_scaled(reps, loss_fn):
     loss = loss_fn(*reps)
     (loss * len(reps[0])).backward()
     return loss.detach(), [r.grad for r in reps]
 
 
-@wrong("build_cache", "?", "caches only")
+@wrong("build_cache", "another form", "caches only")
 def cache_only(reps, loss_fn):
     loss_fn(*reps).backward()
     return [r.grad for r in reps]
 
 
-@wrong("build_cache", "?", "backward twice")
+@wrong("build_cache", "backward twice", "backward twice")
 def cache_backward_twice(reps, loss_fn):
     loss = loss_fn(*reps)
     loss.backward(retain_graph=True)
@@ -371,7 +375,7 @@ def cache_backward_twice(reps, loss_fn):
     return loss.detach(), [r.grad for r in reps]
 
 
-@wrong("build_cache", "?", "one backward for each tower")
+@wrong("build_cache", "temperature counted twice", "one backward for each tower")
 def cache_each(reps, loss_fn):
     loss_fn(reps[0], reps[1].detach()).backward()
     loss = loss_fn(reps[0].detach(), reps[1])
@@ -379,7 +383,7 @@ def cache_each(reps, loss_fn):
     return loss.detach(), [r.grad for r in reps]
 
 
-@wrong("build_cache", "?", "under no_grad")
+@wrong("build_cache", "no graph to go back", "under no_grad")
 def cache_no_grad(reps, loss_fn):
     with torch.no_grad():
         loss = loss_fn(*reps)
@@ -387,21 +391,21 @@ def cache_no_grad(reps, loss_fn):
     return loss, [r.grad for r in reps]
 
 
-@wrong("build_cache", "?", "queries' cache only")
+@wrong("build_cache", "queries' cache only", "queries' cache only")
 def cache_queries(reps, loss_fn):
     loss = loss_fn(reps[0], reps[1].detach())
     loss.backward()
     return loss.detach(), [reps[0].grad, torch.zeros_like(reps[1])]
 
 
-@wrong("build_cache", "?", "sign")
+@wrong("build_cache", "caches with the wrong sign", "sign")
 def cache_sign(reps, loss_fn):
     loss = loss_fn(*reps)
     loss.backward()
     return loss.detach(), [-r.grad for r in reps]
 
 
-@wrong("build_cache", "?", "leaf changed: a step taken on the reps")
+@wrong("build_cache", "input changed in place", "leaf changed: a step taken on the reps")
 def cache_moved(reps, loss_fn):
     loss = loss_fn(*reps)
     loss.backward()
@@ -486,34 +490,44 @@ def offset_forgotten(chunks, cache):
     return [cache[: len(c)] for c in chunks]
 
 
-wrong("replay", "?", "offset forgotten")(replayed(offset_forgotten))
-wrong("replay", "?", "no restore")(replayed(fair, restore=lambda states, i: None))
-wrong("replay", "?", "first state for all")(replayed(fair, restore=lambda states, i: torch.set_rng_state(states[0])))
-wrong("replay", "?", "first state once")(
+wrong("replay", "cache offset forgotten", "offset forgotten")(replayed(offset_forgotten))
+wrong("replay", "dropout not replayed", "no restore")(replayed(fair, restore=lambda states, i: None))
+wrong("replay", "first state for every chunk", "first state for all")(
+    replayed(fair, restore=lambda states, i: torch.set_rng_state(states[0]))
+)
+wrong("replay", "restored once only", "first state once")(
     replayed(fair, restore=lambda states, i: torch.set_rng_state(states[0]) if i == 0 else None)
 )
-wrong("replay", "?", "last state for all")(replayed(fair, restore=lambda states, i: torch.set_rng_state(states[-1])))
-wrong("replay", "?", "manual seed")(replayed(fair, restore=lambda states, i: torch.manual_seed(0)))
-wrong("replay", "?", "averaged over chunks")(replayed(fair, lambda reps, u, n: (reps * u).sum() / n))
-wrong("replay", "?", "mean over rows")(replayed(fair, lambda reps, u, n: (reps * u).sum(1).mean()))
-wrong("replay", "?", "mean of all")(replayed(fair, lambda reps, u, n: (reps * u).mean()))
-wrong("replay", "?", "all pairs")(replayed(fair, lambda reps, u, n: (reps @ u.T).sum()))
-wrong("replay", "?", "sign")(replayed(fair, lambda reps, u, n: -(reps * u).sum()))
-wrong("replay", "?", "mse")(replayed(fair, lambda reps, u, n: ((reps - u) ** 2).sum()))
-wrong("replay", "?", "row sums only, no cache")(replayed(fair, lambda reps, u, n: reps.sum()))
-wrong("replay", "?", "detached")(replayed(fair, lambda reps, u, n: (reps.detach().requires_grad_() * u).sum()))
-wrong("replay", "?", "reversed cache")(replayed(lambda chunks, cache: fair(chunks, cache.flip(0))))
-wrong("replay", "?", "evenly cut")(replayed(lambda chunks, cache: cache.tensor_split(len(chunks))))
-wrong("replay", "?", "offset by chunk number")(
+wrong("replay", "last state for every chunk", "last state for all")(
+    replayed(fair, restore=lambda states, i: torch.set_rng_state(states[-1]))
+)
+wrong("replay", None, "manual seed")(replayed(fair, restore=lambda states, i: torch.manual_seed(0)))
+wrong("replay", "mean over the chunks", "averaged over chunks")(replayed(fair, lambda reps, u, n: (reps * u).sum() / n))
+wrong("replay", "mean over the rows", "mean over rows")(replayed(fair, lambda reps, u, n: (reps * u).sum(1).mean()))
+wrong("replay", "mean instead of dot product", "mean of all")(replayed(fair, lambda reps, u, n: (reps * u).mean()))
+wrong("replay", "every row with every row", "all pairs")(replayed(fair, lambda reps, u, n: (reps @ u.T).sum()))
+wrong("replay", "wrong sign", "sign")(replayed(fair, lambda reps, u, n: -(reps * u).sum()))
+wrong("replay", "squared distance instead of dot product", "mse")(
+    replayed(fair, lambda reps, u, n: ((reps - u) ** 2).sum())
+)
+wrong("replay", "cache left out", "row sums only, no cache")(replayed(fair, lambda reps, u, n: reps.sum()))
+wrong("replay", None, "detached")(replayed(fair, lambda reps, u, n: (reps.detach().requires_grad_() * u).sum()))
+wrong("replay", "cache reversed", "reversed cache")(replayed(lambda chunks, cache: fair(chunks, cache.flip(0))))
+wrong("replay", "cache cut unlike the rows", "evenly cut")(
+    replayed(lambda chunks, cache: cache.tensor_split(len(chunks)))
+)
+wrong("replay", "offset of one row a chunk", "offset by chunk number")(
     replayed(lambda chunks, cache: [cache[i : i + len(c)] for i, c in enumerate(chunks)])
 )
-wrong("replay", "?", "offset by the own length")(
+wrong("replay", "re-split by its own length", "offset by the own length")(
     replayed(lambda chunks, cache: [cache[i * len(c) : (i + 1) * len(c)] for i, c in enumerate(chunks)])
 )
-wrong("replay", "?", "whole cache to each")(replayed(lambda chunks, cache: [cache] * len(chunks)))
+wrong("replay", "cache cut unlike the rows", "whole cache to each")(
+    replayed(lambda chunks, cache: [cache] * len(chunks))
+)
 
 
-@wrong("replay", "?", "state set after encoding")
+@wrong("replay", "state set after encoding", "state set after encoding")
 def replay_late(encoder, chunks, cache, states):
     for chunk, u, state in zip(chunks, fair(chunks, cache), states, strict=True):
         reps = encoder(chunk)
@@ -521,7 +535,7 @@ def replay_late(encoder, chunks, cache, states):
         reps.backward(u)
 
 
-@wrong("replay", "?", "short dropped")
+@wrong("replay", "short last chunk dropped", "short dropped")
 def replay_short(encoder, chunks, cache, states):
     for chunk, u, state in zip(chunks, fair(chunks, cache), states, strict=True):
         if len(chunk) == len(chunks[0]):
@@ -529,18 +543,18 @@ def replay_short(encoder, chunks, cache, states):
             encoder(chunk).backward(u)
 
 
-@wrong("replay", "?", "without the last chunk")
+@wrong("replay", "last chunk left out", "without the last chunk")
 def replay_without_last(encoder, chunks, cache, states):
     replay_plain(encoder, chunks[:-1], cache, states[:-1])
 
 
-@wrong("replay", "?", "zero_grad at the start")
+@wrong("replay", "earlier gradients lost", "zero_grad at the start")
 def replay_wipes(encoder, chunks, cache, states):
     encoder.zero_grad()
     replay_plain(encoder, chunks, cache, states)
 
 
-@wrong("replay", "?", "zero_grad for each chunk")
+@wrong("replay", "last chunk's gradient only", "zero_grad for each chunk")
 def replay_wipes_each(encoder, chunks, cache, states):
     for chunk, u, state in zip(chunks, fair(chunks, cache), states, strict=True):
         encoder.zero_grad()
@@ -548,7 +562,7 @@ def replay_wipes_each(encoder, chunks, cache, states):
         encoder(chunk).backward(u)
 
 
-@wrong("replay", "?", "overwrites")
+@wrong("replay", "last chunk's gradient only", "overwrites")
 def replay_overwrites(encoder, chunks, cache, states):
     parameters = list(encoder.parameters())
     for chunk, u, state in zip(chunks, fair(chunks, cache), states, strict=True):
@@ -557,7 +571,7 @@ def replay_overwrites(encoder, chunks, cache, states):
             p.grad = g
 
 
-@wrong("replay", "?", "overwrites what was there, adds its own")
+@wrong("replay", "earlier gradients lost", "overwrites what was there, adds its own")
 def replay_totals(encoder, chunks, cache, states):
     parameters = list(encoder.parameters())
     total = [torch.zeros_like(p) for p in parameters]
@@ -568,7 +582,7 @@ def replay_totals(encoder, chunks, cache, states):
         p.grad = t
 
 
-@wrong("replay", "?", "all graphs at once")
+@wrong("replay", "all graphs alive at once", "all graphs at once")
 def replay_whole(encoder, chunks, cache, states):
     reps = []
     for chunk, state in zip(chunks, states, strict=True):
@@ -577,25 +591,25 @@ def replay_whole(encoder, chunks, cache, states):
     torch.cat(reps).backward(cache)
 
 
-@wrong("replay", "?", "one forward")
+@wrong("replay", "restored once only", "one forward")
 def replay_one_forward(encoder, chunks, cache, states):
     torch.set_rng_state(states[0])
     encoder(torch.cat(chunks)).backward(cache)
 
 
-@wrong("replay", "?", "eval mode")
+@wrong("replay", "dropout switched off", "eval mode")
 def replay_eval(encoder, chunks, cache, states):
     encoder.eval()
     replay_plain(encoder, chunks, cache, states)
 
 
-@wrong("replay", "?", "no_grad")
+@wrong("replay", "no graph to go back", "no_grad")
 def replay_no_grad(encoder, chunks, cache, states):
     with torch.no_grad():
         replay_plain(encoder, chunks, cache, states)
 
 
-@wrong("replay", "?", "a step too")
+@wrong("replay", "input changed in place", "a step too")
 def replay_steps(encoder, chunks, cache, states):
     replay_plain(encoder, chunks, cache, states)
     with torch.no_grad():
@@ -603,13 +617,13 @@ def replay_steps(encoder, chunks, cache, states):
             p -= 0.01 * p.grad
 
 
-@wrong("replay", "?", "backward twice")
+@wrong("replay", "backpropagated twice", "backward twice")
 def replay_twice(encoder, chunks, cache, states):
     replay_plain(encoder, chunks, cache, states)
     replay_plain(encoder, chunks, cache, states)
 
 
-@wrong("replay", "?", "graph left")
+@wrong("replay", "all graphs alive at once", "graph left")
 def replay_retains(encoder, chunks, cache, states):
     kept = []
     for chunk, u, state in zip(chunks, fair(chunks, cache), states, strict=True):
@@ -619,7 +633,7 @@ def replay_retains(encoder, chunks, cache, states):
         kept.append(reps)
 
 
-@wrong("replay", "?", "returns surrogates")
+@wrong("replay", "no gradient reaches the encoder", "returns surrogates")
 def replay_returns(encoder, chunks, cache, states):
     total = 0
     for chunk, u, state in zip(chunks, fair(chunks, cache), states, strict=True):
@@ -736,54 +750,72 @@ def one_cache(setup, q, p):
     return loss.detach(), list(torch.autograd.grad(loss, [q, p]))
 
 
-wrong("gradient_cache_step", "?", "no zero_grad")(step_with(zero=False))
-wrong("gradient_cache_step", "?", "no step")(step_with(steps=0))
-wrong("gradient_cache_step", "?", "two steps")(step_with(steps=2))
-wrong("gradient_cache_step", "?", "passages with the queries' states")(step_with(swap=lambda q, p: [q, q]))
-wrong("gradient_cache_step", "?", "states swapped")(step_with(swap=lambda q, p: [p, q]))
-wrong("gradient_cache_step", "?", "temperature without gradient")(step_with(loss_and_caches=one_cache))
-wrong("gradient_cache_step", "?", "no restore")(step_with(back=replayed(fair, restore=lambda states, i: None)))
-wrong("gradient_cache_step", "?", "first state for every chunk")(
+wrong("gradient_cache_step", "old gradients kept", "no zero_grad")(step_with(zero=False))
+wrong("gradient_cache_step", "no optimizer step", "no step")(step_with(steps=0))
+wrong("gradient_cache_step", "two optimizer steps", "two steps")(step_with(steps=2))
+wrong("gradient_cache_step", "passages with the queries' states", "passages with the queries' states")(
+    step_with(swap=lambda q, p: [q, q])
+)
+wrong("gradient_cache_step", "towers' states swapped", "states swapped")(step_with(swap=lambda q, p: [p, q]))
+wrong("gradient_cache_step", "temperature without gradient", "temperature without gradient")(
+    step_with(loss_and_caches=one_cache)
+)
+wrong("gradient_cache_step", "dropout not replayed", "no restore")(
+    step_with(back=replayed(fair, restore=lambda states, i: None))
+)
+wrong("gradient_cache_step", "first state for every chunk", "first state for every chunk")(
     step_with(back=replayed(fair, restore=lambda states, i: torch.set_rng_state(states[0])))
 )
-wrong("gradient_cache_step", "?", "state set after encoding")(step_with(back=replay_late))
-wrong("gradient_cache_step", "?", "state noted after encoding")(step_with(first=first(before=False)))
-wrong("gradient_cache_step", "?", "offset forgotten")(step_with(back=replayed(offset_forgotten)))
-wrong("gradient_cache_step", "?", "averaged over chunks")(
+wrong("gradient_cache_step", "state set after encoding", "state set after encoding")(step_with(back=replay_late))
+wrong("gradient_cache_step", "state noted after encoding", "state noted after encoding")(
+    step_with(first=first(before=False))
+)
+wrong("gradient_cache_step", "cache offset forgotten", "offset forgotten")(step_with(back=replayed(offset_forgotten)))
+wrong("gradient_cache_step", "mean over the chunks", "averaged over chunks")(
     step_with(back=replayed(fair, lambda reps, u, n: (reps * u).sum() / n))
 )
-wrong("gradient_cache_step", "?", "mean over rows")(
+wrong("gradient_cache_step", "mean over the rows", "mean over rows")(
     step_with(back=replayed(fair, lambda reps, u, n: (reps * u).sum(1).mean()))
 )
-wrong("gradient_cache_step", "?", "mean of all")(step_with(back=replayed(fair, lambda reps, u, n: (reps * u).mean())))
-wrong("gradient_cache_step", "?", "loss with graph")(
+wrong("gradient_cache_step", "mean instead of dot product", "mean of all")(
+    step_with(back=replayed(fair, lambda reps, u, n: (reps * u).mean()))
+)
+wrong("gradient_cache_step", "loss with its graph", "loss with graph")(
     step_with(loss_and_caches=lambda s, q, p: cache_loss_graph([q, p], s.loss_fn))
 )
-wrong("gradient_cache_step", "?", "loss as float")(step_with(result=lambda loss: loss.item()))
-wrong("gradient_cache_step", "?", "returns nothing")(step_with(result=lambda loss: None))
-wrong("gradient_cache_step", "?", "caches swapped")(
+wrong("gradient_cache_step", "another form", "loss as float")(step_with(result=lambda loss: loss.item()))
+wrong("gradient_cache_step", "another form", "returns nothing")(step_with(result=lambda loss: None))
+wrong("gradient_cache_step", "caches swapped", "caches swapped")(
     step_with(loss_and_caches=lambda s, q, p: cache_swapped([q, p], s.loss_fn))
 )
-wrong("gradient_cache_step", "?", "loss arguments swapped")(
+wrong("gradient_cache_step", "towers swapped in the loss", "loss arguments swapped")(
     step_with(loss_and_caches=lambda s, q, p: cache_arguments([q, p], s.loss_fn))
 )
-wrong("gradient_cache_step", "?", "no chunks")(step_with(cut=lambda tower, size: [tower]))
-wrong("gradient_cache_step", "?", "chunk(size): number of chunks")(step_with(cut=lambda tower, size: tower.chunk(size)))
-wrong("gradient_cache_step", "?", "all graphs kept in the replay")(step_with(back=replay_whole))
-wrong("gradient_cache_step", "?", "graph in the first forward")(
+wrong("gradient_cache_step", "one chunk of all rows", "no chunks")(step_with(cut=lambda tower, size: [tower]))
+wrong("gradient_cache_step", "chunk_size chunks", "chunk(size): number of chunks")(
+    step_with(cut=lambda tower, size: tower.chunk(size))
+)
+wrong("gradient_cache_step", "all graphs alive in the replay", "all graphs kept in the replay")(
+    step_with(back=replay_whole)
+)
+wrong("gradient_cache_step", "graph kept in the first forward", "graph in the first forward")(
     step_with(first=lambda e, chunks: first_with_graph(e, chunks))
 )
-wrong("gradient_cache_step", "?", "zero_grad for each tower")(step_with(back=replay_wipes))
-wrong("gradient_cache_step", "?", "zero_grad for each chunk")(step_with(back=replay_wipes_each))
-wrong("gradient_cache_step", "?", "evenly cut cache")(
+wrong("gradient_cache_step", "gradients cleared for each tower", "zero_grad for each tower")(
+    step_with(back=replay_wipes)
+)
+wrong("gradient_cache_step", None, "zero_grad for each chunk")(step_with(back=replay_wipes_each))
+wrong("gradient_cache_step", "cache cut unlike the rows", "evenly cut cache")(
     step_with(back=replayed(lambda chunks, cache: cache.tensor_split(len(chunks))))
 )
-wrong("gradient_cache_step", "?", "short chunk dropped")(step_with(back=replay_short))
-wrong("gradient_cache_step", "?", "eval in the first forward")(
+wrong("gradient_cache_step", "short last chunk dropped", "short chunk dropped")(step_with(back=replay_short))
+wrong("gradient_cache_step", "dropout switched off in the first forward", "eval in the first forward")(
     step_with(first=lambda e, chunks: first_eval_train(e, chunks))
 )
-wrong("gradient_cache_step", "?", "eval left")(step_with(first=lambda e, chunks: first_eval(e, chunks)))
-wrong("gradient_cache_step", "?", "sign")(step_with(back=replayed(fair, lambda reps, u, n: -(reps * u).sum())))
+wrong("gradient_cache_step", "dropout switched off", "eval left")(
+    step_with(first=lambda e, chunks: first_eval(e, chunks))
+)
+wrong("gradient_cache_step", "wrong sign", "sign")(step_with(back=replayed(fair, lambda reps, u, n: -(reps * u).sum())))
 
 
 def first_with_graph(encoder, chunks):
@@ -794,7 +826,7 @@ def first_with_graph(encoder, chunks):
     return torch.cat(reps).detach().requires_grad_(), states
 
 
-@wrong("gradient_cache_step", "?", "step after each tower")
+@wrong("gradient_cache_step", "optimizer step for each tower", "step after each tower")
 def step_each_tower(setup, queries, passages, chunk_size):
     setup.optimizer.zero_grad()
     towers = [queries.split(chunk_size), passages.split(chunk_size)]
@@ -806,7 +838,7 @@ def step_each_tower(setup, queries, passages, chunk_size):
     return loss
 
 
-@wrong("gradient_cache_step", "?", "zero_grad between cache and replay")
+@wrong("gradient_cache_step", "temperature without gradient", "zero_grad between cache and replay")
 def step_zero_late(setup, queries, passages, chunk_size):
     towers = [queries.split(chunk_size), passages.split(chunk_size)]
     firsts = [encoded(setup.encoder, tower) for tower in towers]
@@ -818,7 +850,7 @@ def step_zero_late(setup, queries, passages, chunk_size):
     return loss
 
 
-@wrong("gradient_cache_step", "?", "zero_grad after backward, before step")
+@wrong("gradient_cache_step", "gradients cleared before the step", "zero_grad after backward, before step")
 def step_zero_before_step(setup, queries, passages, chunk_size):
     towers = [queries.split(chunk_size), passages.split(chunk_size)]
     firsts = [encoded(setup.encoder, tower) for tower in towers]
@@ -830,7 +862,7 @@ def step_zero_before_step(setup, queries, passages, chunk_size):
     return loss
 
 
-@wrong("gradient_cache_step", "?", "naive")
+@wrong("gradient_cache_step", "the plain step", "naive")
 def step_naive(setup, queries, passages, chunk_size):
     setup.optimizer.zero_grad()
     loss = setup.loss_fn(setup.encoder(queries), setup.encoder(passages))
@@ -839,7 +871,7 @@ def step_naive(setup, queries, passages, chunk_size):
     return loss.detach()
 
 
-@wrong("gradient_cache_step", "?", "every graph kept")
+@wrong("gradient_cache_step", "every graph kept", "every graph kept")
 def step_kept(setup, queries, passages, chunk_size):
     setup.optimizer.zero_grad()
     q, p = (torch.cat([setup.encoder(c) for c in t.split(chunk_size)]) for t in (queries, passages))
@@ -849,7 +881,7 @@ def step_kept(setup, queries, passages, chunk_size):
     return loss.detach()
 
 
-@wrong("gradient_cache_step", "?", "accumulation")
+@wrong("gradient_cache_step", "a loss for each chunk", "accumulation")
 def step_accumulation(setup, queries, passages, chunk_size):
     setup.optimizer.zero_grad()
     total = 0
@@ -861,7 +893,7 @@ def step_accumulation(setup, queries, passages, chunk_size):
     return total
 
 
-@wrong("gradient_cache_step", "?", "interleaved")
+@wrong("gradient_cache_step", "queries and passages in turns", "interleaved")
 def step_interleaved(setup, queries, passages, chunk_size):
     setup.optimizer.zero_grad()
     pieces, reps, states = [queries.split(chunk_size), passages.split(chunk_size)], ([], []), ([], [])
@@ -878,7 +910,7 @@ def step_interleaved(setup, queries, passages, chunk_size):
     return loss
 
 
-@wrong("gradient_cache_step", "?", "passages encoded first")
+@wrong("gradient_cache_step", "passages encoded first", "passages encoded first")
 def step_passages_first(setup, queries, passages, chunk_size):
     setup.optimizer.zero_grad()
     p, p_states = encoded(setup.encoder, passages.split(chunk_size))
@@ -890,7 +922,7 @@ def step_passages_first(setup, queries, passages, chunk_size):
     return loss
 
 
-@wrong("gradient_cache_step", "?", "queries' replay only")
+@wrong("gradient_cache_step", "passages not replayed", "queries' replay only")
 def step_queries_only(setup, queries, passages, chunk_size):
     setup.optimizer.zero_grad()
     q, states = encoded(setup.encoder, queries.split(chunk_size))
@@ -901,7 +933,7 @@ def step_queries_only(setup, queries, passages, chunk_size):
     return loss
 
 
-@wrong("gradient_cache_step", "?", "no replay")
+@wrong("gradient_cache_step", "no replay", "no replay")
 def step_no_replay(setup, queries, passages, chunk_size):
     setup.optimizer.zero_grad()
     q, _ = encoded(setup.encoder, queries.split(chunk_size))
@@ -911,7 +943,7 @@ def step_no_replay(setup, queries, passages, chunk_size):
     return loss
 
 
-@wrong("gradient_cache_step", "?", "loss taken anew after the step")
+@wrong("gradient_cache_step", None, "loss taken anew after the step")
 def step_loss_after(setup, queries, passages, chunk_size):
     step_composed(setup, queries, passages, chunk_size)
     q, _ = encoded(setup.encoder, queries.split(chunk_size))
@@ -919,12 +951,12 @@ def step_loss_after(setup, queries, passages, chunk_size):
     return setup.loss_fn(q, p).detach()
 
 
-@wrong("gradient_cache_step", "?", "a copy is trained")
+@wrong("gradient_cache_step", None, "a copy is trained")
 def step_copy(setup, queries, passages, chunk_size):
     return step_composed(copy.deepcopy(setup), queries, passages, chunk_size)
 
 
-@wrong("gradient_cache_step", "?", "clipped")
+@wrong("gradient_cache_step", None, "clipped")
 def step_clipped(setup, queries, passages, chunk_size):
     setup.optimizer.zero_grad()
     towers = [queries.split(chunk_size), passages.split(chunk_size)]
