@@ -381,11 +381,6 @@ labels_with_hard_negatives = Exercise(
             lambda batch_size, hard_negatives: torch.arange(1, batch_size + 1) * (1 + hard_negatives),
         ),
         Misconception(
-            "the same column for all",
-            "Every query has its own positive, in another column.",
-            lambda batch_size, hard_negatives: torch.zeros(batch_size, dtype=torch.int64),
-        ),
-        Misconception(
             "stretched to the last column",
             "Those are spread from the first column to the last (linspace): the steps are 1 + K.",
             lambda batch_size, hard_negatives: torch.linspace(0, batch_size * (1 + hard_negatives), batch_size).long(),
@@ -605,11 +600,6 @@ false_negative_mask = Exercise(
             ),
         ),
         Misconception(
-            "nothing masked",
-            "Nothing is masked: some queries are asked twice, and some right answers stand twice in this batch.",
-            lambda queries, passages: torch.zeros(len(queries), len(passages), dtype=torch.bool),
-        ),
-        Misconception(
             "only the last of equal queries",
             "It looks as if a dict keeps one positive for each text, the last one: equal queries have several.",
             lambda queries, passages: _mask(
@@ -698,8 +688,8 @@ false_negative_mask = Exercise(
         ),
         Misconception(
             "queries compared with passages",
-            "Nothing is masked: a question never reads like its answer. Compare queries with queries, and passages "
-            "with positives.",
+            "Nothing is masked: some queries are asked twice, and some right answers stand twice. A question never "
+            "reads like its answer: compare queries with queries, and passages with positives.",
             lambda queries, passages: _mask(queries, passages, lambda i, j, group: False),
         ),
     ),

@@ -156,11 +156,6 @@ attention_bytes = Exercise(
             lambda b, t, h, n: 4 * b * t * t * h * h * n,
         ),
         Misconception(
-            "all texts in one row",
-            "It looks as if all texts were one long row of tokens: a text's tokens look at their own text only.",
-            lambda b, t, h, n: 4 * (b * t) ** 2 * h * n,
-        ),
-        Misconception(
             "linear in the tokens",
             "It looks as if each token had one weight. Every token looks at every token: T x T.",
             lambda b, t, h, n: 4 * b * t * h * n,

@@ -275,8 +275,8 @@ block_mask = Exercise(
         "Query i is in chunk i // C. Which query does passage j belong to, and so which chunk?",
         "Passage j came with query j // (1 + K). Compare the two chunk numbers in all B x N cells: a column against a "
         "row.",
-        "torch.arange(B) and torch.arange(B (1 + K)), each turned into chunk numbers by //; [:, None] makes a column of "
-        "one of them, and == compares every cell.",
+        "torch.arange(B) and torch.arange(B (1 + K)), each turned into chunk numbers by //; [:, None] makes a column "
+        "of one of them, and == compares every cell.",
     ),
 )
 

@@ -302,14 +302,9 @@ surrogate = Exercise(
         ),
         Misconception(
             "gradient cut off",
-            "The value is right and nothing else: .detach(), .item(), torch.tensor(...) or no_grad cut the graph off.",
+            "The value is right and nothing else: .detach(), .item(), torch.tensor(...) or no_grad cut the graph off, "
+            "or the dot product is taken off with its gradient.",
             lambda r, u, loss: loss.detach(),
-        ),
-        Misconception(
-            "dot product taken off with its gradient",
-            "The value is right, but the dot product is taken off with its graph, and its gradient with it: take "
-            "off its value alone.",
-            lambda r, u, loss: _dot(r, u) - _dot(r, u) + loss.detach(),
         ),
         Misconception(
             "scaled to the loss",

@@ -369,7 +369,9 @@ def _nested(rng: np.random.Generator, *, whole: bool = True) -> Inputs:
     rows, width = int(rng.integers(4, 8)), 16
     reps = [torch.from_numpy(rng.standard_normal((rows, width))) for _ in range(2)]
     dims = [int(rng.integers(2, 5)), int(rng.integers(6, 11)), width if whole else int(rng.integers(12, width))]
-    dims = dims if whole else [dims[place] for place in rng.permutation(3)]
+    if not whole:
+        order = rng.permutation(3)
+        dims = [dims[place] for place in np.roll(order, int(order[-1] == 2))]  # the largest is not the last
     return {"query_reps": reps[0], "passage_reps": reps[1], "dims": dims, "loss_fn": InfoNCE(0.2)}
 
 

@@ -393,7 +393,8 @@ def _does_the_same(task: Task, misconception: Misconception, case: Case, outcome
     if not by_gradients:
         return True
     alike = difference(theirs[1], outcome[1], rtol=task.gradient_error, atol=task.gradient_error) is None
-    return alike and theirs[2] == outcome[2] and _fault(task, case, theirs) is not None
+    as_faulty = (_fault(task, case, theirs) is None) == (_fault(task, case, outcome) is None)
+    return alike and theirs[2] == outcome[2] and as_faulty
 
 
 def _describe_inputs(inputs: Inputs) -> str:

@@ -31,7 +31,7 @@ wrong("tensor_bytes", None, "two sides")(lambda shape, bits: shape[0] * shape[-1
 wrong("tensor_bytes", None, "two sides, by name")(lambda shape, bits: shape[0] * shape[1] * bits // 8)
 wrong("tensor_bytes", "always four bytes", "four bytes always")(lambda shape, bits: math.prod(shape) * 4)
 wrong("tensor_bytes", "numbers, not bytes", "count only")(lambda shape, bits: math.prod(shape))
-wrong("tensor_bytes", None, "float")(lambda shape, bits: math.prod(shape) * bits / 8)
+wrong("tensor_bytes", "a float for an int", "float")(lambda shape, bits: math.prod(shape) * bits / 8)
 wrong("tensor_bytes", "bytes of one number rounded down", "bits // 8 first")(
     lambda shape, bits: math.prod(shape) * (bits // 8)
 )
@@ -66,7 +66,7 @@ wrong("peak_bytes", "moments added", "total")(lambda kind_bytes: kind_bytes.sum(
 wrong("peak_bytes", "the end, not the peak", "last")(lambda kind_bytes: kind_bytes[-1].sum())
 wrong("peak_bytes", "the beginning, not the peak", "first")(lambda kind_bytes: kind_bytes[0].sum())
 wrong("peak_bytes", "where the peak is, not how high", "place")(lambda kind_bytes: kind_bytes.sum(dim=1).argmax())
-wrong("peak_bytes", None, "max returns pair")(lambda kind_bytes: kind_bytes.sum(dim=1).max(dim=0))
+wrong("peak_bytes", "another form", "max returns pair")(lambda kind_bytes: kind_bytes.sum(dim=1).max(dim=0))
 wrong("peak_bytes", "every moment's sum", "all moments")(lambda kind_bytes: kind_bytes.sum(dim=1))
 wrong("peak_bytes", "the mean, not the peak", "mean")(lambda kind_bytes: kind_bytes.double().sum(dim=1).mean())
 wrong("peak_bytes", "the least, not the most", "min")(lambda kind_bytes: kind_bytes.sum(dim=1).min())
@@ -88,7 +88,7 @@ def cumsum(kind_bytes):
     return kind_bytes.cumsum(dim=0).sum(dim=1).max()
 
 
-@wrong("peak_bytes", None, "in place")
+@wrong("peak_bytes", "input changed in place", "in place")
 def in_place(kind_bytes):
     kind_bytes[:, 0] += kind_bytes[:, 1:].sum(dim=1)
     return kind_bytes[:, 0].max()

@@ -189,7 +189,7 @@ wrong("labels_with_hard_negatives", "hard negatives skipped once", "positives fi
     lambda B, K: torch.arange(B) + K
 )
 wrong("labels_with_hard_negatives", "one-hot rows", "one-hot")(lambda B, K: torch.eye(B).repeat_interleave(1 + K, 1))
-wrong("labels_with_hard_negatives", "the same column for all", "zeros")(lambda B, K: torch.zeros(B, dtype=torch.long))
+wrong("labels_with_hard_negatives", "place within the group", "zeros")(lambda B, K: torch.zeros(B, dtype=torch.long))
 wrong("labels_with_hard_negatives", "every passage's query", "repeated")(
     lambda B, K: torch.arange(B).repeat_interleave(1 + K)
 )
@@ -376,7 +376,7 @@ def last_twin(queries, passages):
     return masked(queries, passages, lambda i, j, s: passages[j] == of[queries[i]])
 
 
-@wrong("false_negative_mask", "nothing masked", "none")
+@wrong("false_negative_mask", "queries compared with passages", "none")
 def nothing(queries, passages):
     return torch.zeros(len(queries), len(passages), dtype=torch.bool)
 

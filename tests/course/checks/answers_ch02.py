@@ -27,7 +27,7 @@ wrong("model_bytes", "momentum for plain SGD", "momentum")(lambda P, o: P * (16 
 wrong("model_bytes", None, "bits")(lambda P, o: P * (128 if o == "adamw" else 64))
 wrong("model_bytes", "half of it", "half")(lambda P, o: P * (8 if o == "adamw" else 4))
 wrong("model_bytes", "states only", "states only")(lambda P, o: P * (8 if o == "adamw" else 0))
-wrong("model_bytes", None, "float")(lambda P, o: P * (16.0 if o == "adamw" else 8.0))
+wrong("model_bytes", "a float for an int", "float")(lambda P, o: P * (16.0 if o == "adamw" else 8.0))
 wrong("model_bytes", "optimizers swapped", "swapped")(lambda P, o: P * (8 if o == "adamw" else 16))
 wrong("model_bytes", None, "doubles")(lambda P, o: P * (32 if o == "adamw" else 16))
 wrong("model_bytes", "five numbers", "gradients twice")(lambda P, o: P * (20 if o == "adamw" else 12))
@@ -50,12 +50,14 @@ wrong("attention_bytes", "one text", "no batch")(lambda B, T, h, L: 4 * T * T * 
 wrong("attention_bytes", "both towers, or float64", "two towers")(lambda B, T, h, L: 8 * B * T * T * h * L)
 wrong("attention_bytes", "dropout's tensors too", "three times")(lambda B, T, h, L: 12 * B * T * T * h * L)
 wrong("attention_bytes", "numbers and not bytes", "numbers")(lambda B, T, h, L: B * T * T * h * L)
-wrong("attention_bytes", "all texts in one row", "batch squared")(lambda B, T, h, L: 4 * B * B * T * T * h * L)
+wrong("attention_bytes", "texts look at each other", "batch squared")(lambda B, T, h, L: 4 * B * B * T * T * h * L)
 wrong("attention_bytes", "half of the pairs", "causal half")(lambda B, T, h, L: 2 * B * T * (T + 1) * h * L)
 wrong("attention_bytes", None, "half precision")(lambda B, T, h, L: 2 * B * T * T * h * L)
 wrong("attention_bytes", None, "bits")(lambda B, T, h, L: 32 * B * T * T * h * L)
-wrong("attention_bytes", None, "float")(lambda B, T, h, L: 4.0 * B * T * T * h * L)
-wrong("attention_bytes", "all texts in one row", "B tokens all together")(lambda B, T, h, L: 4 * (B * T) ** 2 * h * L)
+wrong("attention_bytes", "a float for an int", "float")(lambda B, T, h, L: 4.0 * B * T * T * h * L)
+wrong("attention_bytes", "texts look at each other", "B tokens all together")(
+    lambda B, T, h, L: 4 * (B * T) ** 2 * h * L
+)
 wrong("attention_bytes", "heads and layers added", "layers + heads")(lambda B, T, h, L: 4 * B * T * T * (h + L))
 wrong("attention_bytes", "each pair of tokens once", "pairs of tokens")(
     lambda B, T, h, L: 4 * B * h * L * T * (T - 1) // 2
@@ -149,7 +151,7 @@ wrong("largest_batch_that_fits", "exact fit refused", "strictly less")(lambda f,
 wrong("largest_batch_that_fits", "one row less", "one less")(lambda f, a, m: max(0, (m - f) // a - 1))
 wrong("largest_batch_that_fits", "below zero, cut", "int of division")(lambda f, a, m: int((m - f) / a))
 right("largest_batch_that_fits")(lambda f, a, m: max(0, int((m - f) / a)))
-wrong("largest_batch_that_fits", None, "float floor")(lambda f, a, m: max(0, (m - f) // float(a)))
+wrong("largest_batch_that_fits", "a float for an int", "float floor")(lambda f, a, m: max(0, (m - f) // float(a)))
 wrong("largest_batch_that_fits", "a row where none fits", "at least 1")(lambda f, a, m: max(1, (m - f) // a))
 wrong("largest_batch_that_fits", "the model brought by every row", "fixed per row")(lambda f, a, m: m // (f + a))
 wrong("largest_batch_that_fits", "powers of two only", "power of two")(

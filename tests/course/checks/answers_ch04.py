@@ -120,20 +120,20 @@ wrong("representation_gradient", "shapes of queries and passages", "notebook's l
 wrong("representation_gradient", "half divided", "divisor on the softmax part only")(
     lambda q, p, t: probabilities(q, p, t).T @ q / (len(q) * t) - own(q, p).T @ q
 )
-wrong("representation_gradient", None, "numpy")(lambda q, p, t: subtracted(q, p, t).numpy())
-wrong("representation_gradient", None, "both")(
+wrong("representation_gradient", "another form", "numpy")(lambda q, p, t: subtracted(q, p, t).numpy())
+wrong("representation_gradient", "another form", "both")(
     lambda q, p, t: ((probabilities(q, p, t) - own(q, p)) @ p / (len(q) * t), subtracted(q, p, t))
 )
 
 
-@wrong("representation_gradient", None, "autograd")
+@wrong("representation_gradient", "left to a function that does it", "autograd")
 def autograd(q, p, t):
     p = p.detach().clone().requires_grad_()
     torch.nn.functional.cross_entropy(q @ p.T / t, torch.arange(len(q)) * (len(p) // len(q))).backward()
     return p.grad
 
 
-@wrong("representation_gradient", None, "in place")
+@wrong("representation_gradient", "input changed in place", "in place")
 def changes_queries(q, p, t):
     P = probabilities(q, p, t) - own(q, p)
     return P.T @ q.div_(len(q) * t)
@@ -205,7 +205,7 @@ wrong("surrogate", "gradient cut off", "dot subtracted without detach")(
 wrong("surrogate", "dot product taken off the loss", "loss minus dot, value of dot")(
     lambda r, u, loss: loss.detach() - (r * u.detach()).sum()
 )
-wrong("surrogate", None, "value only")(lambda r, u, loss: loss.item())
+wrong("surrogate", "another form", "value only")(lambda r, u, loss: loss.item())
 wrong("surrogate", "cosine instead of dot product", "cosine")(
     lambda r, u, loss: (
         loss.detach() + torch.cosine_similarity(r, u.detach()).sum() - torch.cosine_similarity(r, u).sum().detach()
@@ -277,14 +277,16 @@ wrong("linear_gradient", "stack of unequal chunks", "stack of unequal")(
 wrong("linear_gradient", "chunks weighted by their rows", "weighted by rows")(
     lambda xs, us: sum(u.T @ x * len(x) for x, u in zip(xs, us, strict=True)) / sum(map(len, xs))
 )
-wrong("linear_gradient", None, "numpy")(lambda xs, us: sum(u.T @ x for x, u in zip(xs, us, strict=True)).numpy())
+wrong("linear_gradient", "another form", "numpy")(
+    lambda xs, us: sum(u.T @ x for x, u in zip(xs, us, strict=True)).numpy()
+)
 wrong("linear_gradient", "shapes of a product", "u x without T")(
     lambda xs, us: sum(u @ x for x, u in zip(xs, us, strict=True))
 )
 wrong("linear_gradient", None, "reversed")(lambda xs, us: sum(u.T @ x for x, u in zip(xs, reversed(us), strict=True)))
 
 
-@wrong("linear_gradient", None, "changes a list")
+@wrong("linear_gradient", "input changed in place", "changes a list")
 def popping(xs, us):
     total = us.pop().T @ xs.pop()
     while xs:
@@ -292,7 +294,7 @@ def popping(xs, us):
     return total
 
 
-@wrong("linear_gradient", None, "adds into the first product of the input")
+@wrong("linear_gradient", "left to a function that does it", "adds into the first product of the input")
 def autograd_used(xs, us):
     W = torch.zeros(us[0].shape[1], xs[0].shape[1], requires_grad=True)
     for x, u in zip(xs, us, strict=True):
@@ -314,7 +316,7 @@ wrong("bytes_to_store", "the logits", "logits")(lambda B, D, K: 4 * B * B * (1 +
 wrong("bytes_to_store", "twice as much", "with the reps")(lambda B, D, K: 8 * B * D * (2 + K))
 wrong("bytes_to_store", None, "half")(lambda B, D, K: 2 * B * D * (2 + K))
 wrong("bytes_to_store", "twice as much", "double")(lambda B, D, K: 8 * D * (B + B * (1 + K)))
-wrong("bytes_to_store", None, "float")(lambda B, D, K: 4.0 * B * D * (2 + K))
+wrong("bytes_to_store", "a float for an int", "float")(lambda B, D, K: 4.0 * B * D * (2 + K))
 wrong("bytes_to_store", None, "bits")(lambda B, D, K: 32 * B * D * (2 + K))
 wrong("bytes_to_store", "batch and negatives added", "B + K")(lambda B, D, K: 4 * D * (B + B + K))
 wrong("bytes_to_store", "passages only", "K only")(lambda B, D, K: 4 * D * (B + B * K))
