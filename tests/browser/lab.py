@@ -125,19 +125,25 @@ class NotebookPage:
         self.page = page
         page.set_default_timeout(MOST_MS)
         cells = json.loads((folder / notebook).read_text("utf-8"))["cells"]
-        self.code_cells = sum(cell["cell_type"] == "code" for cell in cells)
+        code = [cell for cell in cells if cell["cell_type"] == "code"]
+        hidden = [cell["metadata"].get("jupyter", {}).get("source_hidden", False) for cell in code]
+        self.numbers = [
+            f"[{number}]:" for number, folded in enumerate(hidden, 1) if not folded
+        ]  # as the page shows them
         page.goto(address.format(notebook=notebook))
         page.wait_for_selector(".jp-Notebook .jp-CodeCell")
         page.wait_for_function(f"() => {KERNEL}?.status === 'idle'")  # before that, Run is silently lost
 
     def run_all(self) -> None:
-        """Run > Run All Cells, and wait until the last cell has its number."""
+        """Run > Run All Cells, and wait until the last cell has its number. A folded cell shows none."""
         self.page.locator(".lm-MenuBar-itemLabel", has_text="Run").click()
         self.page.locator(".lm-Menu-itemLabel", has_text="Run All Cells").first.click()
-        prompts = "[...document.querySelectorAll('.jp-CodeCell .jp-InputPrompt')].map(p => p.textContent.trim())"
+        texts = (
+            "[...document.querySelectorAll('.jp-CodeCell .jp-InputPrompt')].map(prompt => prompt.textContent.trim())"
+        )
+        prompts = f"{texts}.filter(text => text)"
         self.page.wait_for_function(f"() => {prompts}.includes('[*]:')")  # begun: saved numbers are gone
-        numbers = [f"[{number}]:" for number in range(1, self.code_cells + 1)]
-        self.page.wait_for_function(f"numbers => {prompts}.join() === numbers.join()", arg=numbers)
+        self.page.wait_for_function(f"numbers => {prompts}.join() === numbers.join()", arg=self.numbers)
 
     def choose_theme(self, theme: str) -> None:
         """Settings > Theme, by its command."""

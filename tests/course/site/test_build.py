@@ -117,7 +117,7 @@ def test_chapters_lead_on_and_back_and_answers_are_behind_a_fold(documents, fold
 
 def test_the_lab_stands_on_its_page_and_in_its_chapter_with_all_that_it_loads(documents, folder):
     with_lab = sorted(path.name for path, page in documents.items() if page.select(".lab"))
-    assert with_lab == ["06_live_memory_lab.html", "lab.html"]
+    assert with_lab == ["02_the_memory_wall.html", "06_live_memory_lab.html", "lab.html"]
     modules = {path.name: path.read_text("utf-8") for path in (folder / "lab").glob("*.js")}
     assert "export async function mount(" in modules["lab.js"]
     for text in modules.values():

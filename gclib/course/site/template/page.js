@@ -78,7 +78,7 @@ for (const lab of document.querySelectorAll(".lab")) {
   const words = lab.querySelector("[role=status]");
   if (location.protocol === "file:") {
     words.textContent = "Browsers load the live lab from a server only. In the site's folder type python -m http.server, "
-      + "then open http://localhost:8000/lab.html.";
+      + "then open lab.html at localhost:8000.";
   } else {
     import(`${folder}lab.js`)
       .then(({ mount }) => mount(lab.querySelector("div"), `${folder}bundles/`))
