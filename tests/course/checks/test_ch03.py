@@ -152,7 +152,7 @@ def test_right_weights_without_a_gradient_are_not_called_wrong_weights(cut):
         return cut(ch03.accumulate.oracle(loss_fn, queries, passages, chunk_size))
 
     verdict = ch03.accumulate.judge(accumulate)
-    assert verdict.misconception is None and "no gradient reaches `queries`" in verdict.explanation
+    assert verdict.misconception == "graph cut off" and "no gradient reaches `queries`" in verdict.explanation
 
 
 def test_a_gradient_that_item_cuts_off_is_told():

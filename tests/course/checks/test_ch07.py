@@ -77,15 +77,6 @@ def left_in_order(encoder, rows, lengths, chunk_size):
     return torch.vstack(parts)
 
 
-def whole_chunks_only(encoder, rows, lengths, chunk_size):
-    order = torch.tensor(lengths).argsort(descending=True, stable=True)
-    reps = torch.zeros(len(lengths), encoder.weight.shape[1], dtype=rows.dtype)
-    for number in range(len(lengths) // chunk_size):
-        part = order[number * chunk_size : (number + 1) * chunk_size]
-        reps[part] = encoder(rows[part, : lengths[part[0]]]).detach()
-    return reps
-
-
 def full_width(encoder, rows, lengths, chunk_size):
     order = torch.tensor(lengths).argsort(descending=True)
     return torch.cat([encoder(rows[part]) for part in order.split(chunk_size)])[order.argsort()]
@@ -140,11 +131,6 @@ def there_and_again(lengths, chunk_size):
     rows = sorted(lengths, reverse=True)
     parts = [rows[start : start + chunk_size] for start in range(0, len(rows), chunk_size)]
     return sum(len(part) * part[0] for part in parts + parts)
-
-
-def any_order_among_twins(encoder, rows, lengths, chunk_size):
-    order = torch.tensor(lengths).argsort(descending=True)
-    return torch.cat([encoder(rows[part, : lengths[part[0]]]) for part in order.split(chunk_size)])[order]
 
 
 def row_by_row(encoder, rows, lengths, chunk_size):
@@ -207,7 +193,6 @@ def end_left_out(graph, loss, replay, budget, chunks):
         (ch07.padded_tokens, all_full, "short last chunk counted as full"),
         (ch07.encode_sorted, gathered_by_the_order, "put back with the order itself"),
         (ch07.encode_sorted, left_in_order, "not put back"),
-        (ch07.encode_sorted, whole_chunks_only, "last chunk lost"),
         (ch07.encode_sorted, full_width, "not trimmed"),
         (ch07.graphs_to_retain, beside_the_replay, "graphs held beside the replay"),
         (ch07.graphs_to_retain, strictly_below, "exact fit refused"),
@@ -221,7 +206,6 @@ def end_left_out(graph, loss, replay, budget, chunks):
         (ch07.padded_tokens, first_in_file, "first row taken for the longest"),
         (ch07.padded_tokens, so_many_pieces, "chunk_size chunks"),
         (ch07.padded_tokens, there_and_again, "both forwards"),
-        (ch07.encode_sorted, any_order_among_twins, "put back with the order itself"),
         (ch07.encode_sorted, row_by_row, "one row at a time"),
         (ch07.encode_sorted, torch_chunk, "chunk_size chunks"),
         (ch07.encode_sorted, width_of_another_row, "width from the unsorted lengths"),

@@ -107,19 +107,6 @@ def maximum_of_each_tile(tiles, rows):
     return found[0] + found[1].log()
 
 
-def never_filled(logits, batch_size, tile_size):
-    lse = torch.full((batch_size,), -torch.inf, dtype=torch.float64)
-    positives = torch.zeros_like(lse)
-    blocks = [slice(i * tile_size, (i + 1) * tile_size) for i in range(batch_size // tile_size)]
-    for rows in blocks:
-        for columns in blocks:
-            tile = logits(rows, columns)
-            lse[rows] = torch.logaddexp(lse[rows], tile.logsumexp(1))
-            if rows == columns:
-                positives[rows] = tile.diagonal()
-    return (lse - positives).mean()
-
-
 def added(tiles, rows):
     return sum(torch.logsumexp(tile, 1) for tile in tiles)
 
@@ -138,16 +125,6 @@ def two_passes(tiles, rows):
     for tile in tiles:
         total += (tile - highest.unsqueeze(1)).exp().sum(1)
     return highest + total.log()
-
-
-def whole_tiles_only(logits, batch_size, tile_size):
-    count = batch_size // tile_size
-    losses = []
-    for i in range(count):
-        rows = slice(i * tile_size, (i + 1) * tile_size)
-        tiles = [logits(rows, slice(j * tile_size, (j + 1) * tile_size)).logsumexp(1) for j in range(count)]
-        losses.append(torch.stack(tiles).logsumexp(0) - logits(rows, rows).diagonal().clone())
-    return torch.stack(losses).mean()
 
 
 def accumulated(logits, batch_size, tile_size):
@@ -204,8 +181,6 @@ def quotients(tile, row_lse, column_lse, batch_size, temperature, holds_positive
         (ch08.online_log_sum_exp, added, "log-sum-exps added"),
         (ch08.online_log_sum_exp, two_passes, "two passes"),
         (ch08.online_log_sum_exp, all_at_once, "all tiles at once"),
-        (ch08.tiled_loss, whole_tiles_only, "ragged last tile lost"),
-        (ch08.tiled_loss, never_filled, "ragged rows never filled"),
         (ch08.tiled_loss, accumulated, "diagonal tiles only"),
         (ch08.tiled_loss, diagonals_kept, "tiles kept"),
         (ch08.tiled_loss, dense, "the whole matrix at once"),

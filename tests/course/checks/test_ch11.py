@@ -122,10 +122,6 @@ def unit_columns(query_reps, passage_reps, dims, loss_fn):
     return sum(loss_fn(q / q.norm(dim=0), p / p.norm(dim=0)) for q, p in cut)
 
 
-def short_ones_only(query_reps, passage_reps, dims, loss_fn):
-    return MatryoshkaLoss(loss_fn, sorted(dims)[:-1])(query_reps, passage_reps)
-
-
 def reciprocal(found, expected):
     return expected.square().sum() / (expected * found).sum()
 
@@ -154,7 +150,6 @@ def ratio_of_means(found, expected):
         (ch11.max_sim, of_unit_tokens, "tokens made unit vectors"),
         (ch11.matryoshka_loss, first_rows, "rows cut, not columns"),
         (ch11.matryoshka_loss, unit_columns, "normalised along the batch"),
-        (ch11.matryoshka_loss, short_ones_only, "the whole vector left out"),
         (ch11.gradient_scale, reciprocal, "upside down"),
         (ch11.gradient_scale, ratio_of_means, "ratio of the sums"),
     ],
