@@ -49,7 +49,7 @@ def opened(site, page):
     page.on("console", lambda message: told.append(message.text) if message.type in ("error", "warning") else None)
     page.on("pageerror", lambda error: told.append(str(error)))
     page.goto(site)
-    page.wait_for_function("window.lab")
+    page.wait_for_function("window.lab.view")  # not the element of that id
     yield page
     assert told == []
 
