@@ -19,9 +19,11 @@ import torch
 
 from gclib.losses.module import ContrastiveLoss
 from gclib.memory.devices import GPU_MEMORY_BYTES
+from gclib.memory.fake_steps import FakeStep, fake_step
 from gclib.memory.flops import EncoderCost, encoder_cost, forecast_flops
-from gclib.memory.forecast import MemoryForecast, forecast_step
+from gclib.memory.forecast import MemoryForecast, forecast_workload
 from gclib.memory.plan import last_true
+from gclib.memory.workload import Workload
 from gclib.models.encoder import Encoder
 from gclib.steps import STEPS
 from gclib.support.validation import int_at_least, one_of, positive_int, refuse
@@ -201,8 +203,8 @@ def draw_brief(seed: int) -> Brief:
 def forecast(scenario: Scenario, plan: TrainingPlan) -> MemoryForecast:
     """The bytes of the plan's step with a card's operations, every text padded to its limit."""
     query_length, passage_length = CORPORA[scenario.corpus].longest
-    return forecast_step(
-        plan.step,
+    workload = Workload(
+        step=plan.step,
         config=scenario.model,
         loss=_loss(plan.tile_size),
         batch_size=plan.batch_size,
@@ -213,6 +215,14 @@ def forecast(scenario: Scenario, plan: TrainingPlan) -> MemoryForecast:
         device="cuda",
         **plan.chunking(),
     )
+    return forecast_workload(workload, _fake(scenario.model, plan.tile_size))
+
+
+@lru_cache(maxsize=64)
+def _fake(model: str, tile_size: int | None) -> FakeStep:
+    """The fake encoder and loss of all plans with this model and tile: finding them costs most of a forecast."""
+    sizes = {"batch_size": 1, "query_length": 8, "passage_length": 8}
+    return fake_step(Workload(step="naive", config=model, loss=_loss(tile_size), device="cuda", **sizes))
 
 
 @lru_cache(maxsize=4096)
