@@ -1,4 +1,4 @@
-"""The recipes of `gclib.integrations`, read out of its docstring and run: in transformers' Trainer and accelerate."""
+"""The README's recipes, read out of it and run: in transformers' Trainer and accelerate."""
 
 import os
 import re
@@ -9,6 +9,7 @@ import torch
 from helpers.counting import Counting
 from helpers.oracles import token_batch, worst_error
 from helpers.ranks import run_ranks
+from project.readme import README
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
@@ -20,13 +21,9 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState, GradientState, PartialState
 from transformers import Trainer, TrainingArguments
 
-RECIPES = {
-    name: textwrap.dedent(code)
-    for name in ("SentenceTransformerTrainer", "Trainer", "accelerate")
-    for code in re.findall(
-        rf"^(?:In a |transformers' |)`?{name}`?\b.*?:\n\n((?:    .*\n|\n)+)", gclib.integrations.__doc__, re.MULTILINE
-    )
-}
+SECTION = README.read_text("utf-8").partition("## In the trainer you use")[2].partition("\n## ")[0]
+NAMES = ("SentenceTransformerTrainer", "Trainer", "accelerate")
+RECIPES = dict(zip(NAMES, re.findall(r"```python\n(.*?)```", SECTION, re.DOTALL), strict=True))
 
 
 @pytest.fixture(autouse=True)
@@ -41,6 +38,11 @@ def test_each_recipe_has_at_most_15_lines():
     for name, code in RECIPES.items():
         assert 2 <= len([line for line in code.splitlines() if line.strip()]) <= 15, name
         assert "backward()" not in code  # that stays the trainer's
+
+
+def test_the_package_says_the_recipes_of_the_readme():
+    for name in ("Trainer", "accelerate"):
+        assert textwrap.indent(RECIPES[name], " " * 4) in gclib.integrations.__doc__ + "\n", name
 
 
 class Pairs(Dataset):
