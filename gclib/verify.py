@@ -1,4 +1,4 @@
-"""What a step assumes, checked: of its arguments before it begins, of an encoder in its first step.
+"""What a step assumes, checked: arguments before it begins, an encoder in its first step.
 
 A chunk's gradient is right if (1) encoding it again returns the same representations, (2) a row has the same one in
 whatever company, and (3) with or without its padding. Spectral norm, running statistics and generators of numpy break

@@ -21,13 +21,15 @@ from torch import Tensor, nn
 
 from gclib.audit.gradients import compare_gradients, gradients_by_part, gradients_of, worst_error
 from gclib.course import plots
+from gclib.course.chapters import PROJECT
 from gclib.course.checks.predictions import predict, recall, show_back
 from gclib.course.memory_lab.answers import LabSettings
 from gclib.course.memory_lab.run import LiveRun
 from gclib.data.pairs import TextPair, load_pairs
 from gclib.data.tokens import train_tokenizer
 from gclib.memory.ledger import record_memory
-from gclib.support import ROOT
+from gclib.memory.recording import Recording
+from gclib.memory.recording import load_recordings as read_recordings
 from gclib.support.validation import refuse
 
 __all__ = [
@@ -35,6 +37,7 @@ __all__ = [
     "gradients_by_part",
     "gradients_of",
     "live_picture",
+    "load_recordings",
     "load_texts",
     "loss_and_gradient",
     "peak_of",
@@ -141,9 +144,14 @@ def shows_bars() -> bool:
     return os.environ.get("GCLIB_BARS") != "0"
 
 
+def load_recordings() -> list[Recording]:
+    """The steps that were recorded on graphics cards, which come with the course; a file a card."""
+    return read_recordings(PROJECT / "data" / "recordings")
+
+
 def saved_benchmark(name: str) -> list[dict[str, str]]:
     """The rows of tests/benchmarks/results/NAME.csv, by heading; none where the benchmark was never run here."""
-    path = ROOT / "tests" / "benchmarks" / "results" / f"{name}.csv"
+    path = PROJECT / "tests" / "benchmarks" / "results" / f"{name}.csv"
     if not path.is_file():
         return []
     with path.open(newline="") as file:

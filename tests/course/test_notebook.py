@@ -144,9 +144,15 @@ def test_markdown_is_displayed_as_markdown(monkeypatch):
 
 
 def test_a_saved_benchmark_is_its_rows_and_none_where_there_is_none(monkeypatch, tmp_path):
-    monkeypatch.setattr(notebook, "ROOT", tmp_path)
+    monkeypatch.setattr(notebook, "PROJECT", tmp_path)
     assert notebook.saved_benchmark("steps") == []
     folder = tmp_path / "tests" / "benchmarks" / "results"
     folder.mkdir(parents=True)
     (folder / "steps.csv").write_text("version,seconds\nnaive,1.5\n")
     assert notebook.saved_benchmark("steps") == [{"version": "naive", "seconds": "1.5"}]
+
+
+def test_the_recordings_come_from_the_courses_own_folder(monkeypatch, tmp_path):
+    assert [recording.calibration.device for recording in notebook.load_recordings()]
+    monkeypatch.setattr(notebook, "PROJECT", tmp_path)
+    assert notebook.load_recordings() == []
