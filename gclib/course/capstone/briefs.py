@@ -180,10 +180,9 @@ def _demand(scenario: Scenario) -> str:
     """What a batch must leave, in words."""
     if scenario.updates:
         return f"at least {scenario.updates:,} updates, for the weights have far to go"
-    return (
-        f"at most {RIGHT_AMONG_NEGATIVES:g} right passages among a query's negatives, on average: each query has "
-        f"{scenario.right} passages\n{'':12}of its own among {scenario.pairs:,} pairs, drawn at random; no mask knows them"
-    )
+    most = f"at most {RIGHT_AMONG_NEGATIVES:g} right passages among a query's negatives, on average"
+    own = f"each query has {scenario.right} passages\n{'':12}of its own among {scenario.pairs:,} pairs"
+    return f"{most}: {own}, drawn at random; no mask knows them"
 
 
 def _tokens(scenario: Scenario) -> list[str]:
