@@ -74,7 +74,7 @@ def test_every_moment_shows_pythons_bytes_states_and_words(opened, walks):
         for index, moment in enumerate(walk.moments):
             shown = opened.evaluate(
                 """at => { view.go(at); return {
-                bytes: Object.fromEntries([...document.querySelectorAll("dd")].map(one => [one.dataset.kind,
+                bytes: Object.fromEntries([...document.querySelectorAll("[data-kind]")].map(one => [one.dataset.kind,
                     one.textContent.trim()])),
                 nodes: Object.fromEntries([...document.querySelectorAll("[data-node]")].map(one => [one.dataset.node,
                     [one.dataset.state, one.querySelector("text").textContent]])),
@@ -129,6 +129,7 @@ def test_keys_step_and_are_told(opened, walks):
     assert slider.input_value() == "2"
     opened.get_by_role("combobox", name="Step").select_option("naive")
     assert slider.input_value() == "1" and slider.get_attribute("max") == "5"
+    assert opened.evaluate("moved.at(-1)") == ["naive", 1]
 
 
 def test_space_plays_and_pauses_and_nothing_is_told_meanwhile(opened):

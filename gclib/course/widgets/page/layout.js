@@ -30,10 +30,8 @@ export function layout(rows, width, caches) {
   encoder.h = y - encoder.y;
   boxes.loss = { x: width - loss - 1, y: encoder.y + (encoder.h - loss) / 2, w: loss, h: loss };
   const bar = { x: encoder.x, y: y + 18, w: encoder.w, h: 22 };
-  rows.forEach((_, at) => {
-    const wide = bar.w / rows.length;
-    boxes[`part ${at}`] = { x: bar.x + at * wide, y: bar.y, w: wide, h: bar.h };
-  });
+  const part = bar.w / rows.length;
+  rows.forEach((_, at) => { boxes[`part ${at}`] = { ...bar, x: bar.x + at * part, w: part }; });
   const above = boxes.loss.y - 7;
   heads.push(["∂L/∂θ", bar.x - 8, bar.y + 15, "end"], ["loss", boxes.loss.x + loss / 2, above, "middle"]);
   return { boxes, heads, encoder, bar, height: bar.y + bar.h + 4 };

@@ -20,6 +20,7 @@ export class WalkView {
     const id = `gclib-walk-${(walksMade += 1)}`;
     Object.assign(this, { element, walks, kinds, onMove, id, names: Object.keys(walks), at: 0, timer: null });
     this.fill = (kind) => `url(#${id}-${kind.replace(" ", "-")})`;
+    this.route = (edge) => route(this.place, this.walk.rows, edge);
     element.classList.add("gclib-timeline", "gclib-walk");
     const tiles = Object.entries(LOOKS).map(([kind, look]) => tile(`${id}-${kind.replace(" ", "-")}`, look)).join("");
     const heads = Object.keys(ARROWS).map((kind) => `<marker id="${id}-${kind}" class="gclib-${kind}" refX="7.5"
@@ -39,11 +40,15 @@ export class WalkView {
         <p class="gclib-key">r: representations; u = ∂L/∂r: cached gradients; θ: parameters.
         <br>${arrows.join(" ")}</p></div>
       <div class="gclib-bytes"><svg role="img" data-part="stack" height="${STACK.height}"><g data-part="chart"></g>
-        </svg><dl data-part="legend"></dl></div>
+        </svg><div data-part="legend"></div></div>
       <details><summary>As a table</summary><div class="gclib-scroll" data-part="table" tabindex="0" role="group"
         aria-label="Table of the step's moments"></div></details>`;
     for (const part of element.querySelectorAll("[data-part]")) this[part.dataset.part] = part;
-    this.menu.addEventListener("change", () => { this.pause(); this.show(this.menu.value, 0); });
+    this.menu.addEventListener("change", () => {
+      this.pause();
+      this.show(this.menu.value);
+      this.onMove(this.step, 1);
+    });
     this.play.addEventListener("click", () => (this.timer ? this.pause() : this.start()));
     this.back.addEventListener("click", () => { this.pause(); this.go(this.at - 1); });
     this.next.addEventListener("click", () => { this.pause(); this.go(this.at + 1); });
@@ -53,14 +58,13 @@ export class WalkView {
     this.resized = new ResizeObserver(() => Math.abs(widthOf(this.scene) - this.wide) > 1 && this.paint());
     this.resized.observe(element);
     this.pause();
-    this.show(this.names[0], 0);
+    this.show(this.names[0]);
   }
 
   get walk() { return this.walks[this.step]; }
-  route(edge) { return route(this.place, this.walk.rows, edge); }
 
   // Another step, or the same one, at a moment from 0.
-  show(step, at) {
+  show(step, at = 0) {
     this.step = step;
     this.menu.value = step;
     this.slider.max = this.walk.moments.length;
@@ -85,7 +89,7 @@ export class WalkView {
     this.play.textContent = "Play";
     this.words.setAttribute("aria-live", "polite");
     if (!played) return;
-    this.say();
+    this.settle(); // its words are told now
     this.onMove(this.step, this.at + 1);
   }
 
@@ -97,10 +101,7 @@ export class WalkView {
     if (!this.timer) this.onMove(this.step, this.at + 1);
   }
 
-  close() {
-    clearInterval(this.timer);
-    this.resized.disconnect();
-  }
+  close() { clearInterval(this.timer); this.resized.disconnect(); }
 
   // All that stays while moments change: boxes, and the bytes of the whole step.
   paint() {
@@ -127,7 +128,8 @@ export class WalkView {
     const [color, fill] = [LOOKS[KIND_OF[kind]][0], this.fill(KIND_OF[kind])];
     const full = kind === "loss" ? this.cells(x, y, w) : `<rect class="gclib-full" fill="${fill}" ${around}/>`;
     return `<g data-node="${key}" style="--kind:${color}">${full}<rect class="gclib-rim" ${around}/>
-      <text x="${x + w / 2}" y="${y + (kind === "loss" ? h + 15 : h / 2 + 4)}" text-anchor="middle">${letters}</text></g>`;
+      <text x="${x + w / 2}" y="${y + (kind === "loss" ? h + 15 : h / 2 + 4)}" text-anchor="middle">${letters}</text>
+      </g>`;
   }
 
   // The loss's logits: chunks of the first tower down, all others across.
@@ -150,7 +152,8 @@ export class WalkView {
     this.flying.replaceChildren();
     for (const one of this.still.querySelectorAll("[data-node]")) {
       const key = one.dataset.node;
-      const state = (one.dataset.state = moment.nodes[key]);
+      const state = moment.nodes[key];
+      one.dataset.state = state;
       const bytes = key in moment.graphs ? formatBytes(moment.graphs[key]) : "";
       const words = { graph: bytes ? `graph ${bytes}` : state === "passing" ? "no graph" : "", loss: bytes }[of(key)];
       if (words !== undefined) one.querySelector("text").textContent = words;
@@ -169,14 +172,9 @@ export class WalkView {
     this.slider.setAttribute("aria-valuetext", `${this.at + 1} of ${moments.length}: ${moment.title}`);
     this.back.disabled = this.at === 0;
     this.next.disabled = this.at === moments.length - 1;
+    this.words.innerHTML = `<b>${this.at + 1} of ${moments.length} · ${escaped(moment.title)}.</b> ${
+      escaped(moment.sentence)}`;
     this.settleBytes(moment);
-    this.say();
-  }
-
-  say() {
-    const { moments } = this.walk;
-    const { title, sentence } = moments[this.at];
-    this.words.innerHTML = `<b>${this.at + 1} of ${moments.length} · ${escaped(title)}.</b> ${escaped(sentence)}`;
   }
 
   // What goes along the edges, one turn after the other.
@@ -212,19 +210,19 @@ export class WalkView {
     const edges = [...moments.flatMap(({ columns: { length } }, at) =>
       Array.from({ length }, (_, column) => x(at + column / length))), x(moments.length)];
     const totals = columns.map(sumOf);
-    const peak = totals.indexOf(Math.max(...totals));
-    this.peakBytes = totals[peak];
-    const sums = columns.map(() => 0);
+    this.peakBytes = Math.max(...totals);
     this.seen = this.kinds.filter((_, kind) => columns.some((bytes) => bytes[kind] > 0));
+    let base = columns.map(() => 0);
     const areas = this.seen.map((name) => {
       const kind = this.kinds.indexOf(name);
-      const back = sums.map((base, at) => `L${edges[at + 1]} ${y(base)}H${edges[at]}`).reverse().join("");
-      const there = columns.map((bytes, at) =>
-        `${at ? "L" : "M"}${edges[at]} ${y(sums[at] += bytes[kind])}H${edges[at + 1]}`).join("");
+      const sums = base.map((bytes, at) => bytes + columns[at][kind]);
+      const there = sums.map((bytes, at) => `${at ? "L" : "M"}${edges[at]} ${y(bytes)}H${edges[at + 1]}`).join("");
+      const back = base.map((bytes, at) => `L${edges[at + 1]} ${y(bytes)}H${edges[at]}`).reverse().join("");
+      base = sums;
       return `<path fill="${this.fill(name)}" d="${there}${back}Z"/>`;
     });
     const [unit, size] = unitFor(this.top);
-    const step = [0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50, 100, 200, 500].find((one) => one * 5 * size >= this.top) ?? 1000;
+    const step = [0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50, 100, 200, 500].find((one) => one * 5 * size >= this.top);
     const ticks = Array.from({ length: Math.floor(this.top / size / step) + 1 }, (_, n) => n * step).map((tick) =>
       `<path class="gclib-grid" d="M${left} ${y(tick * size)}H${wide - right}"/><text x="${left - 6}" dy=".35em"
       y="${y(tick * size)}" text-anchor="end">${Number(tick.toFixed(1))}</text>`);
@@ -234,10 +232,10 @@ export class WalkView {
         text-anchor="middle">${escaped(name)}</text>`;
       return `<path class="gclib-axis" d="M${x(stop)} ${floor}v5"/>${room + 8 > 6.2 * name.length ? text : ""}`;
     });
-    const at = Number(edges[peak]);
+    const [at, high] = [Number(edges[totals.indexOf(this.peakBytes)]), y(this.peakBytes)];
     const side = at > wide - 70 ? "end" : at < left + 70 ? "start" : "middle";
-    const [across, high] = [wide - left - right, y(totals[peak])];
     const label = `peak ${formatBytes(this.peakBytes)}`;
+    const across = wide - left - right;
     this.chart.innerHTML = `${ticks.join("")}<text x="4" y="12">live bytes (${unit})</text>${areas.join("")}
       <rect class="gclib-later" x="${left}" y="${top}" width="${across}" height="${floor - top}"/>
       <rect class="gclib-now" x="${left}" y="${top}" width="${across / moments.length}" height="${floor - top}"/>
@@ -259,12 +257,11 @@ export class WalkView {
     this.chart.querySelector(".gclib-later").style.transform = `translateX(${share * (this.at + 1)}px)`;
     this.chart.querySelector(".gclib-now").style.transform = `translateX(${share * this.at}px)`;
     this.chart.querySelector(".gclib-cursor").style.transform = `translate(${x}px, ${y}px)`;
-    const named = this.seen.map((kind) => [kind, moment.bytes[this.kinds.indexOf(kind)]]).reverse();
-    const rows = named.map(([kind, bytes]) => `<div><dt><svg width="18" height="12" aria-hidden="true"><rect width="18"
-      height="12" fill="${this.fill(kind)}"/></svg> ${kind}</dt><dd data-kind="${kind}">
-      ${formatBytes(bytes)}</dd></div>`);
-    this.legend.innerHTML = `${rows.join("")}<div class="gclib-all"><dt>all, in this moment</dt><dd data-kind="all">
-      ${formatBytes(total)}</dd></div>`;
+    const rows = this.seen.map((kind) => `<div><span><svg width="18" height="12" aria-hidden="true"><rect width="18"
+      height="12" fill="${this.fill(kind)}"/></svg> ${kind}</span><span data-kind="${kind}">${
+      formatBytes(moment.bytes[this.kinds.indexOf(kind)])}</span></div>`).reverse();
+    const all = `<div><b>all, in this moment</b><b data-kind="all">${formatBytes(total)}</b></div>`;
+    this.legend.innerHTML = rows.join("") + all;
     this.stack.setAttribute("aria-label", `Live bytes of the whole step, moment after moment: ${formatBytes(total)} `
       + `in this one, ${formatBytes(this.peakBytes)} at the peak.`);
   }
