@@ -25,7 +25,7 @@ PAGE = Path(__file__).parent / "page"
 
 
 def page_module(*names: str) -> str:
-    """These modules of `page/` as one: what each imports comes before it, and a widget has a single module."""
+    """These modules of `page/` (or at other paths) as one (a widget has but one), imported ones first."""
     texts = [(PAGE / f"{name}.js").read_text("utf-8") for name in names]
     return "\n".join(re.sub(r"^import [^;]*;\n|^export (?!default)", "", text, flags=re.MULTILINE) for text in texts)
 
@@ -59,7 +59,7 @@ class TimelineView(anywidget.AnyWidget):
     controls that the page watches itself, and the values of each. alt: the picture in words.
     """
 
-    _esm = page_module("laws", "picture", "view", "widget")
+    _esm = page_module("laws", "looks", "picture", "view", "widget")
     _css = (PAGE / "lab.css").read_text("utf-8")
     bundle = traitlets.Dict().tag(sync=True)
     shown = traitlets.Dict().tag(sync=True)
