@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from gclib.audit.gradients import compare_gradients, gradients_by_part, gradients_of, worst_error
 from gclib.course import plots
-from gclib.course.checks.predictions import predict, recall, show_back
+from gclib.course.checks.predictions import after_prediction, predict, recall, show_back
 from gclib.course.memory_lab.answers import LabSettings
 from gclib.course.memory_lab.run import LiveRun
 from gclib.data.pairs import TextPair, load_pairs
@@ -31,6 +31,7 @@ from gclib.support import ROOT
 from gclib.support.validation import refuse
 
 __all__ = [
+    "after_prediction",
     "compare_gradients",
     "gradients_by_part",
     "gradients_of",

@@ -5,8 +5,8 @@
 Minutes and the peak resident memory of the kernel and its children are written between `<!-- measured -->`
 and `<!-- /measured -->` in the chapter's box. A notebook that raises, writes to stderr, shows a machine path,
 a memory address or an image without alt text, or has a cell of more than 20 lines, is reported and left as it
-was, and the exit status is 1. Figures and widgets are kept as PNGs (see `snapshots.py`). A comment that asks nbval to compare a cell's output becomes a tag, which a reader
-does not see.
+was, and the exit status is 1. Figures and widgets are kept as PNGs (see `snapshots.py`). A comment that asks nbval
+to compare a cell's output becomes a tag, which a reader does not see.
 """
 
 import copy
