@@ -58,7 +58,7 @@ READ_ALOUD = """output => {
         if (node.matches("img, svg[aria-label]")) parts.push(node.alt ?? node.getAttribute("aria-label"));
         else if (node.matches("select")) parts.push(node.selectedOptions[0]?.textContent);
         else if (node.matches("input[type=text], textarea")) parts.push(node.value);
-        else if (!node.matches("svg, style, script, table, details")) node.childNodes.forEach(read);
+        else if (!node.matches("svg, style, script, table, details, .gclib-page")) node.childNodes.forEach(read);
     };
     read(output);
     return [...new Set(parts.map(part => (part ?? "").replace(/\\s+/g, " ").trim()))].filter(Boolean).join("; ");
