@@ -125,7 +125,7 @@ def test_a_live_picture_follows_its_controls_in_the_courses_style():
     power = widgets.IntSlider(value=1, min=0, max=3)
     name = widgets.Dropdown(options=["one", "two"])
     box = notebook.live_picture(draw, power=power, name=name)
-    words, picture = box.children[2:]
+    words, picture = box.children[2:4]
     assert box.children[:2] == (power, name)
     assert (
         words.value == "A line from 0 to 10, &lt;one&gt;."
