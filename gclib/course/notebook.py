@@ -44,6 +44,7 @@ __all__ = [
     "run_here",
     "saved_benchmark",
     "show_back",
+    "show_folded",
     "show_markdown",
     "start",
     "worst_error",
@@ -134,6 +135,12 @@ def live_picture(draw: Callable[..., tuple[Figure, str]], **controls: widgets.Wi
 def show_markdown(text: str) -> None:
     """Display `text` as Markdown: a table, a passage of code."""
     display(Markdown(text))
+
+
+def show_folded(summary: str, text: str) -> None:
+    """Display `text`, a long table, folded under its one line of summary: a click or Enter unfolds it."""
+    tag = f"<details><summary>{escape(summary)}</summary><pre>{escape(text)}</pre></details>"
+    display({"text/html": tag, "text/plain": f"{summary}\n\n{text}"}, raw=True)
 
 
 def shows_bars() -> bool:

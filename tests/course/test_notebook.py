@@ -143,6 +143,14 @@ def test_markdown_is_displayed_as_markdown(monkeypatch):
     assert shown[0].data == "| a |"
 
 
+def test_a_long_table_is_folded_under_its_summary(monkeypatch):
+    shown = []
+    monkeypatch.setattr(notebook, "display", lambda data, raw: shown.append(data))
+    notebook.show_folded("34 steps < all", "a <b>\nc")
+    assert shown[0]["text/html"] == "<details><summary>34 steps &lt; all</summary><pre>a &lt;b&gt;\nc</pre></details>"
+    assert shown[0]["text/plain"] == "34 steps < all\n\na <b>\nc"
+
+
 def test_a_saved_benchmark_is_its_rows_and_none_where_there_is_none(monkeypatch, tmp_path):
     monkeypatch.setattr(notebook, "ROOT", tmp_path)
     assert notebook.saved_benchmark("steps") == []
