@@ -140,19 +140,13 @@ def show_markdown(text: str) -> None:
 
 
 def say(text: object) -> None:
-    """Print sentences in lines of at most 100 characters, so that no page breaks a word; lines of a table stay whole."""
+    """Print sentences in lines of at most 100 characters, so that no page breaks a word; a table's lines stay whole."""
     for line in str(text).splitlines():
         words = line.strip()
         indent = line[: len(line) - len(line.lstrip())]
         if len(line) > 100 and "  " not in words:
-            line = textwrap.fill(
-                words,
-                100,
-                initial_indent=indent,
-                subsequent_indent=indent,
-                break_long_words=False,
-                break_on_hyphens=False,
-            )
+            look = {"initial_indent": indent, "subsequent_indent": indent, "break_long_words": False}
+            line = textwrap.fill(words, 100, break_on_hyphens=False, **look)
         print(line)
 
 
