@@ -8,6 +8,7 @@ Formulas and oracles are not here. They stay in the cells, where you can read th
 import csv
 import os
 import platform
+import textwrap
 from collections.abc import Callable
 from html import escape
 from typing import Any
@@ -48,7 +49,9 @@ __all__ = [
     "relative_error",
     "run_here",
     "saved_benchmark",
+    "say",
     "show_back",
+    "show_folded",
     "show_markdown",
     "start",
     "worst_error",
@@ -141,6 +144,23 @@ def live_picture(draw: Callable[..., tuple[Figure, str]], **controls: widgets.Wi
 def show_markdown(text: str) -> None:
     """Display `text` as Markdown: a table, a passage of code."""
     display(Markdown(text))
+
+
+def say(text: object) -> None:
+    """Print sentences in lines of at most 100 characters, so that no page breaks a word; a table's lines stay whole."""
+    for line in str(text).splitlines():
+        words = line.strip()
+        indent = line[: len(line) - len(line.lstrip())]
+        if len(line) > 100 and "  " not in words:
+            look = {"initial_indent": indent, "subsequent_indent": indent, "break_long_words": False}
+            line = textwrap.fill(words, 100, break_on_hyphens=False, **look)
+        print(line)
+
+
+def show_folded(summary: str, text: str) -> None:
+    """Display `text`, a long table, folded under its one line of summary: a click or Enter unfolds it."""
+    tag = f"<details><summary>{escape(summary)}</summary><pre>{escape(text)}</pre></details>"
+    display({"text/html": tag, "text/plain": f"{summary}\n\n{text}"}, raw=True)
 
 
 def shows_bars() -> bool:
