@@ -63,7 +63,7 @@ test: chromium lint corpus ## check everything: style, unit tests, every noteboo
 	$(RUN) -m pytest tests notebooks $(NBVAL) $(PARALLEL)
 
 check: lint ## the quick part of `make test`, under 2 minutes
-	$(RUN) -m pytest tests -m "not slow and not browser" --hypothesis-profile=quick --durations=10 $(PARALLEL)
+	$(RUN) -m pytest tests -m "not slow and not browser" -p no:nbval --hypothesis-profile=quick --durations=10 $(PARALLEL)
 
 test-deep: env ## the property tests with ten times the cases
 	$(RUN) -m pytest tests -m "not browser" --hypothesis-profile=deep $(PARALLEL)

@@ -197,6 +197,7 @@ def test_counted_groups_are_the_steps_own_schedule(rows, widths, sizes, retain):
     assert [(tower, size, kept) for tower, size, count, kept in ordered for _ in range(count)] == listed
 
 
+@pytest.mark.slow
 def test_the_largest_batch_fits_and_the_next_does_not():
     budget = 40 * 2**20
     for step, options in (("naive", {}), ("grad_cache", {"chunk_size": 4})):
