@@ -17,7 +17,7 @@ from gclib.course.chapters import CHAPTERS, NOTEBOOKS
 BOX = [
     "> **You will be able to** ",
     "> **You need** ",
-    "> **Time and memory**, as measured when this page was last built: ",
+    "> **Time and memory**, as measured when this page was last built",
 ]
 ENDING = ["Exercises", "Where ", "Your predictions again", "Summary", "Further reading"]
 HEADERLESS = re.compile(r"^\|\s*\|.*\n\|[\s:|-]+$", re.MULTILINE)
