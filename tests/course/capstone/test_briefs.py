@@ -1,7 +1,9 @@
 """The capstone: briefs of any seed can be solved, the reference is not beaten, worse decisions score less."""
 
+import itertools
 import math
 from dataclasses import replace
+from statistics import fmean
 
 import pytest
 import torch
@@ -10,8 +12,10 @@ from hypothesis import strategies as st
 
 from gclib.course.capstone import briefs as capstone
 from gclib.course.capstone.briefs import (
+    RIGHT_AMONG_NEGATIVES,
     SCENARIOS,
     Brief,
+    Scenario,
     TrainingPlan,
     best_with,
     draw_brief,
@@ -20,6 +24,8 @@ from gclib.course.capstone.briefs import (
     negatives,
     peak_bytes,
     reference,
+    right_among_negatives,
+    updates,
     worth,
 )
 from gclib.course.capstone.review import claims, judge_claims, judge_hours, judge_peak, review
@@ -37,6 +43,7 @@ every_scenario = pytest.mark.parametrize(
     [pytest.param(each, marks=() if each is SMALL else pytest.mark.slow) for each in ALL_SCENARIOS],
     ids=lambda scenario: f"{scenario.card}, {scenario.model}, {scenario.batch_size}",
 )
+LIMITED = [scenario for scenario in ALL_SCENARIOS if scenario.limited]
 BRIEF = Brief(0, "activations", SMALL, 1_000_000, 100.0)
 
 
@@ -68,7 +75,7 @@ def test_briefs_of_200_seeds_are_solved_by_their_reference(scenarios):
         kinds.add(brief.kind)
         assert brief.scenario in scenarios[brief.kind]
         assert fits(brief.scenario, plan) and negatives(brief.scenario, plan) == brief.scenario.wanted_negatives
-        assert hours(brief, plan) <= brief.deadline_hours
+        assert all(review(brief, plan).kept().values())
         assert brief.examples >= brief.scenario.batch_size
     assert kinds == set(scenarios)
 
@@ -97,11 +104,53 @@ def test_a_brief_says_everything_in_words(scenarios):
 @pytest.mark.parametrize("kind", sorted(SCENARIOS))
 def test_a_kind_of_brief_is_what_it_says(kind):
     for scenario in SCENARIOS[kind]:
+        if scenario.limited:
+            continue
         best, naive = reference(scenario), TrainingPlan("naive", scenario.batch_size)
         smallest = TrainingPlan("grad_cache", scenario.batch_size, chunk_size=4)
         assert fits(scenario, naive) == (kind == "room") == (best.step == "naive")
         assert fits(scenario, smallest) == (kind != "logits") == (best.tile_size is None)
         assert (scenario.negatives > 0) == (kind == "long passages")
+
+
+# --- a batch that is to be found ------------------------------------------------------------------------------
+
+
+def test_right_passages_among_negatives_are_counted_over_every_batch_of_a_small_corpus():
+    queries = [0, 0, 0, 1, 1, 1]  # of six pairs: each query with three passages
+    scenario = Scenario("any", "any", 4, 0, "any", pairs=len(queries), right=3)
+    for size in (1, 2, 3, 4, 5):
+        batches = itertools.combinations(queries, size)
+        beside = fmean(batch.count(query) - 1 for batch in batches for query in batch)
+        assert right_among_negatives(scenario, TrainingPlan("naive", size)) == pytest.approx(beside)
+        assert right_among_negatives(scenario, TrainingPlan("accumulation", 6, None, size)) == pytest.approx(beside)
+
+
+@pytest.mark.parametrize("scenario", LIMITED, ids=str)
+def test_the_batch_to_be_found_is_the_largest_that_leaves_what_is_asked_for(scenario):
+    brief = Brief(3, "any", scenario, scenario.batch_size * max(scenario.updates, 1), math.inf)
+    for size, good in ((scenario.batch_size, True), (scenario.batch_size + 1, False)):
+        plan = TrainingPlan("naive", size)
+        left = right_among_negatives(scenario, plan) <= RIGHT_AMONG_NEGATIVES
+        assert (left and updates(brief, plan) >= scenario.updates) == good
+    told = str(brief)
+    assert "yours to find" in told and f"{scenario.batch_size:,} queries" not in told
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["few examples", "right passages"])
+@pytest.mark.parametrize("times", [2, 8])
+def test_there_a_larger_batch_loses_for_a_reason_in_numbers(kind, times):
+    scenario = SCENARIOS[kind][0]
+    brief = Brief(3, kind, scenario, scenario.batch_size * max(scenario.updates, 1_000), math.inf)
+    judged = review(brief, TrainingPlan("grad_cache", times * scenario.batch_size, chunk_size=64))
+    part = next(part for part in judged.scores if part.name == "B")
+    assert judged.kept() == {"card": True, "deadline": True, "negatives": True, "demand": False}
+    assert not judged.passed and part.score < 0.7 and judged.worth < 0.7
+    limit = {"few examples": "10,240,000 / 40,000 = 256", "right passages": "1 + 0.1 x 23,999 / 3, so 800"}
+    assert limit[kind] in part.reason and "demand    BROKEN" in str(judged)
+    nearly = review(brief, TrainingPlan("grad_cache", scenario.batch_size + 1, chunk_size=64))
+    assert not nearly.passed and nearly.worth < 1
 
 
 @pytest.mark.slow
@@ -146,7 +195,7 @@ def test_accumulation_sees_its_chunk_only():
 
 @every_scenario
 def test_the_reference_gets_full_scores(scenario):
-    brief = Brief(0, "any", scenario, 1_000_000, math.inf)
+    brief = Brief(0, "any", scenario, max(1_000_000, scenario.batch_size * scenario.updates), math.inf)
     judged = review(brief, reference(scenario))
     assert judged.passed and judged.worth == 1
     assert [part.score for part in judged.scores] == [1.0] * len(judged.scores)
@@ -290,6 +339,12 @@ def test_a_plan_that_cannot_be_run_is_told_why(given_plan, problem):
     judged = review(BRIEF, given_plan)
     assert judged.plan is None and not judged.passed and problem in str(judged)
     assert judge_peak(BRIEF, given_plan, 5).score == judge_hours(BRIEF, given_plan, 5).score == 0
+
+
+def test_a_batch_far_beyond_a_demand_is_refused_without_telling_the_largest():
+    brief = Brief(3, "few examples", LIMITED[0], 10_240_000, 9.0)
+    told = str(review(brief, {"step": "naive", "batch_size": 10**5}))
+    assert "batch_size must be at most 4,096, more than the demand can leave" in told
 
 
 def test_a_seed_is_not_its_brief():

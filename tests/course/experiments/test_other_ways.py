@@ -6,6 +6,7 @@ import dataclasses
 
 import pytest
 import torch
+from helpers.numbers import small_corpus
 
 from gclib import ContrastiveLoss
 from gclib.audit.gradients import compare_gradients
@@ -21,7 +22,6 @@ from gclib.course.experiments.other_ways import (
     way_of,
 )
 from gclib.course.experiments.recipes import TableSetting
-from gclib.data.pairs import TextPair
 from gclib.data.tokens import tokenize_pairs
 from gclib.losses.sigmoid import SigmoidLoss
 
@@ -31,21 +31,8 @@ TINY = TableSetting(train_pairs=192, test_pairs=40, size="tiny", vocab_size=200,
 @pytest.fixture(autouse=True)
 def small(tmp_path, monkeypatch):
     """A corpus of numbers in words, and an empty cache."""
-    words = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]
-
-    def load(split, *, limit, progress):
-        numbers = range(1_000) if split == "train" else range(1_000, 1_100)
-        spelled = [" ".join(words[int(digit)] for digit in str(number)) for number in numbers]
-        return [TextPair(f"the number {text}", f"def {text}") for text in spelled][:limit]
-
-    monkeypatch.setattr(results, "load_pairs", load)
-    monkeypatch.setenv("GCLIB_CACHE", str(tmp_path))
-    caches = (results._texts, results._all_pairs, other_ways.sized_ways, other_ways._mined)
-    for cache in caches:
-        cache.cache_clear()
-    yield
-    for cache in caches:
-        cache.cache_clear()
+    with small_corpus(tmp_path, monkeypatch, other_ways.sized_ways, other_ways._mined):
+        yield
 
 
 def batch(count=64):

@@ -4,13 +4,13 @@ import dataclasses
 
 import pytest
 import torch
+from helpers.numbers import small_corpus
 
 from gclib import __main__ as command
 from gclib.course.experiments import results
 from gclib.course.experiments.recipes import RECIPES, TableSetting
 from gclib.course.experiments.results import POINTS, Point, fresh_encoder, race, saved_results, table1, thin
 from gclib.data import card
-from gclib.data.pairs import TextPair
 from gclib.training.loop import TrainingRecord
 
 TINY = TableSetting(
@@ -21,21 +21,9 @@ TINY = TableSetting(
 @pytest.fixture(autouse=True)
 def small(tmp_path, monkeypatch):
     """A corpus of numbers in words, and an empty cache."""
-    words = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]
-
-    def load(split, *, limit, progress):
-        numbers = range(1_000) if split == "train" else range(1_000, 1_100)
-        spelled = [" ".join(words[int(digit)] for digit in str(number)) for number in numbers]
-        return [TextPair(f"the number {text}", f"def {text}") for text in spelled][:limit]
-
-    monkeypatch.setattr(results, "load_pairs", load)
-    results._texts.cache_clear()
-    results._all_pairs.cache_clear()
     monkeypatch.setattr(command, "QUICK", TINY)
-    monkeypatch.setenv("GCLIB_CACHE", str(tmp_path))
-    yield
-    results._texts.cache_clear()
-    results._all_pairs.cache_clear()
+    with small_corpus(tmp_path, monkeypatch):
+        yield
 
 
 def test_four_rows_with_the_same_number_of_examples():
