@@ -247,7 +247,8 @@ def across_ranks(here):
     return worst
 
 
-@pytest.mark.parametrize("ranks", [1, *(pytest.param(more, marks=pytest.mark.slow) for more in (2, 3))])
+@pytest.mark.slow
+@pytest.mark.parametrize("ranks", [1, 2, 3])
 def test_gathered_and_ring_losses_take_the_same_rules(ranks, tmp_path):
     for worst in run_ranks(across_ranks, ranks, tmp_path):
         assert max(worst) <= 1e-12, dict(zip(NAMES, worst, strict=True))

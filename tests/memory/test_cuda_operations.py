@@ -216,8 +216,9 @@ def ledger_bytes(step, config, length, dtype):
     return ledger.peak_bytes
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("reentrant", [True, False])
-@pytest.mark.parametrize("step", ["naive", pytest.param("grad_cache", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("step", ["naive", "grad_cache"])
 def test_both_kinds_of_checkpointing(step, reentrant):
     """On a processor equal to the ledger; on a card a figure."""
     encoder, loss = Encoder.from_config(small("bert-base-uncased")).train(), ContrastiveLoss()

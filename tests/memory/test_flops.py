@@ -99,6 +99,7 @@ def test_the_law_gives_what_a_real_forward_and_backward_cost(dropout, training):
         assert both == forward + cost.backward.at(rows, width)
 
 
+@pytest.mark.slow
 def test_a_backward_is_two_forwards_but_for_the_pooling():
     """Mean pooling multiplies by weights that ask for no gradient: its one product of 2 T D has one in the backward."""
     cost = encoder_cost(encoder_of())

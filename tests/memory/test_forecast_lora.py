@@ -72,6 +72,7 @@ def test_equal_to_the_byte(name, checkpointing):
     assert (told.peak_bytes, told.at_peak()) == (ledger.peak_bytes, ledger.at_peak())
 
 
+@pytest.mark.slow
 def test_frozen_weights_have_neither_gradients_nor_states():
     lora = LoRA(4, targets=("query", "value"))
     towers = [add_lora(encoder, lora) for encoder in built("tiny", tied=True)[:1]] * 2

@@ -85,6 +85,7 @@ def buckets_of_a_rank(here):
     return [allocated, sum(p.nbytes for p in encoder.parameters())]
 
 
+@pytest.mark.slow
 def test_the_buckets_of_ddp_are_as_big_as_the_gradients(tmp_path):
     same = {"config": "tiny", "batch_size": 4, "chunk_size": 2, "ranks": 2, **SHAPES}
     for allocated, parameters in run_ranks(buckets_of_a_rank, 2, tmp_path):
@@ -163,6 +164,7 @@ def watched_peaks(here):
     return peaks
 
 
+@pytest.mark.slow
 def test_a_sharded_rank_s_peak_stays_below_its_bound_and_near_it(tmp_path):
     """Measured on 2 ranks: 0.77 and 0.70 of the bounds, which add up what need not meet."""
     encoder = Encoder.from_config("mini")

@@ -91,6 +91,7 @@ def test_no_other_chunk_and_share_that_fits_is_quicker_or_nearly_so_and_larger(s
     assert plan.chunk_size >= max(nearly)
 
 
+@pytest.mark.slow
 def test_a_picture_counts_by_its_flops():
     """CLIP L/14: a picture costs a dozen texts, so texts that are retained save little."""
     vision, text = (f"clip-vit-l-14-{kind}" for kind in ("vision", "text"))

@@ -110,7 +110,7 @@ def test_nothing_is_pickled(typed, tmp_path):
         "--step accumulation --chunk-size 4",
         "--chunk-tokens 40 --retain-chunks 1",
         "--chunk-size 3 --tile-size 4 --symmetric --learnable-temperature",
-        "--tile-size auto --ring",
+        pytest.param("--tile-size auto --ring", marks=pytest.mark.slow),
         "--negatives 1 --autocast bf16 --clip-norm 0 --schedule constant --warmup-steps 2",
         "--epochs 1 --pooling cls --test-pairs 0",
     ],

@@ -130,6 +130,18 @@ def test_chapters_lead_on_and_back_and_answers_are_behind_a_fold(documents, fold
         assert page.select_one("nav [aria-current=page]")["href"] == f"{name}.html"
 
 
+def test_a_cell_whose_code_is_folded_in_the_notebook_is_folded_here_and_shows_what_it_made(documents, folder):
+    notebook = json.loads((NOTEBOOKS / "06_live_memory_lab.ipynb").read_text("utf-8"))
+    folded = [cell for cell in notebook["cells"] if cell["metadata"].get("jupyter", {}).get("source_hidden")]
+    page = documents[folder / "06_live_memory_lab.html"]
+    shown = [cell for cell in folded if "where-it-runs" not in cell["metadata"].get("tags", [])]
+    assert len(shown) > 3
+    for cell in page.find_all(class_="code"):
+        is_folded = cell["id"].removeprefix("cell-id=") in {each["id"] for each in shown}
+        assert (cell.find("details", recursive=False) is not None) == is_folded
+        assert not cell.select("details .outputs")
+
+
 def test_the_lab_stands_on_its_page_and_in_its_chapter_with_all_that_it_loads(documents, folder):
     with_lab = sorted(path.name for path, page in documents.items() if page.select(".lab"))
     assert with_lab == ["02_the_memory_wall.html", "06_live_memory_lab.html", "lab.html"]
