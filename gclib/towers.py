@@ -25,7 +25,7 @@ WRITES = "must not write into its inputs: the second forward would be given some
 
 @dataclass(frozen=True)
 class Tower:
-    """One encoder, the rows that it is given, which entries are cut to a chunk's width, and the plan to encode by."""
+    """One encoder, the rows that it is given, which entries are cut to a chunk's width, and its chunks."""
 
     number: int
     encoder: Callable[..., Tensor]
@@ -33,7 +33,7 @@ class Tower:
     rows: int
     trimmed: tuple[str, ...]
     width: int
-    plan: tuple[Chunk, ...] = ()
+    chunks: tuple[Chunk, ...] = ()
 
     @property
     def parameters(self) -> list[nn.Parameter]:
@@ -67,7 +67,7 @@ class Job:
 
     def named(self) -> dict[str, int]:
         """How on_phase names this piece of work."""
-        return {"tower": self.tower.number, "chunk": self.number, "chunks": len(self.tower.plan)}
+        return {"tower": self.tower.number, "chunk": self.number, "chunks": len(self.tower.chunks)}
 
 
 def named_tensors(inputs: Any) -> dict[str, Tensor]:
@@ -164,9 +164,9 @@ def plan_jobs(
         plans = [_cut(tower, names[0], value, sort_by_length) for tower, value in zip(towers, values, strict=True)]
     else:
         plans = _split_plan(plan, towers)
-    towers = [_with_plan(tower, chunks) for tower, chunks in zip(towers, plans, strict=True)]
-    places = schedule([tower.plan for tower in towers], retain)
-    return [Job(towers[tower], number, towers[tower].plan[number], kept) for tower, number, kept in places]
+    towers = [_with_chunks(tower, chunks) for tower, chunks in zip(towers, plans, strict=True)]
+    places = schedule([tower.chunks for tower in towers], retain)
+    return [Job(towers[tower], number, towers[tower].chunks[number], kept) for tower, number, kept in places]
 
 
 def _cut(tower: Tower, by: str, value: int, sort_by_length: bool) -> list[Chunk]:
@@ -188,9 +188,9 @@ def _split_plan(plan: Any, towers: Sequence[Tower]) -> list[Sequence[Chunk]]:
     return parts
 
 
-def _with_plan(tower: Tower, plan: Sequence[Chunk]) -> Tower:
-    widest = tower.width or max((chunk.width for chunk in plan), default=1)
-    return replace(tower, plan=tuple(check_plan(plan, tower.rows, widest)))
+def _with_chunks(tower: Tower, chunks: Sequence[Chunk]) -> Tower:
+    widest = tower.width or max((chunk.width for chunk in chunks), default=1)
+    return replace(tower, chunks=tuple(check_plan(chunks, tower.rows, widest)))
 
 
 def as_tower_list(name: str, value: Any, towers: int) -> list[Any]:

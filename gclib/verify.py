@@ -216,7 +216,7 @@ def same_calls(jobs: Sequence[Job]) -> list[Job]:
     begins. Raises ValueError, on every rank, where one has fewer rows than another has chunks.
     """
     towers = sorted({job.tower.number: job.tower for job in jobs}.values(), key=lambda tower: tower.number)
-    own = [(len(tower.plan), tower.rows, sum(chunk.tokens for chunk in tower.plan)) for tower in towers]
+    own = [(len(tower.chunks), tower.rows, sum(chunk.tokens for chunk in tower.chunks)) for tower in towers]
     flat = [number for numbers in own for number in numbers]
     retain = sum(job.retained for job in jobs)
     *ranks, retained = zip(*numbers_of_ranks([*flat, retain], towers[0].tensors[0].device), strict=True)
@@ -230,10 +230,10 @@ def same_calls(jobs: Sequence[Job]) -> list[Job]:
             raise refuse(f"the cut of inputs[{number}]", rule, f"{count} on one rank")
     sizes = [sum(tokens) / count for tokens, count in zip(ranks[2::3], counts, strict=True)]
     for place in sorted(range(len(towers)), key=lambda place: -sizes[place]):
-        plan = halved_to(towers[place].plan, counts[place])
-        largest = choose_largest([plan], left)
-        tower, left = replace(towers[place], plan=tuple(plan)), left - len(largest)
-        evened += [Job(tower, number, chunk, (0, number) in largest) for number, chunk in enumerate(plan)]
+        chunks = halved_to(towers[place].chunks, counts[place])
+        largest = choose_largest([chunks], left)
+        tower, left = replace(towers[place], chunks=tuple(chunks)), left - len(largest)
+        evened += [Job(tower, number, chunk, (0, number) in largest) for number, chunk in enumerate(chunks)]
     return sorted(evened, key=lambda job: (job.retained, job.tower.number))
 
 
@@ -310,7 +310,7 @@ class Verification:
         """
         padded = set()
         for number, tower in self._towers.items():
-            narrow = min(tower.plan, key=lambda chunk: chunk.width)
+            narrow = min(tower.chunks, key=lambda chunk: chunk.width)
             if tower.trimmed and (narrow.width < tower.width or world_size() > 1):
                 if self._is_new(tower, "padding"):
                     learn(tower.encoder, "padding", tower.kind, _ignores_padding(tower, narrow))
@@ -321,8 +321,8 @@ class Verification:
     def check_company(self) -> None:
         """ValueError for a tower whose rows depend on each other, unless it is one chunk: so the naive step has it."""
         for tower in self._towers.values():
-            if (len(tower.plan) > 1 or world_size() > 1) and self._is_new(tower, "company"):
-                tokens, widest = (max(getattr(chunk, n) for chunk in tower.plan) for n in ("tokens", "width"))
+            if (len(tower.chunks) > 1 or world_size() > 1) and self._is_new(tower, "company"):
+                tokens, widest = (max(getattr(chunk, n) for chunk in tower.chunks) for n in ("tokens", "width"))
                 _check_company(tower, tokens // widest)
                 learn(tower.encoder, "company", tower.kind, True)
 
@@ -492,8 +492,8 @@ def _check_company(tower: Tower, size: int) -> None:
     and two alone. Where random numbers are drawn, they fall otherwise on other places: that is seen in eval mode, if
     none are drawn there.
     """
-    count, planned = max(2, min(size, SAMPLED)), [row for chunk in tower.plan for row in chunk.rows]
-    order, width = planned or range(tower.rows), max((chunk.width for chunk in tower.plan), default=tower.width)
+    count, planned = max(2, min(size, SAMPLED)), [row for chunk in tower.chunks for row in chunk.rows]
+    order, width = planned or range(tower.rows), max((chunk.width for chunk in tower.chunks), default=tower.width)
     rows = [order[place * (tower.rows - 1) // (count - 1)] for place in range(count)]
     backwards, twice = (
         rows[::-1],

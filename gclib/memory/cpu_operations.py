@@ -20,6 +20,11 @@ _PARAMETERS = {  # where the weight and the bias stand among the operation's arg
 class CpuKernels(TorchDispatchMode):
     """Inside, normalizations of fake tensors return what a processor's return."""
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """As for the ledger: nothing here is compiled."""
+        return False
+
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
         if func not in _PARAMETERS:

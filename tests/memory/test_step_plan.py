@@ -252,9 +252,9 @@ class Causal(nn.Module):
 
 
 @pytest.mark.parametrize(
-    ("made", "runs"), [(lambda: TinyEncoder(0.1), 3), (Causal, 4)], ids=["nothing but rows", "a mask that no row owns"]
+    ("made", "runs"), [(lambda: TinyEncoder(0.1), 3), (Causal, 5)], ids=["nothing but rows", "a mask that no row owns"]
 )
-def test_one_chunk_at_the_last_width_says_as_much_as_two(made, runs):
+def test_one_chunk_at_other_widths_says_as_much_as_two(made, runs):
     encoder, inputs = made(), token_batch(4, 9, torch.Generator().manual_seed(0))
     step = batch_step(check_towers([encoder], [inputs], torch.sum, mask=None, on_phase=None, scaler=None))
     before, laws = step.runs, step._fit(0, 9)
@@ -262,6 +262,15 @@ def test_one_chunk_at_the_last_width_says_as_much_as_two(made, runs):
     lines = [step._run_at(0, width) for width in WIDTHS]
     for name, values in laws.items():
         assert (values == _parabolas([line[name] for line in lines], WIDTHS)).all()
+
+
+def test_a_row_alone_has_laws_of_its_own(job):
+    """It takes other operations than two rows, and does not count as two."""
+    cost, loss = job.cost()
+    chunks = cost.chunks(step_plan.Cut("chunk_size", (1, 1)))
+    for retained in (0, chunks.count):
+        seen = job.ledger_bytes(chunk_size=1, retain_chunks=retained, verify="always")
+        assert seen <= chunks.peak(retained, loss) <= 1.03 * seen
 
 
 def test_what_the_step_refuses_and_a_budget_that_is_none_are_refused(job):
