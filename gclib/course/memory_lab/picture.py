@@ -106,9 +106,13 @@ class PeaksView(_View):
     """Two peaks by kind, one bar each, below what is said of them."""
 
     inches = (7.8, 2.2)  # as high as a legend of every kind
+    drawn: tuple[dict[str, dict[str, int]], str] | None = None
 
     def show(self, peaks: dict[str, dict[str, int]], words: str) -> None:
         """Draw the bars. peaks: {name: {kind: bytes}}; words: their alt text too."""
+        if self.value and (peaks, words) == self.drawn:
+            return
+        self.drawn = peaks, words
         with plots.style():
             self.figure.clear()
             axes = self.figure.add_axes((0.085, 0.25, 0.7, 0.71))

@@ -14,7 +14,8 @@ const signed = (bytes) => `${bytes < 0 ? "−" : "+"}${formatBytes(Math.abs(byte
 export class View {
   // announce: whether the peak is said aloud here when it changes (not where other words say it).
   constructor(element, { announce = true } = {}) {
-    const id = `gclib-${(made += 1)}`;
+    made += 1;
+    const id = `gclib-${made}`;
     this.tile = (kind) => `${id}-${kind.replace(" ", "-")}`;
     this.element = element;
     element.classList.add("gclib-timeline");
@@ -160,7 +161,10 @@ export class View {
     this.drawn = step.kinds.map((_, kind) => kind).filter((kind) =>
       columns.some((bytes) => bytes[kind] > 0.005 * peak.total));
     return this.drawn.map((kind) => {
-      const top = columns.map((bytes, at) => this.y((sums[at] += bytes[kind])));
+      const top = columns.map((bytes, at) => {
+        sums[at] += bytes[kind];
+        return this.y(sums[at]);
+      });
       const there = top.map((y, at) => `${at ? "L" : "M"}${edges[at]} ${y}H${edges[at + 1]}`).join("");
       const back = base.map((y, at) => `L${edges[at + 1]} ${y}H${edges[at]}`).reverse().join("");
       base = top;
