@@ -191,6 +191,24 @@ def test_the_audit_is_answered_with_keys_alone(gallery):
     assert gallery.errors() == []
 
 
+def test_a_step_is_played_and_walked_with_keys_in_a_notebook(gallery):
+    """Space and the arrows are the animation's; Jupyter would scroll, and go to another cell."""
+    page = gallery.page
+    walk = page.locator(".gclib-walk.gclib-timeline")
+    play, slider, words = (walk.locator(f"[data-part={name}]") for name in ("play", "slider", "words"))
+    slider.focus()
+    slider.press("Home")
+    slider.press("ArrowRight")
+    assert words.inner_text().startswith("2 of 12 · first forward: queries, chunk 2.")
+    play.focus()
+    play.press("Space")
+    assert play.inner_text() == "Pause"
+    page.wait_for_function("words => words.textContent.startsWith('4 of 12')", arg=words.element_handle())
+    play.press("Space")
+    assert play.inner_text() == "Play" and page.evaluate("document.activeElement.dataset.part") == "play"
+    assert gallery.errors() == []
+
+
 def photograph(page, theme: str) -> None:
     """A picture of each widget, for people to look at, where GCLIB_GALLERY names a folder."""
     for number, name in enumerate(WIDGETS if "GCLIB_GALLERY" in os.environ else ()):
