@@ -1,7 +1,7 @@
 """Widgets on the next day: a saved notebook is opened again, and its kernel is started anew."""
 
 import pytest
-from browser.lab import KERNEL, NotebookPage, wait_until
+from browser.lab import KERNEL, NotebookPage, reopen, wait_until
 from browser.test_widgets import write_gallery
 
 NAMES = ("MemoryLab", "BlockMatrix", "predict")
@@ -41,9 +41,7 @@ def test_a_saved_notebook_shows_its_widgets_the_next_day_and_the_day_after(noteb
     sizes = []
     for _ in range(2):
         page.evaluate(f"{KERNEL}.shutdown()")
-        page.goto("about:blank")
-        page.goto(lab.format(notebook="back.ipynb"))
-        wait_until(lambda: len(said(page)) == len(NAMES), lambda: page.locator(".jp-Notebook").inner_text())
+        reopen(page, lab, "back.ipynb", len(NAMES))
         assert said(page) == [SAY_SO] * len(NAMES) and notebook.errors() == []
         assert "model not found" not in page.locator(".jp-Notebook").inner_text()
         assert field.input_value() == "77"
