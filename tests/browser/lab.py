@@ -199,6 +199,23 @@ class NotebookPage:
         handle.press(key)
 
 
+def reopen(page, address: str, notebook: str, widgets: int, tries: int = 3) -> None:
+    """Open a saved notebook afresh, and wait until its widgets are shown from their saved state.
+
+    Jupyter gives a widget two seconds to be restored and then calls it lost for good, which a busy machine exceeds:
+    then it is opened once more. Raises RuntimeError where some are lost each time.
+    """
+    shown = ".jp-OutputArea-output:is(.jupyter-widgets, :has(.jupyter-widgets))"
+    for _ in range(tries):
+        page.goto("about:blank")
+        page.goto(address.format(notebook=notebook))
+        page.wait_for_function(f"() => {KERNEL}?.status === 'idle'", timeout=MOST_MS)
+        page.wait_for_function(f"() => document.querySelectorAll('{shown}').length >= {widgets}", timeout=MOST_MS)
+        if page.get_by_text("model not found").count() == 0:
+            return
+    raise RuntimeError(f"{notebook}: widgets were not restored from their state, {tries} times")
+
+
 def wait_until(holds: Callable[[], bool], describe: Callable[[], str]) -> None:
     """Return once `holds()`; fail after MOST_MS with what `describe()` says then."""
     end = time.monotonic() + MOST_MS / 1000

@@ -23,7 +23,7 @@ from pathlib import Path
 import nbformat
 import psutil
 from nbclient import NotebookClient
-from nbclient.exceptions import CellExecutionError
+from nbclient.exceptions import CellExecutionError, CellTimeoutError
 
 sys.path[:0] = [str(Path(__file__).resolve().parents[1])]
 
@@ -53,7 +53,7 @@ def main(names: list[str]) -> int:
         for path in paths:
             try:
                 minutes, peak_mib = execute(path, snapshots)
-            except (CellExecutionError, ValueError) as error:
+            except (CellExecutionError, CellTimeoutError, ValueError) as error:
                 failed += 1
                 print(f"{path.name}: FAILED\n{error}", flush=True)
             else:

@@ -24,7 +24,7 @@ from PIL import Image, ImageChops
 ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT / "tests")]
 
-from browser.lab import CHROMIUM_FLAGS, NotebookPage, find_chromium, jupyter  # noqa: E402
+from browser.lab import CHROMIUM_FLAGS, MOST_MS, find_chromium, jupyter, reopen  # noqa: E402
 
 WIDGET = "application/vnd.jupyter.widget-view+json"
 STATE = "application/vnd.jupyter.widget-state+json"
@@ -45,9 +45,9 @@ def _write_state(path):
     with open(path, "w") as file:
         json.dump(Widget.get_manager_state(), file)
 """
-ALL_SHOWN = """count => document.querySelectorAll(".jp-OutputArea-output .jupyter-widgets").length >= count
+# A box shows its parts one after the other, and last the words that it is only a picture.
+ALL_SHOWN = """() => [...document.querySelectorAll(".gclib-lab")].every(lab => lab.querySelector(".gclib-page p"))
     && !document.querySelector(".gclib-timeline[aria-busy]") && document.fonts.status === "loaded"
-    && ![...document.querySelectorAll(".jp-OutputArea-output")].some(one => one.textContent === "Loading widget...")
     && [...document.images].every(image => image.complete)"""
 # Words and alt texts in the order of the page, what is hidden or said twice left out.
 READ_ALOUD = """output => {
@@ -156,9 +156,10 @@ class Snapshots:
         with sync_playwright() as engine:
             browser = engine.chromium.launch(executable_path=find_chromium(), args=CHROMIUM_FLAGS)
             page = browser.new_page(viewport={"width": 1280, "height": 1000}, device_scale_factor=SCALE)
-            NotebookPage(page, self._address, name, self._folder / "notebooks")
+            reopen(page, self._address, name, count)
             page.add_style_tag(content=LINKED)
-            page.wait_for_function(ALL_SHOWN, arg=count)
+            page.wait_for_function(ALL_SHOWN, timeout=MOST_MS)
+            page.wait_for_timeout(500)  # of a box that is none of ours nothing is known
             pictures = []
             for output in page.locator(".jp-OutputArea-output").filter(has=page.locator(".jupyter-widgets")).all():
                 alt = output.evaluate(READ_ALOUD)
