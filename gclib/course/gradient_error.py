@@ -36,3 +36,43 @@ def describe_errors(errors: Mapping[str, GradientError]) -> str:
     """The picture in words: cosine and size of every part."""
     directions = {name: f"cosine {error.cosine:.2f}" for name, error in errors.items() if error.size > 0}
     return "; ".join(f"{name}: {directions.get(name, 'no direction')}, size {e.size:.2f}" for name, e in errors.items())
+
+
+def plot_gradient_arrows(axes: Axes, errors: Mapping[str, GradientError], *, true: str = "true gradient") -> None:
+    """Arrows from one point: the true gradient along the axis, 1 long; each other at its angle to it, in its length.
+
+    errors: name -> how this gradient differs from the true one, two names at most; the second is named under the axis.
+    An angle is the one to the true gradient; what two others have between them is not drawn true. Zero is a dot.
+    """
+    look = {"textcoords": "offset points", "va": "center"}
+    _draw_arrow(axes, (1, 0), "pale grey", "-", 9)
+    axes.annotate(true, (0, 0), (0, -15), **look)
+    for number, (name, error) in enumerate(errors.items()):
+        color, line, width = (("vermillion", "--", 2.2), ("blue", "-", 1.2))[number]
+        angle = 0.0 if np.isnan(error.cosine) else float(np.arccos(np.clip(error.cosine, -1, 1)))
+        tip = (error.size * np.cos(angle), error.size * np.sin(angle))
+        _draw_arrow(axes, tip, color, line, width)
+        at, beside = ((0, 0), (0, -29)) if number else (tip, (0, 10))
+        axes.annotate(_words_of_arrow(name, error), at, beside, color=plots.ink_of(plots.OKABE_ITO[color]), **look)
+    axes.set(xlim=(-0.05, 1.6), ylim=(-0.26, 0.85), aspect="equal")
+    axes.set_axis_off()
+
+
+def describe_arrows(errors: Mapping[str, GradientError], *, true: str = "true gradient") -> str:
+    """The arrows in words: the length of each, beside the true gradient's, and its angle to it."""
+    return f"{true}: length 1; " + "; ".join(_words_of_arrow(name, error) for name, error in errors.items())
+
+
+def _draw_arrow(axes: Axes, tip: tuple[float, float], color: str, line: str, width: float) -> None:
+    look = {"color": plots.OKABE_ITO[color], "linestyle": line, "linewidth": width, "shrinkA": 0, "shrinkB": 0}
+    if np.hypot(*tip) < 1e-6:
+        axes.plot(*tip, "o", color=plots.OKABE_ITO[color])
+    else:
+        axes.annotate("", tip, (0, 0), arrowprops={"arrowstyle": f"-|>,head_width={0.3 + width / 40}", **look})
+
+
+def _words_of_arrow(name: str, error: GradientError) -> str:
+    if not error.size > 0:
+        return f"{name}: length 0, no direction"
+    degrees = np.degrees(np.arccos(np.clip(error.cosine, -1, 1)))
+    return f"{name}: length {error.size:.2f}, turned by {degrees:.0f}°"

@@ -103,6 +103,20 @@ def test_formulas_keep_their_parts():
     assert "[2pt]" not in page.get_text() and page.find("mi", string="log").find_next_sibling("mspace")
 
 
+def test_large_brackets_grow_under_an_exponent_and_labels_below_braces_keep_apart():
+    page = BeautifulSoup(render._mathml(r"\Big(x\Big)^{\!\top} \underbrace{a}_{\text{row}}", "block"), "html.parser")
+    base = page.msup.find()
+    assert base.name == "mrow" and base.get_text() == "(x)" and base.find("mo")["stretchy"] == "true"
+    assert "negative" not in str(page) and page.mtext.find_previous_sibling().name == "mspace"
+    assert page.mtext.find_next_sibling().name == "mspace"
+
+
+def test_printed_sentences_wrap_and_printed_tables_keep_their_columns(documents):
+    printed = [part for page in documents.values() for part in page.select(".outputs pre.scroll")]
+    kinds = {bool(re.search(r"\S {2,}\S", part.get_text())): "words" in part["class"] for part in printed}
+    assert kinds == {True: False, False: True} and len(printed) > 100
+
+
 def test_chapters_lead_on_and_back_and_answers_are_behind_a_fold(documents, folder):
     files = [CHAPTERS[number].file for number in sorted(written_chapters())]
     for before, name, after in zip([None, *files], files, [*files[1:], None], strict=False):
