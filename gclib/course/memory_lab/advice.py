@@ -168,7 +168,13 @@ def _beside_the_loss(cached: LabSettings) -> int:
 
 
 def _smaller_batch(settings: LabSettings, budget_bytes: int) -> Iterator[LabSettings]:
-    yield from (replace(settings, batch_size=size) for size in BATCHES[::-1] if size < settings.batch_size)
+    """The largest batch that fits: as it is, with the gradient cache, or in other chunks."""
+    for size in (size for size in BATCHES[::-1] if size < settings.batch_size):
+        smaller = replace(settings, batch_size=size)
+        yield smaller
+        yield replace(smaller, retain_chunks=0)
+        yield from _with_the_cache(smaller, budget_bytes)
+        yield from _other_chunks(smaller, budget_bytes)
 
 
 def _largest_of_all(smallest: LabSettings, budget_bytes: int) -> LabSettings:

@@ -149,13 +149,14 @@ def is_learnt(settings: LabSettings) -> bool:
     )
 
 
-def learn(settings: LabSettings) -> None:
-    """Read off the laws of these settings' step for every batch and chunk (of one row, or of several), beside those
-    that are known so far.
+def learn(settings: LabSettings, parts: Iterable[tuple[str, bool]] = ()) -> None:
+    """Read off the laws of these settings' step for every batch and chunk (of one row, or of several), and those of
+    `parts`, beside those that are known so far.
     """
     key = _text(about(settings))
-    parts = _known.pop(key, (set(), {}))[0] | set(parts_of(settings))
-    _known[key] = parts, bundle_of(settings, sorted(parts))
+    known = _known.pop(key, (set(), {}))
+    wanted = known[0] | {*parts_of(settings), *parts}
+    _known[key] = known if wanted == known[0] else (wanted, bundle_of(settings, sorted(wanted)))
     if len(_known) > MOST_KNOWN:
         del _known[next(iter(_known))]
 

@@ -21,7 +21,7 @@ from gclib.course.memory_lab.picture import PeaksView, TimelineView
 from gclib.course.memory_lab.run import LiveRun
 from gclib.course.threads import Worker
 from gclib.course.widgets.base import WRAPPED, LiveLab, button, on_change, sentence, slider
-from gclib.memory.devices import GPU_MEMORY_BYTES, device_words, memory_of, ram_bytes, run_device
+from gclib.memory.devices import DEVICES, GPU_MEMORY_BYTES, device_words, memory_of, ram_bytes, run_device
 from gclib.memory.forecast import MemoryForecast
 from gclib.memory.timeline import picture_of
 from gclib.models.encoder import SIZES, load_transformers
@@ -47,17 +47,19 @@ class MemoryLab(LiveLab):
     was started has ended. `controls`: all that change the forecast. `live`: the last run, going on or ended.
     The keywords set where the controls start: those of `LabSettings`, with its defaults, and budget; each must be one
     of the control's values. device: where Run runs the step; None for a CUDA card where PyTorch can use one, else the
-    processor. A budget that is a card is forecast with a card's operations, any other budget with those of the device.
+    processor. ahead: once nothing else waits, the page gets the laws of this step for chunks of one row too, and for
+    both kinds of devices: then no move of batch, chunk, retained, budget or optimizer asks Python. A budget that is a
+    card is forecast with a card's operations, any other budget with those of the device.
     Both towers read tokens: towers for pictures are `forecast_step`'s alone.
     """
 
     label_width = "115px"
 
-    def __init__(self, *, budget: str = "256 MiB", device: str | None = None, **start: Any):
+    def __init__(self, *, budget: str = "256 MiB", device: str | None = None, ahead: bool = True, **start: Any):
         self.run = button("Run", self._on_run, tooltip="Run this step for real on this machine", icon="play")
         tooltip = "Pieces of the step that are done"
         super().__init__(self.run, stop="End the run before its next chunk", progress=tooltip)
-        self.device = run_device(device)
+        self.device, self.ahead = run_device(device), ahead
         load_transformers()
         self._make_controls(LabSettings(**start), budget)
         self._make_outputs()
@@ -305,6 +307,18 @@ class MemoryLab(LiveLab):
                     continue
                 self._wanted = None
             self.refresh()
+            if self.ahead and settings.tile_size is None:
+                self._learn_ahead(settings)
+
+    def _learn_ahead(self, settings: LabSettings) -> None:
+        """Send the page the laws of this step of one row and of many, for both kinds of devices: this one's last."""
+        for device in sorted(DEVICES, key=lambda device: device == settings.device):
+            there = replace(settings, device=device)
+            if self._wanted is not None or self._try(there):
+                return
+            bundles.learn(there, [(settings.step, False), (settings.step, True)])
+            if self._wanted is None and (bundle := bundles.known_bundle(there)) is not None:
+                self.picture.bundle = bundle
 
     def _next_wanted(self) -> tuple[LabSettings, int] | None:
         with self._wanting:

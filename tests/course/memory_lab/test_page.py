@@ -22,13 +22,13 @@ from gclib.memory.timeline import is_heading, picture_of
 from gclib.support.words import format_bytes
 
 TINY = {"model": "tiny", "length": 16}
-FEW_CONFIGURATIONS = [
-    TINY,
-    {"model": "tiny", "length": 32, "query_length": 8, "precision": "bf16 autocast", "negatives": 2, "symmetric": True},
-    {**TINY, "precision": "bf16 autocast", "device": "cuda", "tied": False},
-]
+BF16 = {"precision": "bf16 autocast"}
+SHORT_QUERIES = {"model": "tiny", "length": 32, "query_length": 8, "negatives": 2, "symmetric": True, **BF16}
+FEW_CONFIGURATIONS = [TINY, {**SHORT_QUERIES, "device": "cuda", "tied": False}]
 MANY_CONFIGURATIONS = [
     *FEW_CONFIGURATIONS,
+    SHORT_QUERIES,
+    {**TINY, **BF16, "device": "cuda", "tied": False},
     {"model": "mini", "length": 64, "precision": "pure bf16", "device": "cuda", "negatives": 1, "checkpointing": True},
     {"model": "mini", "length": 128, "query_length": 16, "tied": False, "negatives": 7, "symmetric": True},
     {"model": "small", "length": 32, "precision": "bf16 autocast"},

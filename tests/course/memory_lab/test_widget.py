@@ -7,6 +7,7 @@ import threading
 import time
 import weakref
 from dataclasses import replace
+from itertools import product
 
 import ipywidgets
 import numpy as np
@@ -43,7 +44,7 @@ def _no_corpus(monkeypatch):
 @pytest.fixture
 def memory_lab():
     """A lab on the smallest model; whatever it started has ended when the test has."""
-    made = MemoryLab(**TINY, batch_size=16, chunk_size=4)
+    made = MemoryLab(**TINY, batch_size=16, chunk_size=4, ahead=False)
     made.wait()
     yield made
     made.stop.click()
@@ -72,23 +73,25 @@ def test_the_picture_and_the_words_say_the_forecast(memory_lab):
 
 @pytest.mark.slow
 def test_every_control_that_matters_changes_the_forecast(memory_lab):
-    start = memory_lab.settings()
     for name, value in {
         "chunk_size": 8,
         "batch_size": 128,
         "length": 32,
         "query_length": 32,
-        "retain_chunks": 2,
+        "retain_chunks": 64,
         "precision": "pure bf16",
         "optimizer": "sgd",
         "negatives": 2,
         "symmetric": True,
+        "tile_size": 1024,
         "tied": False,
-        "checkpointing": True,
         "step": "naive",
         "model": "mini",
         "budget": lab.BUDGETS["64 MiB"],
     }.items():
+        at_the_loss = name in ("retain_chunks", "symmetric", "tile_size")  # what matters where the loss is the peak
+        memory_lab.batch_size.value = 2048 if at_the_loss else 16
+        start = memory_lab.settings()
         control, words, alt = getattr(memory_lab, name), memory_lab.forecast.value, alt_of(memory_lab)
         before, control.value = control.value, value
         memory_lab.wait()
@@ -499,7 +502,7 @@ def card_lab(monkeypatch):
         monkeypatch.setattr(torch.cuda, name, lambda device, value=value: value)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "Card of the test")
     monkeypatch.setattr(lab, "seconds_here", lambda settings, forecast, device: 1.0)
-    made = MemoryLab(**TINY, batch_size=16, chunk_size=4)
+    made = MemoryLab(**TINY, batch_size=16, chunk_size=4, ahead=False)
     made.wait()
     made.device = torch.device("cuda", 0)
     monkeypatch.setattr(widgets, "LiveRun", lambda settings, device: LiveRun(settings, "cpu"))
@@ -726,6 +729,11 @@ def assert_advice_can_be_followed(settings, budget):
     assert f"That takes {format_bytes(forecast_of(followed).peak_bytes)}" in told
     assert followed.chunk_size in lab.CHUNKS and followed.batch_size in lab.BATCHES
     assert followed.retain_chunks in lab.RETAINED and followed.tile_size in (None, *lab.TILES)
+    if followed.batch_size < settings.batch_size:
+        larger = replace(followed, batch_size=2 * followed.batch_size)
+        for step in {settings.step, "grad_cache"} - {"naive"}:
+            for size in lab.CHUNKS:
+                assert forecast_of(replace(larger, step=step, chunk_size=size)).peak_bytes > budget, (settings, size)
 
 
 def drawn_settings(draw, models, lengths, rare=0.1):
@@ -827,6 +835,22 @@ def test_the_page_is_told_what_each_place_of_a_control_means_and_again_when_that
     assert [lab.BUDGETS["T4 (16 GB)"], "T4 (16 GB)", "cuda"] in picture.choices["budget"]
     memory_lab.chunk_size.options = [("4", 4), ("8", 8)]
     assert picture.choices["chunk_size"] == [4, 8]
+
+
+@pytest.mark.slow
+def test_the_page_gets_the_laws_of_one_row_and_of_the_other_device_ahead(monkeypatch):
+    monkeypatch.setattr(bundles, "_known", {})
+    sent, made = {}, MemoryLab(**TINY, step="naive", batch_size=16, chunk_size=4)
+    made.picture.observe(lambda change: sent.update({change.new["about"]["device"]: change.new}), "bundle")
+    made.wait()
+    made.step.value = "grad_cache"
+    made.wait()
+    assert made.picture.bundle is sent["cpu"]
+    for device, batch_size, chunk_size in product(("cpu", "cuda"), lab.BATCHES, lab.CHUNKS):
+        moved = replace(made.settings(), device=device, batch_size=batch_size, chunk_size=chunk_size)
+        assert {f"{step} {'single' if single else 'many'}" for step, single in bundles.parts_of(moved)} <= set(
+            sent[device]["laws"]
+        )
 
 
 def test_the_picture_shows_the_settings_from_a_law_or_from_their_own_timeline(memory_lab):
