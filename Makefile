@@ -51,6 +51,9 @@ lint: env ## check style, formatting, links and spelling
 	$(RUN) -m ruff check .
 	$(RUN) -m ruff format --check .
 	$(RUN) tests/project/texts.py
+	@if [ -x $(VENV)/bin/biome ]; then \
+	  $(VENV)/bin/biome lint --error-on-warnings --skip=complexity/noImportantStyles gclib/course tests/helpers; \
+	else echo "JavaScript is not linted here: biome comes as a wheel for Linux on x86-64 alone."; fi
 
 # In CI a missing Chromium is installed; elsewhere the browser tests are skipped in words.
 chromium:

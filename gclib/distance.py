@@ -1,4 +1,4 @@
-"""A deep distance between representations, and the second gradient cache that it needs.
+"""A deep distance between representations, and its own gradient cache.
 
 Gao et al. 2021, section 5: where a network scores the pairs, d_ij = Phi(f(s_i), g(t_j)) (equation 10), its activations
 for all B x N pairs outgrow memory even with the encoders' cached. So the distances are cached too:

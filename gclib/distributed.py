@@ -1,4 +1,4 @@
-"""Several processes, one batch: gather representations with their gradient, and average the gradients once a step.
+"""Several processes, one batch: representations gathered with their gradient, gradients averaged once a step.
 
 Each of W processes (ranks) encodes its own rows. One rule keeps every scale right, Gao et al. 2021 section 3.4 in
 other words: every rank's loss has the value of the whole batch's loss, and a gradient that is W times its own share

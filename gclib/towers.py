@@ -1,4 +1,4 @@
-"""A tower: one encoder and the rows that it is given, and the chunks that a step plans for it.
+"""A tower: one encoder, its rows, and the chunks that a step plans for it.
 
 Inputs are a Tensor, a tuple of Tensors or a mapping of Tensors, with rows first. All of this is settled before a step
 begins, in plain Python values, so that the step itself reads no tensor's value.

@@ -1,4 +1,4 @@
-"""What a step assumes, checked: of its arguments before it begins, of an encoder in its first step.
+"""What a step assumes, checked: arguments before it begins, an encoder in its first step.
 
 A chunk's gradient is right if (1) encoding it again returns the same representations, (2) a row has the same one in
 whatever company, and (3) with or without its padding. Spectral norm, running statistics and generators of numpy break
@@ -322,7 +322,8 @@ class Verification:
         """ValueError for a tower whose rows depend on each other, unless it is one chunk: so the naive step has it."""
         for tower in self._towers.values():
             if (len(tower.plan) > 1 or world_size() > 1) and self._is_new(tower, "company"):
-                _check_company(tower, max(map(len, tower.plan)))
+                tokens, widest = (max(getattr(chunk, n) for chunk in tower.plan) for n in ("tokens", "width"))
+                _check_company(tower, tokens // widest)
                 learn(tower.encoder, "company", tower.kind, True)
 
     def keep(self, reps: Sequence[Tensor]) -> None:
@@ -486,9 +487,10 @@ def refuse_untrained(loss_fn: Callable[..., Tensor]) -> None:
 def _check_company(tower: Tower, size: int) -> None:
     """ValueError where a row's representation goes with the rows beside it, its place or how many they are.
 
-    Seen are 2 to `SAMPLED` rows from all over the batch, as many as a chunk has: each of them beside others at the same
-    place, in the encoder's own mode and with the same random numbers; then in reversed order, and two alone. Where
-    random numbers are drawn, they fall otherwise on other places: that is seen in eval mode, if none are drawn there.
+    Seen are 2 to `SAMPLED` rows from all over the batch, as many of the widest as a chunk has tokens for: each of them
+    beside others at the same place, in the encoder's own mode and with the same random numbers; then in reversed order,
+    and two alone. Where random numbers are drawn, they fall otherwise on other places: that is seen in eval mode, if
+    none are drawn there.
     """
     count, planned = max(2, min(size, SAMPLED)), [row for chunk in tower.plan for row in chunk.rows]
     order, width = planned or range(tower.rows), max((chunk.width for chunk in tower.plan), default=tower.width)

@@ -1,1 +1,1 @@
-"""Only for the course: misconceptions by name (checks), the lab (memory_lab), what draws it (plots)."""
+"""Only for the course: misconceptions by name (checks), the lab and its drawing (memory_lab), figures (plots)."""

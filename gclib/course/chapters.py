@@ -17,18 +17,19 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 
-def _find_notebooks() -> Path:
-    """The checkout's notebooks/; for an installed wheel the folder into which it put them."""
+def _find_project() -> Path:
+    """The folder of notebooks, data and measured tables: the checkout, or where an installed wheel put them."""
     first = "00_start_here.ipynb"
     if not (ROOT / "notebooks" / first).is_file():
         with suppress(PackageNotFoundError):
             for file in files("gclib") or ():
                 if file.match(f"gclib/notebooks/{first}"):
-                    return Path(file.locate()).resolve().parent
-    return ROOT / "notebooks"
+                    return Path(file.locate()).resolve().parents[1]
+    return ROOT
 
 
-NOTEBOOKS = _find_notebooks()
+PROJECT = _find_project()
+NOTEBOOKS = PROJECT / "notebooks"
 
 
 @dataclass(frozen=True)

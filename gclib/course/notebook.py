@@ -8,6 +8,7 @@ Formulas and oracles are not here. They stay in the cells, where you can read th
 import csv
 import os
 import platform
+import textwrap
 from collections.abc import Callable
 from html import escape
 from typing import Any
@@ -21,20 +22,25 @@ from torch import Tensor, nn
 
 from gclib.audit.gradients import compare_gradients, gradients_by_part, gradients_of, worst_error
 from gclib.course import plots
-from gclib.course.checks.predictions import predict, recall, show_back
+from gclib.course.chapters import PROJECT
+from gclib.course.checks.predictions import after_prediction, predict, recall, show_back
 from gclib.course.memory_lab.answers import LabSettings
 from gclib.course.memory_lab.run import LiveRun
+from gclib.course.widgets.base import Lab
 from gclib.data.pairs import TextPair, load_pairs
 from gclib.data.tokens import train_tokenizer
 from gclib.memory.ledger import record_memory
-from gclib.support import ROOT
+from gclib.memory.recording import Recording
+from gclib.memory.recording import load_recordings as read_recordings
 from gclib.support.validation import refuse
 
 __all__ = [
+    "after_prediction",
     "compare_gradients",
     "gradients_by_part",
     "gradients_of",
     "live_picture",
+    "load_recordings",
     "load_texts",
     "loss_and_gradient",
     "peak_of",
@@ -43,7 +49,9 @@ __all__ = [
     "relative_error",
     "run_here",
     "saved_benchmark",
+    "say",
     "show_back",
+    "show_folded",
     "show_markdown",
     "start",
     "worst_error",
@@ -111,24 +119,26 @@ def run_here(settings: LabSettings) -> LiveRun:
     return run
 
 
-def live_picture(draw: Callable[..., tuple[Figure, str]], **controls: widgets.Widget) -> widgets.VBox:
+def live_picture(draw: Callable[..., tuple[Figure, str]], **controls: widgets.Widget) -> Lab:
     """Controls above a picture that is drawn again whenever one of them changes.
 
     draw: called with every control's value, by the control's name; returns a figure and what it shows, in words. The
     words are the picture's alt text, and stand above it.
     """
-    words, picture = widgets.HTML(), widgets.HTML()
+    box = Lab()
+    box.label_width = "initial"
 
     def redraw(_: object = None) -> None:
         with plots.style():
             figure, alt = draw(**{name: control.value for name, control in controls.items()})
-        picture.value, words.value = plots.to_html(figure, alt=alt), escape(alt)
+        box.picture.value, box.words.value = plots.to_html(figure, alt=alt), escape(alt)
 
     for control in controls.values():
-        control.style.description_width = "initial"  # a name is never cut
+        control.style.description_width = box.label_width  # a name is never cut
         control.observe(redraw, names="value")
     redraw()
-    return widgets.VBox([*controls.values(), words, picture])
+    box.arrange(*controls.values(), box.words, box.picture)
+    return box
 
 
 def show_markdown(text: str) -> None:
@@ -136,14 +146,36 @@ def show_markdown(text: str) -> None:
     display(Markdown(text))
 
 
+def say(text: object) -> None:
+    """Print sentences in lines of at most 100 characters, so that no page breaks a word; a table's lines stay whole."""
+    for line in str(text).splitlines():
+        words = line.strip()
+        indent = line[: len(line) - len(line.lstrip())]
+        if len(line) > 100 and "  " not in words:
+            look = {"initial_indent": indent, "subsequent_indent": indent, "break_long_words": False}
+            line = textwrap.fill(words, 100, break_on_hyphens=False, **look)
+        print(line)
+
+
+def show_folded(summary: str, text: str) -> None:
+    """Display `text`, a long table, folded under its one line of summary: a click or Enter unfolds it."""
+    tag = f"<details><summary>{escape(summary)}</summary><pre>{escape(text)}</pre></details>"
+    display({"text/html": tag, "text/plain": f"{summary}\n\n{text}"}, raw=True)
+
+
 def shows_bars() -> bool:
     """Whether long work draws a progress bar: everywhere but on a page that is being built (GCLIB_BARS=0)."""
     return os.environ.get("GCLIB_BARS") != "0"
 
 
+def load_recordings() -> list[Recording]:
+    """The steps that were recorded on graphics cards, which come with the course; a file a card."""
+    return read_recordings(PROJECT / "data" / "recordings")
+
+
 def saved_benchmark(name: str) -> list[dict[str, str]]:
     """The rows of tests/benchmarks/results/NAME.csv, by heading; none where the benchmark was never run here."""
-    path = ROOT / "tests" / "benchmarks" / "results" / f"{name}.csv"
+    path = PROJECT / "tests" / "benchmarks" / "results" / f"{name}.csv"
     if not path.is_file():
         return []
     with path.open(newline="") as file:

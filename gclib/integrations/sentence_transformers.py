@@ -26,6 +26,11 @@ DIRECTIONS = {  # sentence-transformers' names, and ours
     "query_to_query": "query_to_query",
     "doc_to_doc": "passage_to_passage",
 }
+OTHER_NAMES = {  # sentence-transformers' settings, and what they are here
+    "mini_batch_size": 'is chunk_size here; or leave it out, and "auto" chooses',
+    "mini_batch_num_tokens": "is chunk_tokens here",
+    "show_progress_bar": "must be left out: the Trainer shows its own",
+}
 # What only stands in batches whose rows lie end to end, without an axis of texts that could be cut into chunks.
 WITHOUT_ROWS = ("offsets", "cu_seq_lens_q")
 
@@ -47,6 +52,7 @@ class GradCacheLoss(nn.Module):
     chunk_size "auto" plans each batch (`gclib.plan_step`): the chunks, and how many of them keep their graph, that take
     the least time within budget_bytes (None: what is free on a card, half of it on a processor). Or chunk_size,
     chunk_tokens, retain_chunks as in `gclib.grad_cache_step`. verify: as there. tile_size: as in `ContrastiveLoss`.
+    What has another name there, and is left in a call by habit, is refused with ours.
 
     `MatryoshkaLoss` goes around it as around any cached loss. Raises ValueError for settings that can't be, columns
     that do not fit, inputs without an axis of texts, and under AdaptiveLayerLoss.
@@ -72,8 +78,11 @@ class GradCacheLoss(nn.Module):
         gather_across_devices: bool = False,
         tile_size: int | str | None = None,
         verify: str = "first",
+        **theirs: Any,
     ):
         super().__init__()
+        for name, value in theirs.items():
+            raise refuse(name, OTHER_NAMES.get(name, "is no setting of this loss"), value)
         if not isinstance(model, nn.Module):
             raise refuse("model", "must be the SentenceTransformer that is trained", type(model).__name__)
         if similarity_fct not in (cos_sim, dot_score):

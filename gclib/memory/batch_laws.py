@@ -8,9 +8,9 @@ stand side by side, as in a sorted batch: their copies of ids and masks count.
 """
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -32,6 +32,7 @@ from gclib.support.validation import refuse
 from gclib.towers import Tower, generators_of, row_lengths, take, trimmed_names
 
 WIDTHS = (2, 5, 11)  # three for a parabola; the batch's own width is a fourth
+PRIME = 32_749  # rows
 PLAIN = (bool, int, float, str)
 MEASURED = 2  # rows of a chunk that is measured, where there are no laws
 RETAINED = ("first_forward", "backward")
@@ -83,7 +84,7 @@ class Lines:
     events: np.ndarray
 
     def at(self, rows: np.ndarray, widths: np.ndarray) -> np.ndarray:
-        """(events, chunks): every event of every chunk. One row takes other operations, and counts as two."""
+        """(events, chunks): every event of every chunk. One row, which takes other operations, counts as two."""
         return self.events @ monomials(np.maximum(rows, 2), widths)
 
     def peaks(self, rows: np.ndarray, widths: np.ndarray) -> np.ndarray:
@@ -110,7 +111,9 @@ class ChunkLaws:
     before, after: the forward with a graph, until the room for the tower's representations is there (the first chunk
     alone makes it), and from then on. graph: what that forward leaves. first, later: the backward that creates the
     encoder's gradients, and one that adds to them; first_net, later_net: what they leave. gradients: bytes of these.
-    row_bytes: of one representation. token_flops: of a forward of one token.
+    row_bytes: of one representation. token_flops: of a forward of one token. alone: laws of chunks of one row, found
+    when first asked for; None where there are none, and one row counts as two. look: of these laws, the bytes of two
+    rows encoded without a graph, as `gclib.verify` does it before the first step.
     """
 
     before: Lines
@@ -126,6 +129,17 @@ class ChunkLaws:
     backward_flops: np.ndarray
     trained: bool
     token_flops: float
+    alone: Callable[[], "ChunkLaws | None"] = lambda: None
+    look: int = 0
+
+    def peaks(self, name: str, rows: np.ndarray, widths: np.ndarray) -> np.ndarray:
+        """(chunks,): the highest event of each, by the lines of this name."""
+        values = getattr(self, name).peaks(rows, widths)
+        single = rows == 1
+        laws = self.alone() if single.any() else None
+        if laws is not None:
+            values[single] = getattr(laws, name).peaks(rows[single], widths[single])
+        return values
 
     def flops(self, rows: np.ndarray, widths: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """(chunks,) each: FLOPs of a forward and of a backward."""
@@ -181,6 +195,12 @@ class BatchStep(FakeStep):
         pairs = zip(self.encoders, self.entries, strict=True)
         return next(n for n, (encoder, entries) in enumerate(pairs) if encoder is own[0] and entries == own[1])
 
+    def row_of(self, tower: int, width: int | None) -> tuple[tuple[int, ...], torch.dtype]:
+        """Run once more only where what a representation is goes with the width, as far as is known."""
+        place = self.encoder_index(tower)
+        known = [row for key, row in self._laws.items() if key[:2] == ("row", place)]
+        return known[0] if len(known) > len(WIDTHS) and len(set(known)) == 1 else super().row_of(tower, width)
+
     def run(self, step: Any, *arguments: Any, **options: Any) -> Any:
         """As `FakeStep` runs it, with FLOPs counted."""
         self._counter = FlopsByPhase()
@@ -207,23 +227,53 @@ class BatchStep(FakeStep):
     def chunk_laws(self, tower: int, width: int | None) -> ChunkLaws:
         """The laws of a tower's chunks, up to this width; None: rows have no width. Raises LawBroken, ValueError."""
         place = self.encoder_index(tower)
-        with self.lock:
-            checked = self._laws.get(("checked", place), -1)
-            fit = self._once(("fit", place), lambda: self._fit(place, width))
-            if checked < (width or 0):
-                self._check(place, width, fit)
-                self._laws["checked", place] = width or 0
-        return self._once(("chunk laws", place, width), lambda: self._as_chunk_laws(place, width, fit))
+        fit = self._checked_fit(place, width, alone=False)
+        alone = partial(self._laws_of_one_row, place, width)
+        return self._once(("chunk laws", place, width), lambda: self._as_chunk_laws(place, width, fit, alone))
 
-    def _fit(self, place: int, width: int | None) -> dict[str, np.ndarray]:
+    def _laws_of_one_row(self, place: int, width: int | None) -> ChunkLaws | None:
+        """Those of chunks of one row; None where no law describes them."""
+
+        def fitted() -> ChunkLaws | None:
+            with suppress(LawBroken, ValueError):
+                laws = self._as_chunk_laws(place, width, self._checked_fit(place, width, alone=True))
+                return replace(laws, look=self._look(place, width))
+
+        return self._once(("laws of one row", place, width), fitted)
+
+    def _look(self, place: int, width: int | None) -> int:
+        """Two rows without a graph; beside them representations, and copies of buffers and generators' states."""
+        seen = self._chunk_run(place, width, (2,), retained=False, until="loss")["first_forward", True]
+        buffers = sum(buffer.nbytes for buffer in self.encoders[place].buffers())
+        held = 2 * self.state_bytes() + buffers + 4 * self.row_bytes(place, width)
+        return int(seen.kind_bytes.sum(axis=1).max()) + held
+
+    def _checked_fit(self, place: int, width: int | None, *, alone: bool) -> dict[str, np.ndarray]:
+        """What `_fit` gives, or `_fit_alone`; a run at the widest width so far lies on it. LawBroken where not."""
+        with self.lock:
+            key, rows = (place, alone), 1 if alone else CHECKED
+            fit = self._once(("fit", *key), lambda: (self._fit_alone if alone else self._fit)(place, width))
+            if self._laws.get(("checked", *key), -1) < (width or 0):
+                seen = self._one_chunk(place, width, rows)
+                if not alone and not _on_laws(seen, fit, width, rows):
+                    fit = self._laws["fit", *key] = self._fit(place, width, quick=False)
+                if not _on_laws(seen, fit, width, rows):
+                    raise LawBroken
+                self._laws["checked", *key] = width or 0
+            return fit
+
+    def _fit_alone(self, place: int, width: int | None) -> dict[str, np.ndarray]:
+        """Six coefficients for every event of a chunk of one row; those of growth a row are zero."""
+        widths = (None,) if width is None else WIDTHS
+        runs = [self._one_chunk(place, each, 1) for each in widths]
+        return _fits([{name: np.stack([v, 0 * v], axis=1) for name, v in run.items()} for run in runs], widths)
+
+    def _fit(self, place: int, width: int | None, *, quick: bool = True) -> dict[str, np.ndarray]:
         """Six coefficients for every event of "forward", "first" and "later", and for FLOPs."""
         widths = (None,) if width is None else WIDTHS
-        runs = [self._run_at(place, each) for each in widths[:2]]
-        if len(widths) == 3:
-            runs.append(self._last_run(place, runs) or self._run_at(place, WIDTHS[2]))
-        if len({tuple((name, values.shape) for name, values in run.items()) for run in runs}) != 1:
-            raise LawBroken
-        return {name: _parabolas([run[name] for run in runs], widths) for name in runs[0]}
+        first = self._run_at(place, widths[0])
+        others = self._quick_runs(place, first) if quick and width is not None else None
+        return _fits([first, *(others or (self._run_at(place, each) for each in widths[1:]))], widths)
 
     def _run_at(self, place: int, width: int | None) -> dict[str, np.ndarray]:
         """Value at no rows and growth a row, (events, 2), of each piece at one width; room_at as it is."""
@@ -240,33 +290,40 @@ class BatchStep(FakeStep):
             lines[f"{phase} FLOPs"] = np.array([[few - FEW * slope, slope]])
         return lines | {"room_at": np.array([[marks["room_at"], 0]])}
 
-    def _last_run(self, place: int, runs: Sequence[Mapping[str, np.ndarray]]) -> dict[str, np.ndarray] | None:
-        """What `_run_at` gives at the last width, by one chunk of many rows: a value at no rows is taken to be a line
-        in the width. None where it is not (a mask of all pairs of tokens that no row owns): growth a row is whole.
+    def _quick_runs(self, place: int, first: Mapping[str, np.ndarray]) -> list[dict[str, np.ndarray]] | None:
+        """What `_run_at` gives at the other widths, by one chunk of PRIME rows each. Values at no rows are taken to lie
+        on a line in the width; a number of rows that is prime leaves its slope as the rest of a division. None where
+        there is no such line (a mask of all pairs of tokens that no row owns).
         """
-        pieces, flops = self._chunk_run(place, WIDTHS[2], (MANY,), retained=True), self._counter.totals
+        seen = [self._one_chunk(place, width, PRIME) for width in WIDTHS[1:]]
+        more = [width - WIDTHS[0] for width in WIDTHS[1:]]
+        lines: list[dict[str, np.ndarray]] = [{}, {}]
+        for name, line in first.items():
+            if not all(name in run and len(run[name]) == len(line) for run in seen):
+                return None
+            at_none = np.rint(line[:, 0]).astype(np.int64)
+            a_token = (seen[0][name] - at_none) % PRIME * pow(more[0], -1, PRIME) % PRIME
+            a_token = np.where(a_token > PRIME * 7 // 8, a_token - PRIME, a_token)
+            for run, tokens, other in zip(seen, more, lines, strict=True):
+                at_width = at_none + tokens * a_token
+                slope, rest = np.divmod(run[name] - at_width, PRIME)
+                if rest.any():
+                    return None
+                other[name] = np.stack([at_width, slope], axis=1)
+        return lines
+
+    def _one_chunk(self, place: int, width: int | None, rows: int) -> dict[str, np.ndarray]:
+        """(events,) of each piece of one chunk, and of FLOPs; room_at as it is."""
+        pieces, flops = self._chunk_run(place, width, (rows,), retained=True), self._counter.totals
         forward, backward = pieces["first_forward", True], pieces.get(("backward", True))
         seen = {"forward": forward.kind_bytes.sum(axis=1)}
         if backward is not None:
             seen |= {"first": backward.kind_bytes.sum(axis=1), "later": backward.as_later().sum(axis=1)}
         seen |= {f"{phase} FLOPs": np.array([flops.get((phase, 0, 0), 0)]) for phase in RETAINED}
-        steps = (WIDTHS[2] - WIDTHS[1]) // (WIDTHS[1] - WIDTHS[0])
-        last = {}
-        for name, lines in runs[0].items():
-            if name == "room_at":
-                last[name] = np.array([[forward.room_at, 0]])
-                continue
-            if name not in seen or not len(lines) == len(runs[1][name]) == len(seen[name]):
-                return None
-            at_none = runs[1][name][:, 0] + steps * (runs[1][name][:, 0] - lines[:, 0])
-            slope, rest = np.divmod(seen[name] - at_none, MANY)
-            if rest.any():
-                return None
-            last[name] = np.stack([at_none, slope], axis=1)
-        return last
+        return seen | {"room_at": np.array([forward.room_at])}
 
     def _fitted(self, place: int, width: int | None) -> Any:
-        """`_chunk_laws` of retained chunks, without its check: `_check` makes one."""
+        """`_chunk_laws` of retained chunks, without its check: `_checked_fit` makes one."""
         pieces = self._chunk_run(place, width, (FEW, MANY), retained=True)
         for phase in sorted({phase for phase, _ in pieces}):
             first, later = pieces[phase, True], pieces[phase, False]
@@ -274,17 +331,9 @@ class BatchStep(FakeStep):
             for piece, fitted in ((first, law.beside(first.kind_bytes, first.room_at)), (later, law)):
                 yield {"phase": phase, "first": piece is first, "room_at": piece.room_at}, fitted
 
-    def _check(self, place: int, width: int | None, fit: Mapping[str, np.ndarray]) -> None:
-        """A run of CHECKED rows at this width lies on the laws. Raises LawBroken where it does not."""
-        pieces = self._chunk_run(place, width, (CHECKED,), retained=True)
-        for phase, name in zip(RETAINED, ("forward", "first"), strict=True):
-            if name in fit:
-                seen = pieces[phase, True].kind_bytes.sum(axis=1)
-                lines = Lines(fit[name]).at(np.array([CHECKED]), np.array([width or 0]))[:, 0]
-                if seen.shape != lines.shape or not np.array_equal(seen, np.round(lines)):
-                    raise LawBroken
-
-    def _as_chunk_laws(self, place: int, width: int | None, fit: Mapping[str, np.ndarray]) -> ChunkLaws:
+    def _as_chunk_laws(
+        self, place: int, width: int | None, fit: Mapping[str, np.ndarray], alone: Any = lambda: None
+    ) -> ChunkLaws:
         forward, room_at = fit["forward"], int(fit["room_at"][0, 0])
         nothing = np.zeros((1, 6))
         first, later = fit.get("first", nothing), fit.get("later", nothing)
@@ -303,6 +352,7 @@ class BatchStep(FakeStep):
             backward_flops=fit["backward FLOPs"][0],
             trained=bool(own),
             token_flops=self._token_flops(place, fit["first_forward FLOPs"][0]),
+            alone=alone,
         )
 
     def _token_flops(self, place: int, forward: np.ndarray) -> float:
@@ -320,6 +370,22 @@ def _line(law: Law) -> np.ndarray:
     """(events, 2): the value at no rows and the growth a row, of all kinds together."""
     few, slope = (difference.sum(axis=1) for difference in law.differences)
     return np.stack([few - FEW * slope, slope], axis=1).astype(np.float64)
+
+
+def _on_laws(seen: Mapping[str, np.ndarray], fit: Mapping[str, np.ndarray], width: int | None, rows: int) -> bool:
+    """Whether a run of so many rows at this width lies on the laws."""
+    for name in {"forward", "first"} & {*fit}:
+        lines = Lines(fit[name]).at(np.array([rows]), np.array([width or 0]))[:, 0]
+        if name not in seen or not np.array_equal(seen[name], np.round(lines)):
+            return False
+    return True
+
+
+def _fits(runs: Sequence[Mapping[str, np.ndarray]], widths: Sequence[int | None]) -> dict[str, np.ndarray]:
+    """`_parabolas` of every piece through the runs at these widths. Raises LawBroken where they differ in events."""
+    if len({tuple((name, values.shape) for name, values in run.items()) for run in runs}) != 1:
+        raise LawBroken
+    return {name: _parabolas([run[name] for run in runs], widths) for name in runs[0]}
 
 
 def _parabolas(lines: Sequence[np.ndarray], widths: Sequence[int | None]) -> np.ndarray:

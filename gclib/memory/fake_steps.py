@@ -24,7 +24,7 @@ from gclib.memory.fake_modules import encoders_of, fake_copy, fake_encoders, pad
 from gclib.memory.fingerprint import Indescribable, fingerprint
 from gclib.memory.flops import count_flops
 from gclib.memory.law_files import LawFiles
-from gclib.memory.laws import CHECKED, FEW, MANY, Law, LawBroken, Piece
+from gclib.memory.laws import CHECKED, FEW, MANY, HeldLaw, Law, LawBroken, Piece
 from gclib.memory.ledger import KINDS, MemoryLedger, Segment, record_memory
 from gclib.memory.workload import Workload
 from gclib.randomness import RandomState
@@ -109,7 +109,8 @@ class FakeStep:
         self.lock = threading.RLock()
         self.runs = 0
         self._laws: dict[Any, Any] = {}
-        self._last_loss: tuple[Any, tuple[np.ndarray, np.ndarray]] | None = None
+        self._last_loss: tuple[Any, tuple[np.ndarray, ...]] | None = None
+        self._loss_laws: dict[Any, HeldLaw] = {}
         self.encoders, self.loss = fake_encoders(workload, self.mode), fake_copy(workload.loss, self.mode)
 
     @property
@@ -359,17 +360,25 @@ class FakeStep:
         shape, dtype = self.row_of(tower, width)
         return math.prod(shape) * dtype.itemsize
 
-    def cached_loss(self, rows: Sequence[int], widths: Sequence[int | None]) -> tuple[np.ndarray, np.ndarray]:
-        """Step 2 at its real size, for the loss alone is a few operations: bytes relative to its start.
+    def cached_loss(self, rows: Sequence[int], widths: Sequence[int | None]) -> tuple[np.ndarray, ...]:
+        """Step 2, for the loss alone is a few operations: bytes relative to its start.
 
-        And, by kind, what autocast's copies of representations hold until the next forward has ended. The last answer
-        is remembered: who looks for a chunk asks again and again for the same rows.
+        And, by kind, what autocast's copies of representations hold until the next forward has ended. It is taken at
+        its real size; of fewer rows than once before, a law answers that was held against those (`HeldLaw`). The last
+        answer is remembered: who looks for a chunk asks again and again for the same rows.
         """
         with self.lock:
             asked = (tuple(rows), tuple(widths))
             if self._last_loss is None or self._last_loss[0] != asked:
-                self._last_loss = (asked, self._cached_loss(rows, widths))
+                self._last_loss = (asked, self._loss_law(*asked).at(rows[0]))
             return self._last_loss[1]
+
+    def _loss_law(self, rows: tuple[int, ...], widths: tuple[int | None, ...]) -> HeldLaw:
+        """The law of losses with as many passages a query."""
+        each = rows[1] // rows[0]
+        if (each, widths) not in self._loss_laws:
+            self._loss_laws[each, widths] = HeldLaw(lambda n: self._cached_loss((n, each * n), widths))
+        return self._loss_laws[each, widths]
 
     def _cached_loss(self, rows: Sequence[int], widths: Sequence[int | None]) -> tuple[np.ndarray, np.ndarray]:
         kinds = [self.row_of(tower, width) for tower, width in enumerate(widths)]

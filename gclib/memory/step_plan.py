@@ -35,6 +35,8 @@ from gclib.verify import Verification, check_towers
 UNCALIBRATED = 1.05  # measured over forecast, at most, of the cards in data/recordings
 SCALARS = 1_024  # bytes for what grad_cache_loss adds to the step: the loss once more, and the gradient that arrives
 STEPS_AN_OCTAVE = 4  # of the sizes that are tried
+PIECES = ("before", "after", "graph", "first", "later", "first_net", "later_net")  # of a chunk's bytes
+FINE = 24  # sizes that are tried about the best of a family, at most
 FEW = 4  # retained chunks that are tried where a step that retains none is over budget
 
 
@@ -292,18 +294,16 @@ class Chunks:
         self.count = len(self.tower)
         self.by_tokens = np.argsort(-np.concatenate([rows * widths for rows, widths in parts]), kind="stable")
 
-        def of(values: Callable[[ChunkLaws, np.ndarray, np.ndarray], np.ndarray]) -> np.ndarray:
-            pairs = zip(cost.laws, parts, strict=True)
-            return np.concatenate([values(law, rows, widths) for law, (rows, widths) in pairs])
-
-        self.before, self.after = (of(lambda law, r, w, n=n: getattr(law, n).peaks(r, w)) for n in ("before", "after"))
-        self.graph = of(lambda law, r, w: law.graph.at(r, w)[0])
-        self.backward = [of(lambda law, r, w, n=n: getattr(law, n).peaks(r, w)) for n in ("later", "first")]
-        self.net = [of(lambda law, r, w, n=n: getattr(law, n).at(r, w)[0]) for n in ("later_net", "first_net")]
+        self.parts = list(zip(cost.laws, parts, strict=True))
         self.trained = np.array([law.trained for law in cost.laws])[self.tower]
         call = np.array(cost.call)[self.tower]
-        self.forward_flops = of(lambda law, r, w: law.flops(r, w)[0]) + call
-        self.backward_flops = of(lambda law, r, w: law.flops(r, w)[1]) + 2 * call * self.trained
+        flops = np.concatenate([law.flops(*part) for law, part in self.parts], axis=1)
+        self.forward_flops, self.backward_flops = flops[0] + call, flops[1] + 2 * call * self.trained
+
+    @cached_property
+    def bytes(self) -> dict[str, np.ndarray]:
+        """(chunks,) by the names of the laws: the most of each chunk."""
+        return {name: np.concatenate([law.peaks(name, *part) for law, part in self.parts]) for name in PIECES}
 
     def time(self, retained: int) -> float:
         """FLOPs of the encoders with so many chunks retained, and those that could be done in the time of the calls."""
@@ -314,6 +314,8 @@ class Chunks:
         """The most bytes of a step that retains so many; never below the ledger's."""
         kept = self._kept(retained)
         level, highest = self._first_forward(kept)
+        looks = [laws.look for law, (rows, _) in self.parts if rows[0] == 1 and (laws := law.alone())]
+        highest = max(highest, self.cost.start + max(looks, default=0))
         highest = max(highest, level + loss.highest)
         level += loss.left
         seen = set(self.cost.encoder) if self.cost.present else set()
@@ -359,19 +361,19 @@ class Chunks:
         room = np.zeros(self.count)
         for tower, size in enumerate(cost.room):
             room[np.argmax(self.tower[order] == tower)] = size
-        left = np.where(kept, self.graph, cost.states)[order] + room
+        left = np.where(kept, self.bytes["graph"], cost.states)[order] + room
         now = cost.start + np.cumsum(left) - left
-        peaks = now + np.maximum(self.before[order], self.after[order] + room)
+        peaks = now + np.maximum(self.bytes["before"][order], self.bytes["after"][order] + room)
         return cost.start + left.sum(), peaks[(kept | ~self.trained)[order]].max(initial=cost.start)
 
     def _second(self, members: np.ndarray, *, again: bool, first: bool) -> tuple[np.ndarray, np.ndarray]:
         """What each of these chunks leaves in its backward, with its second forward or not, and its most bytes."""
-        nets, peaks = self.net[0][members].copy(), self.backward[0][members].copy()
+        nets, peaks = self.bytes["later_net"][members], self.bytes["later"][members]
         if first:
-            nets[0], peaks[0] = self.net[1][members[0]], self.backward[1][members[0]]
+            nets[0], peaks[0] = (self.bytes[name][members[0]] for name in ("first_net", "first"))
         if again:
-            graph = self.graph[members]
-            peaks = np.maximum(graph + peaks, np.maximum(self.before, self.after)[members])
+            graph = self.bytes["graph"][members]
+            peaks = np.maximum(graph + peaks, np.maximum(self.bytes["before"], self.bytes["after"])[members])
             nets = nets + graph - self.cost.states
         return nets, peaks
 
@@ -396,17 +398,42 @@ def quickest(cost: BatchCost, loss: LossBytes, budget_bytes: int, *, alike: bool
     """
     fitting: list[Candidate] = []
     least = np.inf
-    for cuts in _families(cost)[: 3 if alike else None]:
+
+    def consider(cuts: Sequence[Cut]) -> list[Candidate]:
+        """Those of the cuts that fit and may be the best."""
+        nonlocal least
+        before = len(fitting)
         for cut in cuts:
             chunks = cost.chunks(cut)
-            if chunks.time(chunks.count) > least * NEARLY:
-                continue
-            retained = chunks.most_retained(budget_bytes, loss)
-            if retained is not None:
-                fitting.append(Candidate(chunks, retained))
-                least = min(least, fitting[-1].time)
+            if chunks.time(chunks.count) <= least * NEARLY:
+                retained = chunks.most_retained(budget_bytes, loss)
+                if retained is not None:
+                    fitting.append(Candidate(chunks, retained))
+                    least = min(least, fitting[-1].time)
+        return fitting[before:]
+
+    for cuts in _families(cost)[: 3 if alike else None]:
+        near = min(consider(cuts), key=lambda one: one.time, default=None)
+        if near is not None and not near.chunks.cut.whole:
+            consider(_between(cost, near.chunks.cut))
     best = [one for one in fitting if one.time <= least * NEARLY]
     return min(best, key=lambda one: (one.chunks.count, one.time), default=None)
+
+
+def _between(cost: BatchCost, cut: Cut) -> list[Cut]:
+    """Cuts up to the next size that was tried, larger and smaller, all towers' by the same factor."""
+    step = 2 ** (1 / STEPS_AN_OCTAVE)
+    largest = max(cut.values)
+    low, high = int(largest / step) + 1, int(largest * step)
+    if cut.name == "chunk_size":
+        sizes = set(range(low, high + 1))
+    else:  # chunks change where so many rows of a width just fit
+        widths = {int(width) for rows in cost.rows for width in rows.widths}
+        sizes = {size for width in widths for size in range(-(-low // width) * width, high + 1, width)}
+    tried = sorted(sizes - {largest}, reverse=True)
+    tried = tried[:: -(-len(tried) // FINE) or 1]
+    cuts = [Cut(cut.name, tuple(max(1, value * size // largest) for value in cut.values)) for size in tried]
+    return list(dict.fromkeys(cuts))
 
 
 def _families(cost: BatchCost) -> list[list[Cut]]:
@@ -424,7 +451,7 @@ def _families(cost: BatchCost) -> list[list[Cut]]:
 def _balanced(cost: BatchCost, rows: Sequence[int], widest: Sequence[int]) -> list[Cut]:
     """Cuts by which the widest chunk of each tower takes about the same bytes."""
     a_row = [
-        float(law.graph.at(np.array([2]), np.array([w]))[0, 0]) / 2 for law, w in zip(cost.laws, widest, strict=True)
+        float(law.graph.peaks(np.array([2]), np.array([w]))[0]) / 2 for law, w in zip(cost.laws, widest, strict=True)
     ]
     if len(set(a_row)) == 1:
         return []

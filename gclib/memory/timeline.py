@@ -152,7 +152,7 @@ def picture_of(timeline: Sequence[Segment]) -> TimelinePicture:
     sums = np.cumsum(weights)
     edges = np.concatenate([[0.0], sums / sums[-1]])
     panels = tuple(
-        replace(p, kind_bytes=_thinned(p.kind_bytes, stop - start), start=start, stop=stop)
+        replace(p, kind_bytes=thinned(p.kind_bytes, max(8, round((stop - start) * COLUMNS))), start=start, stop=stop)
         for p, start, stop in zip(pieces, edges[:-1].tolist(), edges[1:].tolist(), strict=True)
     )
     return TimelinePicture(panels, tuple(_spans(panels)))
@@ -168,6 +168,16 @@ def largest_kinds(kind_bytes: Mapping[str, int], *, smallest_share: float = 0.05
 def is_heading(phase: str, tower: int | None, chunk: int | None) -> bool:
     """Where a step only names the tensors that it begins with; the next piece starts at the same bytes."""
     return phase not in ("loss", "backward") and tower is None and chunk is None
+
+
+def thinned(kind_bytes: np.ndarray, bins: int) -> np.ndarray:
+    """At most so many rows of (events, kinds); of each bin the row with the most bytes."""
+    if len(kind_bytes) <= bins:
+        return kind_bytes
+    totals = kind_bytes.sum(axis=1)
+    edges = np.linspace(0, len(totals), bins + 1).astype(int)
+    highest = [start + int(totals[start:stop].argmax()) for start, stop in zip(edges, edges[1:], strict=False)]
+    return kind_bytes[highest]
 
 
 def _groups(segments: Sequence[Segment]) -> Iterator[list[Segment]]:
@@ -203,17 +213,6 @@ def _piece(segment: Segment, start: int, repeat: int) -> Panel:
     bytes_ = segment.kind_bytes + repeat * segment.net_bytes
     number = start + repeat
     return Panel(segment.phase, segment.tower, range(number, number + 1), len(bytes_), False, bytes_)
-
-
-def _thinned(kind_bytes: np.ndarray, share: float) -> np.ndarray:
-    """At most as many rows as can be seen in this share of the width; of each bin the row with the most bytes."""
-    bins = max(8, round(share * COLUMNS))
-    if len(kind_bytes) <= bins:
-        return kind_bytes
-    totals = kind_bytes.sum(axis=1)
-    edges = np.linspace(0, len(totals), bins + 1).astype(int)
-    highest = [start + int(totals[start:stop].argmax()) for start, stop in zip(edges, edges[1:], strict=False)]
-    return kind_bytes[highest]
 
 
 def _spans(panels: Sequence[Panel]) -> Iterator[Span]:

@@ -6,9 +6,10 @@ the backward say which piece (tower, chunk) saved it, and when it is let go.
 
 import weakref
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -26,6 +27,7 @@ class Moment:
 
     kind_bytes: live bytes by kind. graph_bytes: bytes that autograd remembers for the backward, by the piece
     whose forward saved them (parameters are not counted). encoded: pieces whose representations exist or existed.
+    events: (events, kinds), live bytes after each event of the moment, in the order of KINDS.
     """
 
     phase: str
@@ -33,6 +35,7 @@ class Moment:
     kind_bytes: dict[str, int]
     graph_bytes: dict[Piece, int]
     encoded: frozenset[Piece]
+    events: np.ndarray = field(compare=False, repr=False)
 
 
 @dataclass(frozen=True)
@@ -128,5 +131,5 @@ def _walk_of(segments: Sequence[Any], peaks: Sequence[dict[Piece, int]]) -> Walk
         if segment.phase == "first_forward" and piece not in encoded:
             encoded.append(piece)
         kind_bytes = {kind: int(count) for kind, count in zip(KINDS, segment.at_peak(), strict=True)}
-        moments.append(Moment(segment.phase, piece, kind_bytes, graph_bytes, frozenset(encoded)))
+        moments.append(Moment(segment.phase, piece, kind_bytes, graph_bytes, frozenset(encoded), segment.kind_bytes))
     return Walk(tuple(sorted(encoded, key=lambda row: (row[0], row[1] or 0))), tuple(moments))

@@ -46,6 +46,8 @@ def main() -> int:
         page = browser.new_page(viewport={"width": 1400, "height": 1000})
         notebook = NotebookPage(page, address, "06_live_memory_lab.ipynb")
         notebook.run_all()
+        page.locator(".gclib-skip").first.click()  # the lab opens without a prediction
+        page.locator(".gclib-memory-lab").first.wait_for()
         page.locator(".gclib-more").first.click()
         draw, times = random.Random(0), []
         while len(times) < moves:

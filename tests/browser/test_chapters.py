@@ -29,6 +29,17 @@ def test_memory_lab_redraws_runs_and_stops(open_chapter):
     notebook.run_all()
     assert notebook.errors() == []
     lab = notebook.page.locator(".gclib-memory-lab").first
+    closed = notebook.page.locator(".gclib-closed")
+    assert "Predict first" in closed.inner_text() and lab.count() == 0
+    assert closed.locator(".gclib-skip").inner_text() == "Skip"
+    field = closed.locator(".gclib-prediction input")
+    field.fill("many")
+    field.press("Enter")
+    closed.get_by_text("That is not a number: many.").wait_for()
+    field.fill("1,024")
+    field.press("Enter")
+    lab.wait_for()
+    assert notebook.page.get_by_text("Compare it with what you predicted.").is_visible() and closed.count() == 0
     forecast, status = lab.locator(".gclib-forecast"), lab.locator(".gclib-status")
     peak, cursor = lab.locator("[data-part=peak]"), lab.locator("[data-part=cursor]")
     wait_until(lambda: "bytes" in peak.inner_text(), forecast.inner_text)

@@ -2,11 +2,9 @@
 
 import re
 import shutil
-import threading
-from functools import partial
-from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
+from browser.lab import serving
 
 from gclib.course.memory_lab.answers import LabSettings, forecast_of
 from gclib.course.memory_lab.bundles import write_bundles
@@ -21,11 +19,6 @@ import { mount } from "./lab.js"; mount(document.getElementById("lab"), "bundles
 START = {"model": "tiny", "length": 16, "batch_size": 64, "chunk_size": 8}
 
 
-class Quiet(SimpleHTTPRequestHandler):
-    def log_message(self, *_):
-        pass
-
-
 @pytest.fixture(scope="module")
 def site(tmp_path_factory):
     """The address of a folder with the modules, a page, and two bundles."""
@@ -33,13 +26,8 @@ def site(tmp_path_factory):
     shutil.copytree(PAGE, folder, dirs_exist_ok=True)
     (folder / "index.html").write_text(HTML)
     write_bundles(folder / "bundles", models=("tiny",), lengths=(16,), precisions=("float32",))
-    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=str(folder)))
-    thread = threading.Thread(target=server.serve_forever)
-    thread.start()
-    yield f"http://127.0.0.1:{server.server_port}/index.html"
-    server.shutdown()
-    thread.join()
-    server.server_close()
+    with serving(folder) as address:
+        yield address
 
 
 @pytest.fixture

@@ -213,6 +213,6 @@ def test_the_gallery_has_every_widget_of_the_library():
 def test_every_widget_of_the_library_brings_the_lines_for_the_keyboard_itself():
     """On the gallery's page one would do for all: the base brings them, and no file makes a box past it."""
     texts = {path: path.read_text("utf-8") for path in (ROOT / "gclib").rglob("*.py")}
-    for mark in ("keyboard()]", "(widgets.VBox)"):
+    for mark in ("Keyboard()]", "(widgets.VBox)"):
         assert [path for path, text in texts.items() if mark in text] == [BASE]
     assert "box = Lab()" in texts[ROOT / "gclib/course/checks/predictions.py"]

@@ -125,7 +125,7 @@ def test_a_live_picture_follows_its_controls_in_the_courses_style():
     power = widgets.IntSlider(value=1, min=0, max=3)
     name = widgets.Dropdown(options=["one", "two"])
     box = notebook.live_picture(draw, power=power, name=name)
-    words, picture = box.children[2:]
+    words, picture = box.children[2:4]
     assert box.children[:2] == (power, name)
     assert (
         words.value == "A line from 0 to 10, &lt;one&gt;."
@@ -143,10 +143,33 @@ def test_markdown_is_displayed_as_markdown(monkeypatch):
     assert shown[0].data == "| a |"
 
 
+def test_long_sentences_are_printed_in_lines_and_words_and_tables_stay_whole(capsys):
+    sentence, table = "  " + "a-word " * 30 + "x" * 120, "step   " + "number   " * 20
+    notebook.say(f"{sentence}\n{table}\nshort")
+    *lines, long, row, short = capsys.readouterr().out.splitlines()
+    assert all(len(line) <= 100 and line.startswith("  a-word") for line in lines) and len(lines) == 3
+    assert (long, row, short) == ("  " + "x" * 120, table, "short")
+    assert " ".join(" ".join([*lines, long]).split()) == sentence.strip()
+
+
+def test_a_long_table_is_folded_under_its_summary(monkeypatch):
+    shown = []
+    monkeypatch.setattr(notebook, "display", lambda data, raw: shown.append(data))
+    notebook.show_folded("34 steps < all", "a <b>\nc")
+    assert shown[0]["text/html"] == "<details><summary>34 steps &lt; all</summary><pre>a &lt;b&gt;\nc</pre></details>"
+    assert shown[0]["text/plain"] == "34 steps < all\n\na <b>\nc"
+
+
 def test_a_saved_benchmark_is_its_rows_and_none_where_there_is_none(monkeypatch, tmp_path):
-    monkeypatch.setattr(notebook, "ROOT", tmp_path)
+    monkeypatch.setattr(notebook, "PROJECT", tmp_path)
     assert notebook.saved_benchmark("steps") == []
     folder = tmp_path / "tests" / "benchmarks" / "results"
     folder.mkdir(parents=True)
     (folder / "steps.csv").write_text("version,seconds\nnaive,1.5\n")
     assert notebook.saved_benchmark("steps") == [{"version": "naive", "seconds": "1.5"}]
+
+
+def test_the_recordings_come_from_the_courses_own_folder(monkeypatch, tmp_path):
+    assert [recording.calibration.device for recording in notebook.load_recordings()]
+    monkeypatch.setattr(notebook, "PROJECT", tmp_path)
+    assert notebook.load_recordings() == []

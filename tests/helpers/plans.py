@@ -119,7 +119,7 @@ class Judged:
 def judge(job: Job) -> Judged:
     """Plan the job, run it under the ledger, and hold it against every cut with every number of retained chunks."""
     plan = plan_step(job.encoders, job.inputs, job.loss, budget_bytes=job.budget)
-    seen = job.ledger_bytes(**plan.options())
+    seen = job.ledger_bytes(**plan.options(), verify="always")
     cost, loss = job.cost()
     value = plan.chunk_size or plan.chunk_tokens
     name = "chunk_size" if plan.chunk_size else "chunk_tokens"

@@ -1,14 +1,14 @@
-"""The recipes of `gclib.integrations`, read out of its docstring and run: in transformers' Trainer and accelerate."""
+"""The README's recipes, read out of it and run: in transformers' Trainer and accelerate."""
 
 import os
 import re
-import textwrap
 
 import pytest
 import torch
 from helpers.counting import Counting
 from helpers.oracles import token_batch, worst_error
 from helpers.ranks import run_ranks
+from project.readme import README
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
@@ -20,13 +20,9 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState, GradientState, PartialState
 from transformers import Trainer, TrainingArguments
 
-RECIPES = {
-    name: textwrap.dedent(code)
-    for name in ("SentenceTransformerTrainer", "Trainer", "accelerate")
-    for code in re.findall(
-        rf"^(?:In a |transformers' |)`?{name}`?\b.*?:\n\n((?:    .*\n|\n)+)", gclib.integrations.__doc__, re.MULTILINE
-    )
-}
+SECTION = README.read_text("utf-8").partition("## In the trainer you use")[2].partition("\n## ")[0]
+NAMES = ("SentenceTransformerTrainer", "Trainer", "accelerate")
+RECIPES = dict(zip(NAMES, re.findall(r"```python\n(.*?)```", SECTION, re.DOTALL), strict=True))
 
 
 @pytest.fixture(autouse=True)
@@ -41,6 +37,13 @@ def test_each_recipe_has_at_most_15_lines():
     for name, code in RECIPES.items():
         assert 2 <= len([line for line in code.splitlines() if line.strip()]) <= 15, name
         assert "backward()" not in code  # that stays the trainer's
+
+
+def test_the_package_says_the_recipes_of_the_readme():
+    said = [line.strip() for line in gclib.integrations.__doc__.splitlines() if line.strip()]
+    for name in ("Trainer", "accelerate"):
+        code = [line.strip() for line in RECIPES[name].splitlines() if line.strip()]
+        assert any(said[at : at + len(code)] == code for at in range(len(said))), name
 
 
 class Pairs(Dataset):

@@ -351,6 +351,10 @@ def test_the_line_of_the_readme_and_of_the_recipe_takes_the_place_of_theirs(fold
         ({"partition_mode": "both"}, "partition must be one of"),
         ({"directions": NAMES, "partition_mode": "per_direction"}, "partition must be 'joint'"),
         ({"tile_size": 0}, "tile_size"),
+        ({"mini_batch_size": 32}, "mini_batch_size is chunk_size here.* got 32"),
+        ({"mini_batch_num_tokens": 2048}, "mini_batch_num_tokens is chunk_tokens here"),
+        ({"show_progress_bar": True}, "show_progress_bar must be left out"),
+        ({"chunks": 2}, "chunks is no setting of this loss"),
     ],
 )
 def test_settings_that_can_not_be_are_refused(folder, settings_, words):

@@ -3,6 +3,7 @@
 import random
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from helpers.allocator import allocator_peak
@@ -14,6 +15,7 @@ from gclib import ContrastiveLoss, Encoder, choose_retained, forecast_step, larg
 from gclib.chunks import Chunk, price_of_a_call, schedule
 from gclib.memory.fake_steps import fake_step
 from gclib.memory.forecast import chunk_groups
+from gclib.memory.laws import HeldLaw
 from gclib.memory.ledger import KINDS
 from gclib.memory.workload import Workload
 from gclib.steps import STEPS
@@ -338,3 +340,61 @@ def test_where_no_law_holds_a_million_chunks_are_refused_in_words():
     for step in ("grad_cache", "accumulation"):
         with pytest.raises(ValueError, match="at most 4,096 chunks where no law holds"):
             forecast_step(step, encoders=[Steps()] * 2, batch_size=2**20, chunk_size=3, **SHAPES)
+
+
+def held_law(values):
+    """(a `HeldLaw` of these values, the n at which they were computed so far)."""
+    computed = []
+
+    def compute(n):
+        computed.append(n)
+        return (np.array(values(n)),)
+
+    return HeldLaw(compute), computed
+
+
+def test_a_law_answers_below_what_it_was_held_against_and_nowhere_else():
+    law, computed = held_law(lambda n: [n * n, 7 * n])
+    for n in (1_000, 40, 999, 1, 3, 2_000, 1_500):
+        assert law.at(n)[0].tolist() == [n * n, 7 * n]
+    assert computed == [1_000, 2, 3, 4, 1, 3, 2_000]
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        lambda n: [n] if n < 50 else [n, n],  # more operations from some rows on, as in tiles
+        lambda n: [n**3],
+        lambda n: [-(-n // 8)],
+        lambda n: [n] if n > 4 else [],
+    ],
+)
+def test_where_no_law_of_the_loss_holds_every_value_is_computed(values):
+    law, _ = held_law(values)
+    for n in (1_000, 40, 60, 7, 3, 49, 2_000, 51):
+        assert law.at(n)[0].tolist() == values(n)
+
+
+def test_a_law_that_stops_to_hold_is_never_asked_again():
+    law, computed = held_law(lambda n: [n, 0] if n <= 100 else [n, 1])
+    for n in (100, 50, 300, 200, 99, 20):
+        assert law.at(n)[0].tolist() == [n, int(n > 100)]
+    assert computed == [100, 2, 3, 4, 300, 200, 99, 20]
+
+
+@pytest.mark.parametrize(
+    ("loss", "options"),
+    [
+        (ContrastiveLoss(), {}),
+        (ContrastiveLoss(symmetric=True), {"negatives": 2, "autocast": torch.bfloat16}),
+        (ContrastiveLoss(tile_size=64), {"device": "cuda"}),
+    ],
+)
+def test_the_loss_by_its_law_is_the_loss_that_is_taken(loss, options):
+    same = {"loss": loss, "chunk_size": 4, "query_length": 8, "passage_length": 8, **options}
+    fake = fake_step(Workload(step="grad_cache", config="tiny", batch_size=8, **same))
+    negatives = options.get("negatives", 0)
+    for queries in (200, 7, 64, 65, 150, 300, 299):
+        rows = queries, queries * (1 + negatives)
+        for by_law, taken in zip(fake.cached_loss(rows, (8, 8)), fake._cached_loss(rows, (8, 8)), strict=True):
+            assert np.array_equal(by_law, taken), queries

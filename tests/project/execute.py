@@ -5,12 +5,13 @@
 Minutes and the peak resident memory of the kernel and its children are written between `<!-- measured -->`
 and `<!-- /measured -->` in the chapter's box. A notebook that raises, writes to stderr, shows a machine path,
 a memory address or an image without alt text, or has a cell of more than 20 lines, is reported and left as it
-was, and the exit status is 1. A comment that asks nbval to compare a cell's output becomes a tag, which a reader
-does not see.
+was, and the exit status is 1. Figures and widgets are kept as PNGs (see `snapshots.py`). A comment that asks nbval
+to compare a cell's output becomes a tag, which a reader does not see.
 """
 
 import copy
 import getpass
+import json
 import os
 import re
 import sys
@@ -24,6 +25,10 @@ import psutil
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError
 
+sys.path[:0] = [str(Path(__file__).resolve().parents[1])]
+
+from project.snapshots import WIDGET, WRITE_STATE, Snapshots, keep_figure, widget_outputs  # noqa: E402
+
 ROOT = Path(__file__).resolve().parents[2]
 NOTEBOOKS = ROOT / "notebooks"
 MEASURED = re.compile(r"(<!-- measured -->).*?(<!-- /measured -->)", re.DOTALL)
@@ -32,7 +37,6 @@ MAX_LINES = 20
 CELL_SECONDS = 180
 GUARD, GUARD_CODE = "where-it-runs", Path(__file__).with_name("where_it_runs.py")
 CHECKED = {"comment": "# NBVAL_CHECK_OUTPUT\n", "tag": "nbval-check-output"}
-WIDGET = "application/vnd.jupyter.widget-view+json"
 WIDGET_NOTE = "*A widget stands here: run this cell to use it.*"
 COMMON_USERS = {"root", "user", "runner", "jovyan"}  # words that mean nobody
 METADATA = {
@@ -45,15 +49,16 @@ def main(names: list[str]) -> int:
     """Execute the notebooks named, or all; return the exit status."""
     paths = [Path(name).resolve() for name in names] or find_notebooks()
     failed = 0
-    for path in paths:
-        try:
-            minutes, peak_mib = execute(path)
-        except (CellExecutionError, ValueError) as error:
-            failed += 1
-            print(f"{path.name}: FAILED\n{error}", flush=True)
-        else:
-            size = path.stat().st_size / 1000
-            print(f"{path.name}: {minutes:.2f} minutes, {peak_mib:,} MiB, {size:,.0f} kB", flush=True)
+    with Snapshots() as snapshots:
+        for path in paths:
+            try:
+                minutes, peak_mib = execute(path, snapshots)
+            except (CellExecutionError, ValueError) as error:
+                failed += 1
+                print(f"{path.name}: FAILED\n{error}", flush=True)
+            else:
+                size = path.stat().st_size / 1000
+                print(f"{path.name}: {minutes:.2f} minutes, {peak_mib:,} MiB, {size:,.0f} kB", flush=True)
     return int(failed > 0)
 
 
@@ -62,15 +67,18 @@ def find_notebooks() -> list[Path]:
     return sorted(NOTEBOOKS.glob("*.ipynb")) + sorted(NOTEBOOKS.glob("solutions/*.ipynb"))
 
 
-def execute(path: Path) -> tuple[float, int]:
+def execute(path: Path, snapshots: Snapshots) -> tuple[float, int]:
     """Run `path`, write it back with its outputs and measurements; return (minutes, peak MiB).
+
+    snapshots: takes the pictures of the notebook's widgets.
 
     Raises CellExecutionError when a cell raises, ValueError when the result is not fit to be kept.
     """
     notebook = nbformat.read(path, as_version=4)
     if is_chapter(path):
         put_guard(notebook)
-    minutes, peak_mib = run(notebook, path)
+    minutes, peak_mib, widgets = run(notebook, path)
+    snapshots.keep(notebook, widgets)
     tidy(notebook)
     problems = find_problems(notebook)
     if problems:
@@ -97,8 +105,8 @@ def put_guard(notebook: nbformat.NotebookNode) -> None:
     notebook.cells[place].metadata = nbformat.from_dict({"jupyter": {"source_hidden": True}, "tags": [GUARD]})
 
 
-def run(notebook: nbformat.NotebookNode, path: Path) -> tuple[float, int]:
-    """Execute every cell in a fresh kernel, in the notebook's own folder."""
+def run(notebook: nbformat.NotebookNode, path: Path) -> tuple[float, int, dict]:
+    """Execute every cell in a fresh kernel, in the notebook's folder; return (minutes, peak MiB, widgets' state)."""
     for cell in notebook.cells:
         if cell.cell_type == "code":
             cell.outputs, cell.execution_count = [], None
@@ -122,7 +130,17 @@ def run(notebook: nbformat.NotebookNode, path: Path) -> tuple[float, int]:
             for index, cell in enumerate(notebook.cells):
                 client.execute_cell(cell, index)
             minutes = (time.perf_counter() - started) / 60
-    return minutes, round(memory.peak_bytes / MIB)
+            widgets = read_state(client, Path(progress) / "widgets.json") if widget_outputs(notebook) else {}
+    return minutes, round(memory.peak_bytes / MIB), widgets
+
+
+def read_state(client: NotebookClient, path: Path) -> dict:
+    """The state of every widget in the client's kernel, which writes it to `path`."""
+    cell = nbformat.v4.new_code_cell(f"{WRITE_STATE}_write_state({str(path)!r})")
+    client.nb.cells.append(cell)  # the client puts what it ran back into its place
+    client.execute_cell(cell, len(client.nb.cells) - 1, store_history=False)
+    client.nb.cells.pop()
+    return json.loads(path.read_text("utf-8"))
 
 
 class PeakMemory:
@@ -158,7 +176,7 @@ class PeakMemory:
 
 
 def tidy(notebook: nbformat.NotebookNode) -> None:
-    """Normalise metadata, put words where a widget stands, cut the project's folder out of paths."""
+    """Normalise metadata, keep figures as PNGs, put words where a widget stands, cut our folder out of paths."""
     notebook.metadata = nbformat.from_dict(copy.deepcopy(METADATA))
     for cell in notebook.cells:
         cell.metadata.pop("execution", None)
@@ -166,6 +184,7 @@ def tidy(notebook: nbformat.NotebookNode) -> None:
             cell.outputs = merge_streams(cell.outputs)
             tag_checked(cell)
         for output in cell.get("outputs", []):
+            keep_figure(output)
             data = output.get("data", {})
             if WIDGET in data:
                 output["data"] = nbformat.from_dict({"text/markdown": WIDGET_NOTE})

@@ -26,8 +26,8 @@ PICTURE = ROOT / "notebooks" / "images" / "naive_and_cached.png"
 ST = "sentence-transformers' cached loss"
 PLACES = {
     "notebooks/": "the course, one chapter a notebook; `solutions/` has the worked answers",
-    "data/": "the data card, and steps that were recorded on graphics cards",
-    "tests/": "mirrors gclib, folder for folder; `project/` holds README, pins and notebooks together",
+    "data/": "the data card, and steps recorded on graphics cards",
+    "tests/": "mirrors gclib; `project/` holds README, pins and notebooks together",
 }
 
 
@@ -47,7 +47,7 @@ def file_tree() -> str:
     package = ROOT / "gclib"
     core = sorted(path for path in package.glob("*.py") if path.name not in ("__init__.py", "__main__.py"))
     rooms = sorted(path for path in package.iterdir() if (path / "__init__.py").is_file())
-    lines = [("gclib/", gloss(package / "__init__.py"))]
+    lines = [("gclib/", "the library")]
     lines += [(f"    {path.name}", gloss(path)) for path in core]
     lines += [(f"    {path.name}/", gloss(path / "__init__.py")) for path in rooms]
     lines += list(PLACES.items())
@@ -93,11 +93,12 @@ def card_table() -> str:
         "",
     ]
     for recording in load_recordings():
-        card = recording.calibration
+        card, errors = recording.calibration, []
         for words, autocast in (("float32", False), ("bf16 autocast", True)):
             off = [abs(reading.ratio - 1) for reading in card.readings if reading.case.autocast == autocast]
             if off:
-                lines.append(f"- {card.device}, {words}, {len(off)} steps: at most {max(off):.1%} off")
+                errors.append(f"{max(off):.1%} off in {len(off)} steps of {words}")
+        lines.append(f"- {card.device}: at most {', '.join(errors)}")
     return "\n".join(lines)
 
 

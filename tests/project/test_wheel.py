@@ -17,6 +17,7 @@ from gclib.course.chapters import NOTEBOOKS, written_chapters
 from gclib.support import PACKAGE, ROOT
 
 pytestmark = pytest.mark.slow
+MEASURED = ("data/recordings", "data/results", "tests/benchmarks/results")  # what the chapters compare with
 
 
 def run(command, folder):
@@ -35,6 +36,8 @@ def wheel(tmp_path_factory):
     source = folder / "source"
     shutil.copytree(PACKAGE, source / "gclib", ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copytree(NOTEBOOKS, source / "notebooks", ignore=shutil.ignore_patterns(".ipynb_checkpoints"))
+    for place in MEASURED:
+        shutil.copytree(ROOT / place, source / place)
     for name in ("pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, source)
     offline = ["--no-deps", "--no-index", "--no-build-isolation", "--quiet"]
@@ -59,7 +62,7 @@ def installed(wheel, tmp_path_factory):
 
 
 def test_the_wheel_holds_every_file_of_the_package_and_nothing_else(wheel):
-    files = {name for name in zipfile.ZipFile(wheel).namelist() if ".data/data/share/gclib/notebooks/" not in name}
+    files = {name for name in zipfile.ZipFile(wheel).namelist() if ".data/data/share/gclib/" not in name}
     package = {path for path in PACKAGE.rglob("*.*") if "__pycache__" not in path.parts and path.is_file()}
     assert {name for name in files if ".dist-info/" not in name} == {
         path.relative_to(ROOT).as_posix() for path in package
@@ -97,3 +100,16 @@ def test_the_installed_wheel_hands_out_the_course_and_leaves_a_readers_work(inst
     assert (tmp_path / "mine" / "glossary.ipynb").read_text() == "my notes"
     code = "from gclib.course.chapters import written_chapters; print(written_chapters())"
     assert run([installed[0], "-c", code], tmp_path).strip() == str(written_chapters())
+
+
+def test_the_installed_wheel_has_all_that_was_measured_and_the_chapters_read(wheel, installed, tmp_path):
+    share = {name.partition("share/gclib/")[2] for name in zipfile.ZipFile(wheel).namelist() if "share/gclib" in name}
+    tables = {path.relative_to(ROOT).as_posix() for folder in MEASURED for path in (ROOT / folder).iterdir()}
+    assert {name for name in share if not name.startswith("notebooks/")} == {n for n in tables if not n.endswith("png")}
+    code = """from gclib.course import notebook
+from gclib.course.experiments import baselines, fine_tuning, other_ways, summaries
+paths = [baselines.RECORDED, fine_tuning.RESULTS, other_ways.RESULTS, summaries.RECORDED]
+print(len(notebook.load_recordings()), len(notebook.saved_benchmark("tiled_cuda")))
+print([path.name for path in paths if path.is_file()])"""
+    here = run([sys.executable, "-c", f"import sys; sys.path.insert(0, {str(ROOT)!r})\n{code}"], tmp_path)
+    assert run([installed[0], "-c", code], tmp_path) == here

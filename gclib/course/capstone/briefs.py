@@ -4,6 +4,9 @@
 sorted or not. Its bytes are `forecast_step`'s, its time is `forecast_flops` over the card's rate, and a little for each
 pass over a chunk. `reference` is the best plan that fits, found by trying; so every brief that is drawn can be solved.
 
+Most briefs say the batch. Every fourth seed's says instead what a batch must leave: enough updates of few examples, or
+few right passages among a query's negatives. There the largest batch is the wrong one.
+
 Letters: B queries, K hard negatives, N = B * (1 + K) passages, C rows of a chunk, R retained chunks.
 """
 
@@ -19,9 +22,11 @@ import torch
 
 from gclib.losses.module import ContrastiveLoss
 from gclib.memory.devices import GPU_MEMORY_BYTES
+from gclib.memory.fake_steps import FakeStep, fake_step
 from gclib.memory.flops import EncoderCost, encoder_cost, forecast_flops
-from gclib.memory.forecast import MemoryForecast, forecast_step
+from gclib.memory.forecast import MemoryForecast, forecast_workload
 from gclib.memory.plan import last_true
+from gclib.memory.workload import Workload
 from gclib.models.encoder import Encoder
 from gclib.steps import STEPS
 from gclib.support.validation import int_at_least, one_of, positive_int, refuse
@@ -33,6 +38,7 @@ MOST_TILES = 1_024  # of one loss: a forecast runs each of them once, with fake 
 USABLE = 0.95  # of what a card leaves beside its context: an allocator's gaps take some
 PASS_SECONDS = 0.002  # what a chunk costs in each pass besides its arithmetic, in these briefs
 TILED_FLOPS = 8 / 6  # of the tiled loss over the dense one's: it computes the logits twice
+RIGHT_AMONG_NEGATIVES = 0.1  # that a brief with copies allows a query, on average
 
 # Float32 FLOP a second that training in these briefs keeps up on a card: round figures to reckon with, not measured.
 RATES = {
@@ -67,13 +73,26 @@ CORPORA = {
 
 @dataclass(frozen=True)
 class Scenario:
-    """A card, a model (a preset), the batch that is wanted with its K, and a corpus (a key of `CORPORA`)."""
+    """A card, a model (a preset), the batch that is wanted with its K, and a corpus (a key of `CORPORA`).
+
+    Where the brief does not say the batch, it is the largest that leaves what is asked for. updates: at least so many,
+    of batch_size * updates examples. pairs, right: of the corpus, and of those for each query with a passage of their
+    own, none of which the trainer can mask.
+    """
 
     card: str
     model: str
     batch_size: int
     negatives: int
     corpus: str
+    updates: int = 0
+    pairs: int = 0
+    right: int = 1
+
+    @property
+    def limited(self) -> bool:
+        """Whether the batch is to be found."""
+        return self.updates > 0 or self.right > 1
 
     @property
     def budget_bytes(self) -> int:
@@ -116,6 +135,16 @@ SCENARIOS = {  # kind: what stands in the way, and scenarios of that kind
         Scenario(_H100, "minilm-l6", 512, 0, "documents"),
         Scenario(_H100, "distilbert-base", 256, 0, "documents"),
     ),
+    "few examples": (
+        Scenario(_2080, "minilm-l6", 256, 0, "questions", updates=40_000),
+        Scenario(_T4, "minilm-l6", 512, 0, "questions", updates=20_000),
+        Scenario(_4090, "distilbert-base", 512, 0, "questions", updates=50_000),
+    ),
+    "right passages": (
+        Scenario(_2080, "minilm-l6", 800, 0, "questions", pairs=24_000, right=4),
+        Scenario(_A100, "minilm-l6", 400, 0, "documents", pairs=28_000, right=8),
+        Scenario(_H100, "distilbert-base", 300, 0, "documents", pairs=9_000, right=4),
+    ),
 }
 
 
@@ -143,7 +172,19 @@ class Brief:
             "tokens": "queries {}, passages {}".format(*_tokens(scenario)),
             "training": f"{self.examples:,} examples, epochs counted, in at most {self.deadline_hours:g} hours",
         }
+        if scenario.limited:
+            rows["batch"] = f"yours to find: as many negatives a query as the demand leaves{hard}"
+            rows["demand"] = _demand(scenario)
         return "\n".join([f"Brief {self.seed}", *(f"  {name:9} {words}" for name, words in rows.items())])
+
+
+def _demand(scenario: Scenario) -> str:
+    """What a batch must leave, in words."""
+    if scenario.updates:
+        return f"at least {scenario.updates:,} updates, for the weights have far to go"
+    most = f"at most {RIGHT_AMONG_NEGATIVES:g} right passages among a query's negatives, on average"
+    own = f"each query has {scenario.right} passages\n{'':12}of its own among {scenario.pairs:,} pairs"
+    return f"{most}: {own}, drawn at random; no mask knows them"
 
 
 def _tokens(scenario: Scenario) -> list[str]:
@@ -185,11 +226,14 @@ def draw_brief(seed: int) -> Brief:
     Raises ValueError for anything but an int of at least 0.
     """
     draw = random.Random(f"capstone {int_at_least('seed', seed, 0)}")
-    kind = draw.choice(list(SCENARIOS))
+    kinds = [kind for kind, scenarios in SCENARIOS.items() if scenarios[0].limited == (seed % 4 == 3)]
+    kind = draw.choice(kinds or list(SCENARIOS))
     scenario = draw.choice(SCENARIOS[kind])
     plan = reference(scenario)
     updates = draw.uniform(4, 40) * 3600 / seconds(scenario, plan)
     examples = math.ceil(updates * scenario.batch_size / 100_000) * 100_000
+    if scenario.updates:
+        examples = scenario.batch_size * scenario.updates
     needed = hours(Brief(seed, kind, scenario, examples, math.inf), plan)
     slack = 1.04 if kind == "time" else draw.uniform(1.5, 2.0)
     return Brief(seed, kind, scenario, examples, math.ceil(10 * slack * needed) / 10)
@@ -201,8 +245,8 @@ def draw_brief(seed: int) -> Brief:
 def forecast(scenario: Scenario, plan: TrainingPlan) -> MemoryForecast:
     """The bytes of the plan's step with a card's operations, every text padded to its limit."""
     query_length, passage_length = CORPORA[scenario.corpus].longest
-    return forecast_step(
-        plan.step,
+    workload = Workload(
+        step=plan.step,
         config=scenario.model,
         loss=_loss(plan.tile_size),
         batch_size=plan.batch_size,
@@ -213,6 +257,14 @@ def forecast(scenario: Scenario, plan: TrainingPlan) -> MemoryForecast:
         device="cuda",
         **plan.chunking(),
     )
+    return forecast_workload(workload, _fake(scenario.model, plan.tile_size))
+
+
+@lru_cache(maxsize=64)
+def _fake(model: str, tile_size: int | None) -> FakeStep:
+    """The fake encoder and loss of all plans with this model and tile: finding them costs most of a forecast."""
+    sizes = {"batch_size": 1, "query_length": 8, "passage_length": 8}
+    return fake_step(Workload(step="naive", config=model, loss=_loss(tile_size), device="cuda", **sizes))
 
 
 @lru_cache(maxsize=4096)
@@ -257,7 +309,21 @@ def chunks_of(scenario: Scenario, plan: TrainingPlan) -> int:
 
 def hours(brief: Brief, plan: TrainingPlan) -> float:
     """Hours of the whole training: a last batch that is not full counts as one."""
-    return math.ceil(brief.examples / plan.batch_size) * seconds(brief.scenario, plan) / 3600
+    return updates(brief, plan) * seconds(brief.scenario, plan) / 3600
+
+
+def updates(brief: Brief, plan: TrainingPlan) -> int:
+    """Optimizer steps of the whole training."""
+    return math.ceil(brief.examples / plan.batch_size)
+
+
+def right_among_negatives(scenario: Scenario, plan: TrainingPlan) -> float:
+    """Right passages beside a query's own, expected: (rows of a softmax - 1) (right - 1) / (pairs - 1).
+
+    Each of the other rows is one of pairs - 1 others of the corpus with the same probability, and right - 1 of those
+    are right.
+    """
+    return negatives(scenario, plan) * (scenario.right - 1) / max(1, scenario.pairs - 1)
 
 
 def negatives(scenario: Scenario, plan: TrainingPlan) -> int:
@@ -373,9 +439,10 @@ def read_plan(brief: Brief, given: object) -> TrainingPlan:
         given = _from_mapping(given)
     scenario = brief.scenario
     one_of("step", given.step, tuple(STEPS))
-    most = 2 * scenario.batch_size
+    most = (16 if scenario.limited else 2) * scenario.batch_size
     if positive_int("batch_size", given.batch_size) > most:
-        raise refuse("batch_size", f"must be at most {most:,}, twice what the brief asks for", given.batch_size)
+        words = "more than the demand can leave" if scenario.limited else "twice what the brief asks for"
+        raise refuse("batch_size", f"must be at most {most:,}, {words}", given.batch_size)
     if not isinstance(given.sort_by_length, bool):
         raise refuse("sort_by_length", "must be True or False", given.sort_by_length)
     _check_chunks(scenario, given)

@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from gclib.course.capstone.briefs import (
+    RIGHT_AMONG_NEGATIVES,
     TILED_FLOPS,
     Brief,
     Scenario,
@@ -24,7 +25,9 @@ from gclib.course.capstone.briefs import (
     peak_bytes,
     read_plan,
     reference,
+    right_among_negatives,
     seconds,
+    updates,
     worth,
 )
 from gclib.support.validation import positive_number
@@ -78,15 +81,18 @@ class Review:
         return self.plan is not None and all(self.kept().values())
 
     def kept(self) -> dict[str, bool]:
-        """Which of the brief's three demands the plan keeps; none where there is no plan."""
+        """Which of the brief's demands the plan keeps; none where there is no plan."""
         if self.plan is None:
             return dict.fromkeys(("card", "deadline", "negatives"), False)
         scenario = self.brief.scenario
-        return {
+        demands = {
             "card": fits(scenario, self.plan),
             "deadline": hours(self.brief, self.plan) <= self.brief.deadline_hours,
             "negatives": negatives(scenario, self.plan) >= scenario.wanted_negatives,
         }
+        if scenario.limited:
+            demands["demand"] = _within(self.brief, self.plan)
+        return demands
 
     def __str__(self) -> str:
         if self.plan is None:
@@ -109,6 +115,11 @@ class Review:
             "deadline": (f"{hours(self.brief, self.plan):.1f} hours", f"{self.brief.deadline_hours:g} hours"),
             "negatives": (f"{negatives(scenario, self.plan):,}", f"{scenario.wanted_negatives:,}"),
         }
+        if scenario.updates:
+            amounts["demand"] = (f"{updates(self.brief, self.plan):,}", f"{scenario.updates:,} updates at least")
+        elif scenario.limited:
+            right = f"{right_among_negatives(scenario, self.plan):.3g}"
+            amounts["demand"] = (right, f"{RIGHT_AMONG_NEGATIVES:g} right passages at most among a query's negatives")
         words = {True: "kept  ", False: "BROKEN"}
         return [f"  {name:9} {words[fulfilled[name]]}  {a} of {b}" for name, (a, b) in amounts.items()]
 
@@ -123,11 +134,18 @@ def review(brief: Brief, given: object) -> Review:
         return Review(brief, None, str(error))
     best = reference(brief.scenario)
     share = _share(brief.scenario, plan, best)
-    if negatives(brief.scenario, plan) < brief.scenario.wanted_negatives:
+    if negatives(brief.scenario, plan) < brief.scenario.wanted_negatives or not _within(brief, plan):
         share = min(share, AS_GOOD)
     highest = worth(brief.scenario, best)
     gain = max(0.0, worth(brief.scenario, plan) / highest - 1.0) if highest else 0.0
     return Review(brief, plan, "", tuple(_judge(brief, plan)), share, gain)
+
+
+def _within(brief: Brief, plan: TrainingPlan) -> bool:
+    """Whether a batch leaves what a brief asks for that does not say the batch."""
+    scenario = brief.scenario
+    enough = updates(brief, plan) >= scenario.updates
+    return enough and right_among_negatives(scenario, plan) <= RIGHT_AMONG_NEGATIVES
 
 
 def _share(scenario: Scenario, plan: TrainingPlan, best: TrainingPlan) -> float:
@@ -165,7 +183,10 @@ def _score(brief: Brief, shown: str, name: str, chosen: Any, best: TrainingPlan,
     if name == "tile_size" and chosen is not None and _dense_does_as_well(scenario, best, now):
         return Score(shown, words, min(ratio, 1 / TILED_FLOPS), _needless_tile(brief, best, now))
     if name == "batch_size" and chosen > scenario.batch_size:
-        return Score(shown, words, ratio, f"{scenario.batch_size:,} is asked for, a larger batch is another recipe")
+        if not _within(brief, now):
+            return Score(shown, words, min(ratio, AS_GOOD), _beyond_the_demand(brief, now))
+        wanted = "as far as the demand lets it be" if scenario.limited else "asked for"
+        return Score(shown, words, ratio, f"{scenario.batch_size:,} is {wanted}, a larger batch is another recipe")
     short = name == "batch_size" and negatives(scenario, now) < negatives(scenario, best)
     if ratio == 1 and not (short and best.batch_size == scenario.batch_size):
         other = name == "step" and chosen != best.step
@@ -174,6 +195,17 @@ def _score(brief: Brief, shown: str, name: str, chosen: Any, best: TrainingPlan,
     if name == "step":
         gain += f" over {chosen} with {_at_best(now)}"
     return Score(shown, words, min(ratio, AS_GOOD), gain)
+
+
+def _beyond_the_demand(brief: Brief, now: TrainingPlan) -> str:
+    """What too large a batch leaves, and how the largest is found that leaves enough."""
+    scenario = brief.scenario
+    if scenario.updates:
+        left = f"leaves {_many(updates(brief, now), 'update')}, {scenario.updates:,} are asked for"
+        return f"{left}: at most {brief.examples:,} / {scenario.updates:,} = {scenario.batch_size:,} queries each"
+    left = f"{right_among_negatives(scenario, now):.2g} right passages among a query's negatives are pushed away"
+    found = f"1 + {RIGHT_AMONG_NEGATIVES:g} x {scenario.pairs - 1:,} / {scenario.right - 1}"
+    return f"{left}: at most {found}, so {scenario.batch_size:,}, may share a loss"
 
 
 def _at_best(plan: TrainingPlan) -> str:

@@ -100,6 +100,27 @@ net_pull = Exercise(
             "That is how hard the twins are pushed away. The positive's own pull belongs to it.",
             _by_shares(lambda own, others: sum(others)),
         ),
+        Misconception(
+            "the twins' push taken off",
+            "It looks as if the twins' shares were taken off. They push the text away, and the positive's column pulls "
+            "it: the shares add to the slope, and what is left of the pull is less.",
+            _by_shares(lambda own, others: own - 1 - sum(others)),
+        ),
+        Misconception(
+            "own share forgotten",
+            "Column 0 stands in the denominator too: its own share is missing.",
+            _by_shares(lambda own, others: sum(others) - 1),
+        ),
+        Misconception(
+            "the loss, not its slope",
+            "That is the row's loss. Asked for is how it changes with the logit of one text.",
+            _by_shares(lambda own, others: -math.log(own)),
+        ),
+        Misconception(
+            "logarithms of the shares",
+            "It looks as if log_softmax were added up. The slope of log-sum-exp is the share itself: softmax.",
+            _by_shares(lambda own, others: sum(map(math.log, (own, *others))) - 1),
+        ),
     ),
     hints=(
         "What is the slope of log-sum-exp by one logit? In how many columns does this text stand?",
@@ -166,6 +187,15 @@ class _Guide:
         return mask
 
 
+def _own_group_spared(queries: Tensor, passages: Tensor, margin: float) -> Tensor:
+    group = torch.arange(len(passages)) // (len(passages) // len(queries))
+    return _Guide()(queries, passages, margin) & (group != torch.arange(len(queries)).unsqueeze(1))
+
+
+def _positives_spared(queries: Tensor, passages: Tensor, margin: float) -> Tensor:
+    return _Guide()(queries, passages, margin) & (torch.arange(len(passages)) % (len(passages) // len(queries)) != 0)
+
+
 guide_mask = Exercise(
     chapter=12,
     name="guide_mask",
@@ -221,6 +251,28 @@ guide_mask = Exercise(
             "The mask is turned around: True is what is left out.",
             _Guide(kept=True),
         ),
+        Misconception(
+            "kept, not left out",
+            "The mask is turned around: True is what is left out.",
+            lambda queries, passages, margin: ~_Guide()(queries, passages, margin),
+        ),
+        Misconception(
+            "the margin as the threshold",
+            "It looks as if similarities were held against the margin. It says how far below its own positive.",
+            _Guide(least=lambda own, margin, row: torch.full_like(own, margin)),
+        ),
+        Misconception(
+            "own hard negatives spared",
+            "It looks as if a query's own hard negatives could not be left out. Mined passages are right more often "
+            "than others: only column i (1 + K) is spared.",
+            _own_group_spared,
+        ),
+        Misconception(
+            "all positives spared",
+            "It looks as if no query's positive could be left out. Another query's positive may be right for this one "
+            "too: only the own is spared.",
+            _positives_spared,
+        ),
     ),
     hints=(
         "Which similarity is the measure for a whole row? Where does it stand when there are hard negatives?",
@@ -236,13 +288,13 @@ guide_mask = Exercise(
 
 
 def _masked(rng: np.random.Generator, *, hard: bool) -> Inputs:
-    """A third of the cells masked, no positive, and the first row not at all."""
+    """A third of the cells masked, no positive, none at [i, i], and the first row not at all."""
     rows, group = int(rng.integers(4, 9)), 1 + (int(rng.integers(1, 4)) if hard else 0)
     logits = rng.normal(1.0, 1.0, (rows, rows * group))
     mask = rng.random((rows, rows * group)) < 1 / 3
     mask[0] = False
     mask[-1, 1] = True
-    mask[np.arange(rows), np.arange(rows) * group] = False
+    mask[np.arange(rows), np.arange(rows)] = mask[np.arange(rows), np.arange(rows) * group] = False
     return {"logits": torch.from_numpy(logits), "mask": torch.from_numpy(mask)}
 
 
@@ -319,11 +371,26 @@ masked_loss = Exercise(
             _cross_entropy(lambda logits, mask: _without(logits, ~mask & ~_positives(logits))),
         ),
         Misconception(
+            "mask turned around",
+            "It looks as if the masked cells stayed and the others went, the positive with them. True is what is left "
+            "out.",
+            _cross_entropy(lambda logits, mask: _without(logits, ~mask)),
+        ),
+        Misconception(
+            "the positive not in the denominator",
+            "It looks as if only negatives were summed. The softmax's denominator has the positive too.",
+            lambda z, mask: (_without(z, mask | _positives(z)).logsumexp(dim=1) - z[_positives(z)]).mean(),
+        ),
+        Misconception(
+            "zeros among the logarithms",
+            "It looks as if the mask came after the softmax, and all cells were averaged. What is left out must go "
+            "before, so that the denominator lacks it; and only the positive's logarithm counts.",
+            lambda z, mask: -z.log_softmax(dim=1).masked_fill(mask, 0).mean(),
+        ),
+        Misconception(
             "labels without hard negatives",
             "It looks as if query i's positive stood in column i. With K hard negatives it is column i (1 + K).",
-            lambda z, mask: F.cross_entropy(
-                _without(z, mask & ~F.one_hot(torch.arange(len(z)), z.shape[1]).bool()), torch.arange(len(z))
-            ),
+            lambda z, mask: F.cross_entropy(_without(z, mask), torch.arange(len(z))),
         ),
         Misconception(
             "sum over the rows",
@@ -401,6 +468,11 @@ at_equal_tokens = Exercise(
         Misconception(
             "positive not paid for",
             "It looks as if a query cost its own tokens and those of its hard negatives. Its positive is encoded too.",
+            _spent(cost=lambda q, p, k: q + p * k),
+        ),
+        Misconception(
+            "positive not paid for",
+            "It looks as if a query cost its own tokens and those of its hard negatives. Its positive is encoded too.",
             _spent(cost=lambda q, p, k: q + p * max(k, 1)),
         ),
         Misconception(
@@ -438,6 +510,21 @@ at_equal_tokens = Exercise(
             "hard negatives alone",
             "It looks as if only hard negatives were negatives: B K of them. The other queries' positives are too.",
             _spent(negatives=lambda b, k: b * k),
+        ),
+        Misconception(
+            "its own hard negatives left out",
+            "It looks as if a query did not meet its own hard negatives. It is for them that they were mined.",
+            _spent(negatives=lambda b, k: (b - 1) * (1 + k)),
+        ),
+        Misconception(
+            "its own hard negatives alone",
+            "It looks as if a query met nothing but its K hard negatives. It meets every passage of the batch.",
+            _spent(negatives=lambda b, k: k),
+        ),
+        Misconception(
+            "hard negatives of queries",
+            "It looks as if a hard negative had a query's length. It is a passage.",
+            _spent(cost=lambda q, p, k: q * (1 + k) + p),
         ),
         Misconception(
             "rounded up",

@@ -128,6 +128,47 @@ bank_loss = Exercise(
             ),
         ),
         Misconception(
+            "sum over the queries",
+            "That is the sum over all C + M queries. Asked for is their mean.",
+            lambda q, p, kq, kp, t: (
+                _mean_loss(torch.cat([q, kq.detach()]), torch.cat([p, kp.detach()]), t) * (len(q) + len(kq))
+            ),
+        ),
+        Misconception(
+            "temperature forgotten",
+            "The similarities are not divided by the temperature.",
+            lambda q, p, kq, kp, t: _mean_loss(torch.cat([q, kq.detach()]), torch.cat([p, kp.detach()]), 1.0),
+        ),
+        Misconception(
+            "one side trained",
+            "One side of the bank is detached, and a gradient flows into the other. Neither has a graph any more.",
+            lambda q, p, kq, kp, t: _mean_loss(torch.cat([q, kq]), torch.cat([p, kp.detach()]), t),
+        ),
+        Misconception(
+            "one side trained",
+            "One side of the bank is detached, and a gradient flows into the other. Neither has a graph any more.",
+            lambda q, p, kq, kp, t: _mean_loss(torch.cat([q, kq.detach()]), torch.cat([p, kp]), t),
+        ),
+        Misconception(
+            "no graph at all",
+            "The value is right, and no gradient comes back from it: the chunk's own rows must keep their graph. "
+            "Detach what is kept, and nothing else.",
+            lambda q, p, kq, kp, t: _mean_loss(torch.cat([q, kq]), torch.cat([p, kp]), t).detach(),
+        ),
+        Misconception(
+            "the chunk detached",
+            "The chunk is detached and the bank is not. It is the chunk's rows that have a graph.",
+            lambda q, p, kq, kp, t: _mean_loss(torch.cat([q.detach(), kq]), torch.cat([p.detach(), kp]), t),
+        ),
+        Misconception(
+            "both directions",
+            "It looks as if passages were asked for their queries too. Here every query is asked, and no passage.",
+            lambda q, p, kq, kp, t: sum(
+                _mean_loss(torch.cat([a, ka.detach()]), torch.cat([b, kb.detach()]), t) / 2
+                for a, ka, b, kb in ((q, kq, p, kp), (p, kp, q, kq))
+            ),
+        ),
+        Misconception(
             "multiplied by the temperature",
             "It looks as if similarities were multiplied by the temperature. It divides them.",
             lambda q, p, kq, kp, t: _mean_loss(torch.cat([q, kq.detach()]), torch.cat([p, kp.detach()]), 1 / t),
@@ -242,6 +283,28 @@ sigmoid_loss = Exercise(
             "It looks as if similarities were multiplied by the temperature. It divides them.",
             _Sigmoid(logits=lambda s, t, b: s * t + b),
         ),
+        Misconception(
+            "temperature forgotten",
+            "The similarities are not divided by the temperature.",
+            _Sigmoid(logits=lambda s, t, b: s + b),
+        ),
+        Misconception(
+            "zeros for the other passages",
+            "It looks as if y were 0 for another query's passage: then its term says nothing. y is -1 there.",
+            _Sigmoid(negative=0.0),
+        ),
+        Misconception(
+            "bias outside the sign",
+            "It looks as if the bias were added after the sign. It belongs to the logit: y times all of it.",
+            lambda q, p, t, b: (
+                -F.logsigmoid((2 * torch.eye(len(q), dtype=q.dtype) - 1) * (q @ p.T / t) + b).sum() / len(q)
+            ),
+        ),
+        Misconception(
+            "no logarithm",
+            "It looks as if the sigmoids themselves were added up. The loss is of their logarithms.",
+            _Sigmoid(mean=lambda terms: -(-terms).exp().sum() / len(terms)),
+        ),
     ),
     hints=(
         "B * B numbers first: the logit of each pair, with the bias. Then the sign of each.",
@@ -287,6 +350,17 @@ class _Price:
         text = 1 + self.backward + (self.replay if way == "cache" else 0)
         passage = self.copied if way == "queue" else text
         return self.rounded(budget / (batch_size * (self.queries * text + self.passages(hard_negatives) * passage)))
+
+
+def _queue_of(price: Callable[[int], int]) -> Callable[[int, int, int, str], int]:
+    """Right but for a queue, whose query costs price(K) with its passages."""
+
+    def answer(budget: int, batch_size: int, hard_negatives: int, way: str) -> int:
+        if way != "queue":
+            return _Price()(budget, batch_size, hard_negatives, way)
+        return budget // (batch_size * price(hard_negatives))
+
+    return answer
 
 
 updates_paid = Exercise(
@@ -340,6 +414,27 @@ updates_paid = Exercise(
             "queries forgotten",
             "It looks as if only passages were encoded. Queries go through the encoder too.",
             _Price(queries=0),
+        ),
+        Misconception(
+            "queue's sides changed over",
+            "It looks as if the queries went through the copy, and the passages had the backward. It is the other way "
+            "round: a queue keeps passages.",
+            _queue_of(lambda hard: 1 + 3 * (1 + hard)),
+        ),
+        Misconception(
+            "nothing trained in the queue",
+            "It looks as if the queue's queries had a forward alone. They are what is trained: a backward is theirs.",
+            _queue_of(lambda hard: 2 + hard),
+        ),
+        Misconception(
+            "queue's hard negatives for nothing",
+            "It looks as if the copy encoded one passage a query. It encodes all 1 + K of them.",
+            _queue_of(lambda hard: 3 + 1),
+        ),
+        Misconception(
+            "rounded to the nearest",
+            "An update that is not paid for in full is not taken: round down.",
+            _Price(rounded=lambda share: math.floor(share + 0.5)),
         ),
         Misconception(
             "rounded up",
@@ -457,6 +552,21 @@ follow = Exercise(
             "matrices without biases",
             "The first parameter of each layer moved, and the other did not: biases follow too.",
             _mix(lambda m: m, lambda m: 1 - m, which=slice(None, None, 2)),
+        ),
+        Misconception(
+            "the first weight alone",
+            "Only the first parameter moved: go through all of them.",
+            _mix(lambda m: m, lambda m: 1 - m, which=slice(1)),
+        ),
+        Misconception(
+            "taken off, not added",
+            "It looks as if the encoder's share were taken off. It is added.",
+            _mix(lambda m: m, lambda m: m - 1),
+        ),
+        Misconception(
+            "half and half",
+            "It looks as if the plain mean were taken. The shares are the momentum and 1 minus the momentum.",
+            _mix(lambda m: 0.5, lambda m: 0.5),
         ),
         Misconception(
             "the encoder follows",

@@ -223,8 +223,13 @@ def _attempt(task: Task, answer: Callable, case: Case, *, answered: bool) -> tup
         said = "It returns nothing for this input, and a value for others: does every way through it end in `return`?"
         return Verdict("wrong", f"{said}{where}", "nothing returned", earns_hint=True), ()
     if _did_nothing(task, outcome[0], case):
-        said = "The function above returns nothing; if you have written it, does it end in `return`?"
-        return Verdict("not attempted", said), ()
+        why = (
+            "does it change what came in, or give a new value a name?"
+            if task.may_change
+            else "does it end in `return`?"
+        )
+        nothing = "returns nothing, and changes nothing" if task.may_change else "returns nothing"
+        return Verdict("not attempted", f"The function above {nothing}; if you have written it, {why}"), ()
     return None, outcome
 
 

@@ -1,15 +1,16 @@
 """What the learner expects before measuring: asked, kept under data/cache/, and shown back afterwards.
 
-A prediction changes nothing that runs later, so a notebook executed by a machine passes them by.
+`after_prediction` keeps the widget that answers a question closed until the learner has answered it. A prediction
+changes nothing that runs later, so a notebook executed by a machine passes them by.
 """
 
 import math
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from html import escape
 from numbers import Real
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from gclib.support.validation import int_at_least, refuse
 from gclib.support.words import typed_number
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
     import ipywidgets
 
 Prediction = str | float
+_asked: dict[tuple[str, str], dict[str, Any]] = {}  # the questions of this process, by chapter and key
+_closed: dict[tuple[str, str], list[Callable[[], None]]] = {}  # what opens when a prediction is kept
 
 
 def record_prediction(chapter: int, key: str, value: Prediction) -> None:
@@ -41,6 +44,8 @@ def record_prediction(chapter: int, key: str, value: Prediction) -> None:
         record[name] = (answers if isinstance(answers, dict) else {}) | {key: entry}
 
     progress.update("predictions", change)
+    for open_now in _closed.pop((name, key), ()):
+        open_now()
 
 
 def recall(chapter: int) -> dict[str, Prediction]:
@@ -88,6 +93,8 @@ def predict(
     _check_question(chapter, key, question, options, unit)
     if not low < high:
         raise refuse("low", "must be below high", f"low={low!r}, high={high!r}")
+    asked = {"question": question, "options": options, "unit": unit, "low": low, "high": high}
+    _asked[_chapter_name(chapter), key] = asked
     import ipywidgets as widgets
 
     from gclib.course.widgets.base import Lab, button
@@ -116,6 +123,35 @@ def predict(
 
     box.keep = button("Keep my prediction", keep_answer, layout={"width": "max-content"})
     box.arrange(box.words, box.answer, box.keep, box.status, classes={"prediction": box})
+    return box
+
+
+def after_prediction(chapter: int, key: str, widget: "ipywidgets.Widget") -> "ipywidgets.Widget":
+    """`widget`, closed until the learner has predicted `key`, or says Skip; as it is where that was done before.
+
+    The view alone is closed: code works with `widget` as ever. In its place stands the question, where `predict` asked
+    it in this process, to be answered there too; `skip` is a button, and `open_now` opens it from code. Raises
+    ValueError for a negative chapter and an empty key.
+    """
+    _check_key(key)
+    place = (_chapter_name(chapter), key)
+    if key in recall(chapter):
+        return widget
+    from gclib.course.widgets.base import Lab, aloud, button
+
+    box = Lab()
+    asked = [predict(chapter, key, **_asked[place])] if place in _asked else []
+    here = "here" if asked else "where the chapter asks for it"
+
+    def open_now() -> None:
+        box.remove_class("gclib-closed")
+        box.status.value = aloud("Open. Compare it with what you predicted." if key in recall(chapter) else "Open.")
+        box.arrange(box.status, widget)
+
+    box.open_now, box.skip = open_now, button("Skip", open_now, tooltip="Open it without a prediction")
+    box.status.value = aloud(f"<b>Predict first.</b> What answers this opens when you have typed a prediction {here}.")
+    box.arrange(box.status, *asked, box.skip, classes={"closed": box, "skip": box.skip})
+    _closed.setdefault(place, []).append(open_now)
     return box
 
 

@@ -8,11 +8,11 @@ from collections.abc import Sequence
 
 import torch
 
+from gclib.course.chapters import PROJECT as ROOT
 from gclib.course.experiments.recipes import TableSetting
 from gclib.course.experiments.results import KS, fresh_encoder, pairs_and_tokenizer
 from gclib.data import negatives
 from gclib.data.pairs import TextPair, load_pairs
-from gclib.support import ROOT
 from gclib.training.retrieval import retrieval_metrics
 
 RECORDED = ROOT / "data" / "results" / "pretrained.csv"

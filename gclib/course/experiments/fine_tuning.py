@@ -20,8 +20,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from gclib.course.chapters import PROJECT as ROOT
 from gclib.data.pairs import TextPair, load_pairs
-from gclib.support import ROOT
 from gclib.training.retrieval import retrieval_metrics
 
 RESULTS = ROOT / "data" / "results" / "fine_tuning.csv"

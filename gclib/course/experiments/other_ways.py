@@ -27,6 +27,7 @@ from torch import Tensor, nn
 
 from gclib.audit.gradients import gradients_by_part
 from gclib.course.banks import MomentumEncoder, QueueLoss, TwoSidedBankLoss
+from gclib.course.chapters import PROJECT as ROOT
 from gclib.course.experiments.recipes import Recipe, TableSetting, scaled_rate
 from gclib.course.experiments.results import SEEDS, Result, fresh_encoder, pairs_and_tokenizer, race
 from gclib.course.experiments.summaries import METRICS
@@ -38,7 +39,6 @@ from gclib.losses.sigmoid import SigmoidLoss
 from gclib.memory.fake_modules import padded_tokens
 from gclib.memory.flops import count_flops
 from gclib.memory.ledger import record_memory
-from gclib.support import ROOT
 from gclib.support.modules import training_mode
 from gclib.support.validation import positive_int, refuse
 

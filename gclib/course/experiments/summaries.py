@@ -6,9 +6,9 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from gclib.course.chapters import PROJECT as ROOT
 from gclib.course.experiments.recipes import RECIPES, Recipe
 from gclib.course.experiments.results import KS, Result
-from gclib.support import ROOT
 from gclib.support.validation import one_of, refuse
 
 METRICS = (*(f"top-{k}" for k in KS), "mrr")

@@ -6,12 +6,10 @@ Everything here answers in words or numbers, so that a slider, a table and a tes
 import time
 from dataclasses import dataclass, replace
 from functools import lru_cache, partial
-from typing import Any
 
 import torch
 
 from gclib.losses.module import ContrastiveLoss
-from gclib.losses.tiled import tiled_contrastive_loss
 from gclib.memory.devices import DEVICES, GPU_MEMORY_BYTES
 from gclib.memory.fake_steps import FakeStep, fake_step
 from gclib.memory.forecast import MemoryForecast, forecast_workload
@@ -44,6 +42,7 @@ CHUNKS = (1, 2, 4, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 512)
 RETAINED = (0, 1, 2, 4, 8, 16, 32, 64, 128)
 LENGTHS = (16, 32, 64, 128, 256, 512)
 TILES = tuple(2**n for n in range(8, 17))
+ONE_TILE = TILES[-1]  # stands for all sides of a tile that holds all logits: its bytes are those of the logits
 NEGATIVES = (0, 1, 2, 4, 7, 8, 15)
 OPERATIONS = {"cpu": "a processor's operations", "cuda": "a card's operations"}
 STEP_WORDS = {
@@ -133,9 +132,15 @@ class LabSettings:
         """Settings with the same law are forecast without another fake run of the encoder."""
         rows, size = (self.batch_size, self.passages), self.rows_at_once
         single_rows = tuple(1 in (min(size, count), count % size) for count in rows)
-        tiled = self.tile_size and (self.batch_size, self.tile_size)
+        tiled = self.tile_size and (ONE_TILE if self.fake_tile == ONE_TILE else (self.batch_size, self.tile_size))
         form = (self.negatives, self.tied, self.checkpointing, self.symmetric)
         return (self.step, self.model, self.lengths, self.precision, single_rows, tiled, self.device, *form)
+
+    @property
+    def fake_tile(self) -> int | None:
+        """The side of tiles that is forecast: `ONE_TILE` where all of a loss's logits are in one, whatever its side."""
+        passages = (self.rows_at_once if self.step == "accumulation" else self.batch_size) * (1 + self.negatives)
+        return ONE_TILE if self.tile_size is not None and passages <= self.tile_size <= ONE_TILE else self.tile_size
 
     @property
     def rows_at_once(self) -> int:
@@ -208,11 +213,9 @@ def _positions(model: str) -> int | None:
 
 
 @lru_cache(maxsize=64)
-def loss_of(tile_size: int | None, symmetric: bool = False) -> Any:
+def loss_of(tile_size: int | None, symmetric: bool = False) -> ContrastiveLoss:
     """The lab's loss: dense, or a tile at a time. The same object each time, so that laws are found again."""
-    if tile_size is None:
-        return ContrastiveLoss(TEMPERATURE, symmetric=symmetric)
-    return partial(tiled_contrastive_loss, temperature=TEMPERATURE, tile_size=tile_size, symmetric=symmetric)
+    return ContrastiveLoss(TEMPERATURE, symmetric=symmetric, tile_size=tile_size)
 
 
 def is_ready(settings: LabSettings) -> bool:
@@ -234,7 +237,7 @@ _SAME_FAKE |= {"length": 8, "query_length": None, "optimizer": "adamw"}
 
 def fake_of(settings: LabSettings) -> FakeStep:
     """The fake encoders and loss of all settings that differ in `_SAME_FAKE` alone: finding them costs most."""
-    return _made(replace(settings, **_SAME_FAKE))
+    return _made(replace(settings, **_SAME_FAKE, tile_size=settings.fake_tile))
 
 
 @lru_cache(maxsize=32)

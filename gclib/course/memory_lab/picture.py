@@ -25,7 +25,7 @@ PAGE = Path(__file__).parent / "page"
 
 
 def page_module(*names: str) -> str:
-    """These modules of `page/` as one: what each imports comes before it, and a widget has a single module."""
+    """These modules of `page/` (or at other paths) as one (a widget has but one), imported ones first."""
     texts = [(PAGE / f"{name}.js").read_text("utf-8") for name in names]
     return "\n".join(re.sub(r"^import [^;]*;\n|^export (?!default)", "", text, flags=re.MULTILINE) for text in texts)
 
@@ -59,7 +59,7 @@ class TimelineView(anywidget.AnyWidget):
     controls that the page watches itself, and the values of each. alt: the picture in words.
     """
 
-    _esm = page_module("laws", "picture", "view", "widget")
+    _esm = page_module("laws", "looks", "picture", "view", "widget")
     _css = (PAGE / "lab.css").read_text("utf-8")
     bundle = traitlets.Dict().tag(sync=True)
     shown = traitlets.Dict().tag(sync=True)
@@ -106,9 +106,13 @@ class PeaksView(_View):
     """Two peaks by kind, one bar each, below what is said of them."""
 
     inches = (7.8, 2.2)  # as high as a legend of every kind
+    drawn: tuple[dict[str, dict[str, int]], str] | None = None
 
     def show(self, peaks: dict[str, dict[str, int]], words: str) -> None:
         """Draw the bars. peaks: {name: {kind: bytes}}; words: their alt text too."""
+        if self.value and (peaks, words) == self.drawn:
+            return
+        self.drawn = peaks, words
         with plots.style():
             self.figure.clear()
             axes = self.figure.add_axes((0.085, 0.25, 0.7, 0.71))

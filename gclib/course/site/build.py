@@ -17,7 +17,7 @@ from pathlib import Path
 
 from bs4 import BeautifulSoup, NavigableString, Tag
 
-from gclib.course.chapters import CHAPTERS, NOTEBOOKS, describe_map
+from gclib.course.chapters import CHAPTERS, NOTEBOOKS, PROJECT, describe_map
 from gclib.course.memory_lab.answers import MODELS
 from gclib.course.memory_lab.bundles import write_bundles
 from gclib.course.memory_lab.picture import PAGE
@@ -25,7 +25,6 @@ from gclib.course.site.render import GUARD, HERE, Page, Renderer
 from gclib.support.validation import refuse
 
 SECTIONS = "sections.js"  # what search looks through; also the mark of a folder that we may write anew
-PROJECT = NOTEBOOKS.parent
 OTHERS = (  # (file, address, title), of those that are there
     (NOTEBOOKS / "glossary.ipynb", "glossary.html", "Glossary"),
     (NOTEBOOKS / "TEACHING.md", "teaching.html", "For teachers"),

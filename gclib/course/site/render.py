@@ -26,6 +26,8 @@ from nbconvert.filters.markdown_mistune import IPythonRenderer, MarkdownWithMath
 GUARD = "where-it-runs"  # the tag of a chapter's first cell, which says what to type where gclib is missing
 # Code that has no colour in style.css: its tags are half of a page.
 PLAIN = re.compile(r'<span class="(?!(?:k|kn|kc|ow|nf|nc|nb|nd|bp|s1|s2|sd|sa|si|se|mi|mf|c1)")\w+">([^<]*)</span>')
+UNDER = re.compile(r"(&#x23DF;</mo></munder><mrow>)(<mtext>[^<]*</mtext>)")  # what stands below a brace
+COLUMNS = re.compile(r"\S {2,}\S")  # a printed table; other text may be wrapped
 HERE = Path(__file__).resolve().parent
 
 
@@ -85,6 +87,7 @@ class _Exporter(HTMLExporter):
     def default_filters(self) -> Iterator[tuple[str, Any]]:
         yield from super().default_filters()
         yield "coloured", lambda html: PLAIN.sub(r"\1", html)
+        yield "printed", lambda text: "scroll" if COLUMNS.search(text) else "scroll words"
 
     @pass_context
     def markdown2html(self, context: Any, source: str) -> str:
@@ -116,7 +119,8 @@ def _mathml(tex: str, display: str) -> str:
     """LaTeX as MathML; the source stands in `alttext` for a reader whose program knows no MathML."""
     tex = re.sub(r"\s+", " ", tex).strip()
     spaced = re.sub(r"\\(log|exp)\s*(?=[A-Za-z0-9]|\\(?:t?frac|sum|ell))", r"\\\1\\,", tex)
-    mathml = convert(
-        re.sub(r"(\\\\)\[\w+\]", r"\1", spaced), display=display
-    )  # the wider rows of \\[2pt] are not known
+    known = re.sub(r"(\\\\)\[\w+\]", r"\1", spaced).replace(r"\!", "")  # wider rows, \\[2pt], and \! are not known
+    known = re.sub(r"\\Big\((.*?)\\Big\)\^", r"{\\left(\1\\right)}^", known)  # else the second does not grow
+    mathml = convert(known, display=display)
+    mathml = UNDER.sub(r'\1<mspace width="0.4em"/>\2<mspace width="0.4em"/>', mathml)  # two labels never touch
     return mathml.replace("<math ", f'<math alttext="{escape(tex)}" ', 1)

@@ -14,7 +14,7 @@ import ipywidgets as widgets
 
 from gclib.course import plots
 from gclib.course.threads import Worker
-from gclib.course.widgets.keyboard import keyboard
+from gclib.course.widgets.keyboard import Keyboard
 from gclib.support.validation import one_of
 from gclib.support.words import format_table
 
@@ -87,7 +87,8 @@ class Lab(widgets.VBox):
         for name, widget in (classes or {}).items():
             widget.add_class(f"gclib-{name}")
         boxes = [widgets.HBox(row, layout=WRAPPED) if isinstance(row, list) else row for row in rows]
-        self.children = [*boxes, keyboard()]
+        self.add_class("gclib-lab")
+        self.children = [*boxes, Keyboard()]
 
     def refresh(self) -> None:
         """Bring words and picture up to the controls."""

@@ -178,3 +178,12 @@ def test_inputs_come_back_as_they_were():
     before = copy.deepcopy(inputs)
     ch14.bank_loss.oracle(*inputs.values())
     assert all(torch.equal(inputs[name], before[name]) for name in list(inputs)[:4])
+
+
+def test_a_new_name_for_what_should_change_is_asked_whether_it_changes_anything():
+    def renamed(encoder, follower, momentum):
+        for new, old in zip(encoder.parameters(), follower.parameters(), strict=True):
+            old = momentum * old + (1 - momentum) * new
+
+    said = ch14.follow.judge(renamed, seed=0)
+    assert said.status == "not attempted" and "does it change what came in" in said.explanation

@@ -3,9 +3,10 @@
 import json
 import math
 
+import ipywidgets as widgets
 import pytest
 
-from gclib.course.checks.predictions import predict, recall, record_prediction, show_back
+from gclib.course.checks.predictions import after_prediction, predict, recall, record_prediction, show_back
 
 
 @pytest.fixture(autouse=True)
@@ -153,3 +154,51 @@ def test_the_record_is_readable_json(own_progress):
     record_prediction(1, "loss", 4)
     entry = json.loads((own_progress / "predictions.json").read_text())["ch01"]["loss"]
     assert entry["value"] == 4.0 and entry["when"].endswith("+00:00")
+
+
+# --- what opens after a prediction ----------------------------------------------------------------------------
+
+
+def below(box):
+    """Every widget inside a box."""
+    return [one for child in getattr(box, "children", ()) for one in (child, *below(child))]
+
+
+def test_what_answers_a_question_opens_when_it_is_predicted_there():
+    predict(1, "loss", "How large?", unit="nats", low=0)
+    answer_to_it = widgets.IntSlider()
+    lock = after_prediction(1, "loss", answer_to_it)
+    assert answer_to_it not in below(lock) and "Predict first" in lock.status.value
+    (asked,) = [one for one in below(lock) if hasattr(one, "answer")]
+    answer_to_it.value = 7  # code works with it as ever
+    assert answer(asked, "-1").startswith("-1 is too low") and answer_to_it not in below(lock)
+    answer(asked, "4.85")
+    assert answer_to_it in below(lock) and asked not in below(lock) and answer_to_it.value == 7
+    assert "Compare it" in lock.status.value and "gclib-closed" not in lock._dom_classes
+    assert after_prediction(1, "loss", answer_to_it) is answer_to_it  # the next day
+
+
+def test_it_opens_by_the_box_above_and_all_that_wait_for_the_same_open_together():
+    above = predict(1, "loss", "How large?", unit="nats")
+    parts = widgets.Label(), widgets.Label()
+    locks = [after_prediction(1, "loss", part) for part in parts]
+    other = after_prediction(1, "tokens", parts[0])
+    answer(above, "3")
+    assert all(part in below(lock) for part, lock in zip(parts, locks, strict=True))
+    assert parts[0] not in below(other)
+
+
+def test_skip_opens_it_and_keeps_no_prediction():
+    slider = widgets.IntSlider()
+    lock = after_prediction(2, "never asked", slider)
+    assert not [one for one in below(lock) if hasattr(one, "answer")] and "where the chapter asks" in lock.status.value
+    lock.skip.click()
+    assert slider in below(lock) and lock.status.value.endswith(">Open.</div>") and recall(2) == {}
+    record_prediction(2, "never asked", 1.0)
+    assert below(lock).count(slider) == 1
+
+
+@pytest.mark.parametrize(("arguments", "named"), [((-1, "a"), "chapter"), ((1, " "), "key")])
+def test_a_bad_place_is_refused(arguments, named):
+    with pytest.raises(ValueError, match=f"^{named} "):
+        after_prediction(*arguments, widgets.Label())

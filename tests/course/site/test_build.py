@@ -103,6 +103,20 @@ def test_formulas_keep_their_parts():
     assert "[2pt]" not in page.get_text() and page.find("mi", string="log").find_next_sibling("mspace")
 
 
+def test_large_brackets_grow_under_an_exponent_and_labels_below_braces_keep_apart():
+    page = BeautifulSoup(render._mathml(r"\Big(x\Big)^{\!\top} \underbrace{a}_{\text{row}}", "block"), "html.parser")
+    base = page.msup.find()
+    assert base.name == "mrow" and base.get_text() == "(x)" and base.find("mo")["stretchy"] == "true"
+    assert "negative" not in str(page) and page.mtext.find_previous_sibling().name == "mspace"
+    assert page.mtext.find_next_sibling().name == "mspace"
+
+
+def test_printed_sentences_wrap_and_printed_tables_keep_their_columns(documents):
+    printed = [part for page in documents.values() for part in page.select(".outputs pre.scroll")]
+    kinds = {bool(re.search(r"\S {2,}\S", part.get_text())): "words" in part["class"] for part in printed}
+    assert kinds == {True: False, False: True} and len(printed) > 100
+
+
 def test_chapters_lead_on_and_back_and_answers_are_behind_a_fold(documents, folder):
     files = [CHAPTERS[number].file for number in sorted(written_chapters())]
     for before, name, after in zip([None, *files], files, [*files[1:], None], strict=False):
@@ -113,6 +127,18 @@ def test_chapters_lead_on_and_back_and_answers_are_behind_a_fold(documents, fold
         assert not fold.has_attr("open") and fold.a["href"] == f"solutions/{name}.html"
         assert fold.find_previous("h2")["id"] == "Exercises"
         assert page.select_one("nav [aria-current=page]")["href"] == f"{name}.html"
+
+
+def test_a_cell_whose_code_is_folded_in_the_notebook_is_folded_here_and_shows_what_it_made(documents, folder):
+    notebook = json.loads((NOTEBOOKS / "06_live_memory_lab.ipynb").read_text("utf-8"))
+    folded = [cell for cell in notebook["cells"] if cell["metadata"].get("jupyter", {}).get("source_hidden")]
+    page = documents[folder / "06_live_memory_lab.html"]
+    shown = [cell for cell in folded if "where-it-runs" not in cell["metadata"].get("tags", [])]
+    assert len(shown) > 3
+    for cell in page.find_all(class_="code"):
+        is_folded = cell["id"].removeprefix("cell-id=") in {each["id"] for each in shown}
+        assert (cell.find("details", recursive=False) is not None) == is_folded
+        assert not cell.select("details .outputs")
 
 
 def test_the_lab_stands_on_its_page_and_in_its_chapter_with_all_that_it_loads(documents, folder):

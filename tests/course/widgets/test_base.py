@@ -2,11 +2,11 @@
 
 import threading
 
-import ipywidgets
 import pytest
 from helpers.page import text_of
 
 from gclib.course.widgets.base import Lab, LiveLab, button, on_change, slider
+from gclib.course.widgets.keyboard import Keyboard
 
 
 def test_controls_are_named_found_and_worked_from_the_keyboard():
@@ -17,7 +17,7 @@ def test_controls_are_named_found_and_worked_from_the_keyboard():
     assert [words for words, _ in size.options] == ["none", "1,024", "0.25", "all"]
     assert size.style.description_width == lab.label_width
     assert "gclib-size" in size._dom_classes and "gclib-lab" in lab._dom_classes
-    assert isinstance(lab.children[-1], ipywidgets.Output)  # the lines for the keyboard
+    assert isinstance(lab.children[-1], Keyboard)  # the lines for the keyboard
     size.value = "all"
     assert moved == ["all"]
 

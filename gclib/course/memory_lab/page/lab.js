@@ -17,8 +17,9 @@ function control(name, options, start, react) {
   label.append(LABELS[name]);
   const input = label.appendChild(document.createElement(menu ? "select" : "input"));
   const output = menu ? null : label.appendChild(document.createElement("output"));
-  if (menu) options.forEach(([words], place) => input.add(new Option(words, place)));
-  else Object.assign(input, { type: "range", min: 0, max: options.length - 1, step: 1 });
+  if (menu) {
+    for (const [place, [words]] of options.entries()) input.add(new Option(words, place));
+  } else Object.assign(input, { type: "range", min: 0, max: options.length - 1, step: 1 });
   input.value = at;
   input.name = name;
   const say = () => {
@@ -66,7 +67,8 @@ export async function mount(element, folder, start = {}) {
     controls.chunk_size.input.disabled = settings.step === "naive";
     controls.retain_chunks.input.disabled = settings.step !== "grad_cache";
     const file = index.files[[settings.model, settings.length, settings.precision, device].join(" ")];
-    const turn = (asked += 1);
+    asked += 1;
+    const turn = asked;
     if (!file) throw new Error(`${settings.model} does not read texts of ${settings.length} tokens`);
     if (!bundles.has(file)) {
       view.dim();

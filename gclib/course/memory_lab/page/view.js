@@ -1,36 +1,21 @@
 // The timeline drawn in the page: bytes by kind, a cursor that reads every event, zoom into one piece, a table.
+import { LOOKS, escaped, tile } from "./looks.js";
 import {
   Step, counted, describe, eventAt, formatBytes, peakEvent, pictureOf, unitFor, xOf, zoomedOn,
 } from "./picture.js";
 
-// Okabe and Ito's colours, each with lines of its own on it: a tile of 8 by 8.
-const LOOKS = {
-  parameters: ["#0072B2", ""],
-  gradients: ["#009E73", ""],
-  optimizer: ["#999999", "M1 2h1.6M5 6h1.6"],
-  inputs: ["#DDDDDD", ""],
-  representations: ["#CC79A7", "M-1 9L9-1M-1 1L1-1M7 9L9 7"],
-  cache: ["#F0E442", "M-1-1L9 9M7-1L9 1M-1 7L1 9"],
-  loss: ["#D55E00", "M-1-1L9 9M-1 9L9-1"],
-  activations: ["#56B4E9", ""],
-  "random states": ["#FFFFFF", "M2 0V8M6 0V8"],
-  other: ["#E69F00", "M0 2H8M0 6H8"],
-};
 const HEIGHT = 316;
 const FRAME = { left: 58, right: 10, top: 6, bottom: 64 };
 const KEYS = "Arrows: one event. Page up and down: one chunk. Home, End: first and last. P: the peak. Enter: zoom. "
   + "Escape: the whole step.";
 let made = 0;
-
-const escaped = (text) => String(text).replace(/[&<>"]/g, (one) => `&#${one.charCodeAt(0)};`);
 const signed = (bytes) => `${bytes < 0 ? "−" : "+"}${formatBytes(Math.abs(bytes))}`;
-const tile = (id, [color, lines]) => `<pattern id="${id}" width="8" height="8" patternUnits="userSpaceOnUse">`
-  + `<rect width="8" height="8" fill="${color}"/><path d="${lines}" stroke="#1a1a1a" stroke-width=".8"/></pattern>`;
 
 export class View {
   // announce: whether the peak is said aloud here when it changes (not where other words say it).
   constructor(element, { announce = true } = {}) {
-    const id = `gclib-${(made += 1)}`;
+    made += 1;
+    const id = `gclib-${made}`;
     this.tile = (kind) => `${id}-${kind.replace(" ", "-")}`;
     this.element = element;
     element.classList.add("gclib-timeline");
@@ -176,7 +161,10 @@ export class View {
     this.drawn = step.kinds.map((_, kind) => kind).filter((kind) =>
       columns.some((bytes) => bytes[kind] > 0.005 * peak.total));
     return this.drawn.map((kind) => {
-      const top = columns.map((bytes, at) => this.y((sums[at] += bytes[kind])));
+      const top = columns.map((bytes, at) => {
+        sums[at] += bytes[kind];
+        return this.y(sums[at]);
+      });
       const there = top.map((y, at) => `${at ? "L" : "M"}${edges[at]} ${y}H${edges[at + 1]}`).join("");
       const back = base.map((y, at) => `L${edges[at + 1]} ${y}H${edges[at]}`).reverse().join("");
       base = top;

@@ -1,4 +1,5 @@
 // What a page does by itself: theme, menu on a small screen, search. All of it from the site's own folder.
+// biome-ignore lint/suspicious/noRedundantUseStrict: pages load it as a script, no module, so that it works from files
 "use strict";
 const root = document.documentElement;
 
