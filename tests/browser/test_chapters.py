@@ -16,7 +16,7 @@ def test_chapter_00_opens_and_runs_and_its_first_slider_moves(open_chapter):
     notebook = open_chapter("00_start_here.ipynb")
     notebook.run_all()
     assert notebook.errors() == []
-    words = notebook.page.locator(".widget-label", has_text="pairs: plain")
+    words = notebook.page.locator(".widget-html", has_text="pairs: plain")
     assert words.inner_text().startswith("64 pairs: plain")
     notebook.press_on_slider(notebook.page.locator(".widget-slider", has_text="batch size"), "ArrowRight")
     wait_until(lambda: words.inner_text().startswith("128 pairs: plain"), words.inner_text)

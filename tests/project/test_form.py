@@ -49,7 +49,7 @@ def test_the_box_says_what_for_what_is_needed_and_how_long_it_takes(chapter):
 @each_chapter()
 def test_headings_come_in_the_order_that_all_chapters_share(chapter):
     names = [text for cell in cells_of(chapter, "markdown") for level, text in headings(cell) if level == 2]
-    assert chapter.number == 0 or names[0] == "The question"
+    assert chapter.number == 0 or "The question" in names[:2]
     tail = names[names.index("Exercises") :]
     places = [next((n for n, name in enumerate(tail) if name.startswith(start)), -1) for start in ENDING]
     assert places[0] == 0 and sorted(places) == places and places[-1] == len(tail) - 1
