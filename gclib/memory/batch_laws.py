@@ -104,6 +104,10 @@ def monomials(rows: np.ndarray, widths: np.ndarray) -> np.ndarray:
     return np.stack([rows**a * widths**b for a in (0, 1) for b in (0, 1, 2)]).astype(np.float64)
 
 
+def _no_laws() -> None:
+    """One row counts as two."""
+
+
 @dataclass(frozen=True)
 class ChunkLaws:
     """One tower's chunks: bytes relative to a chunk's start, and FLOPs of a forward and of a backward.
@@ -129,7 +133,7 @@ class ChunkLaws:
     backward_flops: np.ndarray
     trained: bool
     token_flops: float
-    alone: Callable[[], "ChunkLaws | None"] = lambda: None
+    alone: Callable[[], "ChunkLaws | None"] = _no_laws
     look: int = 0
 
     def peaks(self, name: str, rows: np.ndarray, widths: np.ndarray) -> np.ndarray:
@@ -332,7 +336,7 @@ class BatchStep(FakeStep):
                 yield {"phase": phase, "first": piece is first, "room_at": piece.room_at}, fitted
 
     def _as_chunk_laws(
-        self, place: int, width: int | None, fit: Mapping[str, np.ndarray], alone: Any = lambda: None
+        self, place: int, width: int | None, fit: Mapping[str, np.ndarray], alone: Any = _no_laws
     ) -> ChunkLaws:
         forward, room_at = fit["forward"], int(fit["room_at"][0, 0])
         nothing = np.zeros((1, 6))

@@ -17,7 +17,8 @@ let walksMade = 0;
 export class WalkView {
   // data: {walks: {name: what gclib.course.widgets.walk.page_of says}, kinds}. onMove: told (step, moment from 1).
   constructor(element, { walks, kinds }, onMove = () => {}) {
-    const id = `gclib-walk-${(walksMade += 1)}`;
+    walksMade += 1;
+    const id = `gclib-walk-${walksMade}`;
     Object.assign(this, { element, walks, kinds, onMove, id, names: Object.keys(walks), at: 0, timer: null });
     this.fill = (kind) => `url(#${id}-${kind.replace(" ", "-")})`;
     this.route = (edge) => route(this.place, this.walk.rows, edge);
