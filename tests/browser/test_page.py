@@ -126,6 +126,7 @@ def test_the_mouse_reads_and_zooms(opened):
 
 def test_the_table_says_the_highest_moment_of_each_phase(opened):
     opened.get_by_text("As a table").click()
+    opened.locator(".gclib-scroll tbody tr").first.wait_for()  # the details' own event comes a moment later
     rows = opened.locator(".gclib-scroll tbody tr").all_inner_texts()
     peaks = [max(one.peak_bytes for one in forecast_of(LabSettings(**START)).timeline)]
     assert len(rows) == 5 and any(format_bytes(peaks[0]) in row for row in rows)

@@ -71,10 +71,11 @@ def worst_error(found: list[Tensor], truth: list[Tensor]) -> float:
     """The largest error of a parameter on the whole gradient's scale (design: ||d|| / max(||g||, 1e-3 ||all||)).
 
     A gradient that is zero but for rounding (below 1e-13 of the whole) is measured by the whole: it is what is left of
-    terms of that size. Where the whole is zero (one pair alone: nothing to learn) the error is absolute.
+    terms of that size. Where the whole is zero but for rounding (one pair alone: nothing to learn), the error is
+    absolute.
     """
     whole = sum(gradient.norm() ** 2 for gradient in truth) ** 0.5
-    if whole == 0:
+    if whole <= 1e-13:
         return float(max(gradient.norm() for gradient in found))
     sizes = [gradient.norm() for gradient in truth]
     scales = [max(size, 1e-3 * whole) if size > 1e-13 * whole else whole for size in sizes]

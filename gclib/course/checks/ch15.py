@@ -381,12 +381,13 @@ def _room_for(
     logits: bool = True,
     hundreds: int = 20,
     of: int = 100,
+    over: int = 0,
 ) -> Inputs:
     """A budget for the graphs of `rows` rows, or a share of B of them, beside the dense logits or a tile's only.
 
-    of: what B is a multiple of, hundreds * 100 or more.
+    of: what B is a multiple of, hundreds * 100 or more. over: rows beyond that multiple.
     """
-    batch = int(rng.integers(hundreds, 3 * hundreds)) * 100 // of * of
+    batch = int(rng.integers(hundreds, 3 * hundreds)) * 100 // of * of + over
     row = int(rng.integers(10, 40)) * MIB if logits else int(rng.integers(2, 7)) * 1024
     need = Need(int(rng.integers(300, 900)) * MIB, row, batch)
     kept = (rows + share * batch) * rng.uniform(0.95, 1.05)
@@ -455,6 +456,7 @@ plan = Exercise(
         partial(_room_for, share=1.5),
         partial(_room_for, share=2.3, logits=False),
         partial(_room_for, share=2.3, logits=False, of=64),
+        partial(_room_for, share=2.3, logits=False, of=64, over=20),  # both towers end in a chunk not half full
         *(partial(_room_for, rows=rows) for rows in (45, 11, 6)),
         *(partial(_exact, chunk_size=size, most_retained=0) for size in (None, 4, 16)),
         _a_byte_short,

@@ -17,9 +17,8 @@ function control(name, options, start, react) {
   label.append(LABELS[name]);
   const input = label.appendChild(document.createElement(menu ? "select" : "input"));
   const output = menu ? null : label.appendChild(document.createElement("output"));
-  if (menu) {
-    for (const [place, [words]] of options.entries()) input.add(new Option(words, place));
-  } else Object.assign(input, { type: "range", min: 0, max: options.length - 1, step: 1 });
+  if (menu) for (const [place, [words]] of options.entries()) input.add(new Option(words, place));
+  else Object.assign(input, { type: "range", min: 0, max: options.length - 1, step: 1 });
   input.value = at;
   input.name = name;
   const say = () => {

@@ -1,21 +1,18 @@
 // The timeline drawn in the page: bytes by kind, a cursor that reads every event, zoom into one piece, a table.
 import { LOOKS, escaped, tile } from "./looks.js";
-import {
-  Step, counted, describe, eventAt, formatBytes, peakEvent, pictureOf, unitFor, xOf, zoomedOn,
-} from "./picture.js";
+import { Step, counted, describe, eventAt, formatBytes, peakEvent, pictureOf, unitFor, xOf, zoomedOn }
+  from "./picture.js";
 
 const HEIGHT = 316;
 const FRAME = { left: 58, right: 10, top: 6, bottom: 64 };
 const KEYS = "Arrows: one event. Page up and down: one chunk. Home, End: first and last. P: the peak. Enter: zoom. "
   + "Escape: the whole step.";
-let made = 0;
 const signed = (bytes) => `${bytes < 0 ? "−" : "+"}${formatBytes(Math.abs(bytes))}`;
 
 export class View {
   // announce: whether the peak is said aloud here when it changes (not where other words say it).
   constructor(element, { announce = true } = {}) {
-    made += 1;
-    const id = `gclib-${made}`;
+    const id = `gclib-${Math.random().toString(36).slice(2)}`;
     this.tile = (kind) => `${id}-${kind.replace(" ", "-")}`;
     this.element = element;
     element.classList.add("gclib-timeline");
@@ -161,10 +158,8 @@ export class View {
     this.drawn = step.kinds.map((_, kind) => kind).filter((kind) =>
       columns.some((bytes) => bytes[kind] > 0.005 * peak.total));
     return this.drawn.map((kind) => {
-      const top = columns.map((bytes, at) => {
-        sums[at] += bytes[kind];
-        return this.y(sums[at]);
-      });
+      columns.forEach((bytes, at) => { sums[at] += bytes[kind]; });
+      const top = sums.map((bytes) => this.y(bytes));
       const there = top.map((y, at) => `${at ? "L" : "M"}${edges[at]} ${y}H${edges[at + 1]}`).join("");
       const back = base.map((y, at) => `L${edges[at + 1]} ${y}H${edges[at]}`).reverse().join("");
       base = top;

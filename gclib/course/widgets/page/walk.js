@@ -12,13 +12,11 @@ const STACK = { height: 236, left: 46, right: 8, top: 22, bottom: 40 };
 const ARROWS = { remembered: "remembered for the backward", passing: "computed, forgotten", backward: "gradients" };
 const widthOf = (svg) => Math.max(300, svg.parentElement.clientWidth); // none yet where the page is not laid out
 const sumOf = (values) => values.reduce((total, one) => total + one, 0);
-let walksMade = 0;
 
 export class WalkView {
   // data: {walks: {name: what gclib.course.widgets.walk.page_of says}, kinds}. onMove: told (step, moment from 1).
   constructor(element, { walks, kinds }, onMove = () => {}) {
-    walksMade += 1;
-    const id = `gclib-walk-${walksMade}`;
+    const id = `gclib-walk-${Math.random().toString(36).slice(2)}`;
     Object.assign(this, { element, walks, kinds, onMove, id, names: Object.keys(walks), at: 0, timer: null });
     this.fill = (kind) => `url(#${id}-${kind.replace(" ", "-")})`;
     this.route = (edge) => route(this.place, this.walk.rows, edge);
