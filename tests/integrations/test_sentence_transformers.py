@@ -98,7 +98,7 @@ def assert_same(model, ours, theirs, batch):
 
 
 @pytest.mark.slow
-@settings(max_examples=max(15, settings().max_examples // 2))
+@settings(max_examples=max(15, settings().max_examples // 5))
 @given(st.data())
 def test_loss_and_gradient_are_those_of_sentence_transformers(folder, data):
     model, rows, columns = loaded(folder), data.draw(st.integers(1, 7)), data.draw(st.integers(2, 4))

@@ -753,7 +753,8 @@ def drawn_settings(draw, models, lengths, rare=0.1):
 @pytest.mark.parametrize(
     ("moves", "models", "lengths"),
     [
-        pytest.param(40, ["tiny"], [16], marks=pytest.mark.slow),
+        pytest.param(12, ["tiny"], [16], marks=pytest.mark.slow),
+        pytest.param(40, ["tiny"], [16], marks=pytest.mark.deep),
         pytest.param(150, ["tiny", "mini"], [16, 64], marks=pytest.mark.deep),
         pytest.param(600, lab.MODELS, lab.LENGTHS, marks=pytest.mark.deep),
     ],
