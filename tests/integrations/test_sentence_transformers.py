@@ -101,7 +101,8 @@ def assert_same(model, ours, theirs, batch):
 @settings(max_examples=max(15, settings().max_examples // 5))
 @given(st.data())
 def test_loss_and_gradient_are_those_of_sentence_transformers(folder, data):
-    model, rows, columns = loaded(folder), data.draw(st.integers(1, 7)), data.draw(st.integers(2, 4))
+    model, columns = loaded(folder), data.draw(st.integers(2, 4))
+    rows = data.draw(st.integers(2 if columns == 2 else 1, 7))  # one pair without negatives: a gradient of rounding
     same = {"scale": data.draw(st.sampled_from([1.0, 7.5, 20.0]))}
     same |= data.draw(st.sampled_from([{}, {"similarity_fct": dot_score}]))
     same |= data.draw(st.sampled_from([{"partition_mode": "per_direction"}, BOTH_WAYS, *JOINT]))
