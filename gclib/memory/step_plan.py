@@ -64,10 +64,11 @@ def plan_step(
     tile_size: the loss's own where a step with it fits. Where none does, a `ContrastiveLoss` is planned with tiles, and
     the plan is only good once the caller has agreed: `loss_fn.tile_size = plan.tile_size`.
 
-    Held against every cut of a grid that fits by the ledger (`python tests/benchmarks/bench_plans.py 300`; results/
-    plans.csv has the first 103 jobs), no plan is over budget. Where calls cost nothing, FLOPs are within 1 % of the
-    fewest; at their price the sum of FLOPs and calls is within 1 % of the least but for 6 jobs of tiny encoders, and
-    FLOPs alone are more, for a price of calls buys fuller chunks.
+    Held against every cut of a grid on random jobs (`python tests/benchmarks/bench_plans.py 300`; results/plans.csv has
+    103 of them, planned by the version before the last): none went over budget by the ledger. Where calls cost nothing,
+    FLOPs were within 1 % of the fewest that fit by the plan's own reckoning. At the price of calls the sum of FLOPs and
+    calls was the least in half of the jobs and at worst 1.25 of it, and FLOPs alone are more: a price of calls buys
+    fuller chunks.
 
     Where encoders or loss can't be run with fake tensors, one small chunk is run and measured instead, and `reason`
     says so. Raises ValueError for what the step would refuse, and where nothing fits, with the bytes of the smallest.

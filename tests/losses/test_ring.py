@@ -100,6 +100,7 @@ def what_happens(here):
     return [events, sum(sent)]
 
 
+@pytest.mark.slow
 def test_the_next_block_travels_while_the_tiles_of_this_one_are_computed(tmp_path):
     for events, sent in run_ranks(what_happens, 3, tmp_path):
         forward = ["send", "tiles", "send", "tiles", "tiles"]

@@ -103,6 +103,7 @@ def across_ranks(here):
     return worst
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("ranks", [1, 2, pytest.param(3, marks=pytest.mark.slow)])
 def test_gathered_and_around_a_ring_it_is_the_whole_batch_s_loss(ranks, tmp_path):
     for worst in run_ranks(across_ranks, ranks, tmp_path):

@@ -382,6 +382,7 @@ def test_a_law_that_stops_to_hold_is_never_asked_again():
     assert computed == [100, 2, 3, 4, 300, 200, 99, 20]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("loss", "options"),
     [

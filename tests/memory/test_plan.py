@@ -19,6 +19,7 @@ def peak(step, **options):
     return forecast_step(step, **SAME, **options).peak_bytes
 
 
+@pytest.mark.slow
 def test_the_largest_chunk_fits_and_the_next_does_not():
     budget = 12 * MIB
     for step in ("grad_cache", "accumulation"):

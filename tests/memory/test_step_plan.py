@@ -197,6 +197,7 @@ def test_a_loss_that_reads_values_is_measured(job):
     )
 
 
+@pytest.mark.slow
 def test_tiles_where_the_logits_leave_no_room():
     encoder, generator = TinyEncoder(width=8), torch.Generator().manual_seed(0)
     inputs = [token_batch(3_000, 4, generator) for _ in range(2)]

@@ -111,8 +111,10 @@ def test_nothing_is_pickled(typed, tmp_path):
         "--chunk-tokens 40 --retain-chunks 1",
         "--chunk-size 3 --tile-size 4 --symmetric --learnable-temperature",
         pytest.param("--tile-size auto --ring", marks=pytest.mark.slow),
-        "--negatives 1 --autocast bf16 --clip-norm 0 --schedule constant --warmup-steps 2",
-        "--epochs 1 --pooling cls --test-pairs 0",
+        pytest.param(
+            "--negatives 1 --autocast bf16 --clip-norm 0 --schedule constant --warmup-steps 2", marks=pytest.mark.slow
+        ),
+        pytest.param("--epochs 1 --pooling cls --test-pairs 0", marks=pytest.mark.slow),
     ],
 )
 def test_every_step_and_loss_trains(more, typed, tmp_path):
