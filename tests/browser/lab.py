@@ -49,6 +49,18 @@ class _Quiet(SimpleHTTPRequestHandler):
 
 
 @contextmanager
+def watched(page, address, ready):
+    """The page of this address once `ready` (JavaScript) is true; nothing went to its console when the test is over."""
+    told = []
+    page.on("console", lambda message: told.append(message.text) if message.type in ("error", "warning") else None)
+    page.on("pageerror", lambda error: told.append(str(error)))
+    page.goto(address)
+    page.wait_for_function(ready)
+    yield page
+    assert told == []
+
+
+@contextmanager
 def serving(folder: Path) -> Iterator[str]:
     """A server of plain files; the address of the folder's index.html."""
     server = ThreadingHTTPServer(("127.0.0.1", 0), partial(_Quiet, directory=str(folder)))

@@ -4,7 +4,7 @@ import re
 import shutil
 
 import pytest
-from browser.lab import serving
+from browser.lab import serving, watched
 
 from gclib.course.memory_lab.answers import LabSettings, forecast_of
 from gclib.course.memory_lab.bundles import write_bundles
@@ -32,14 +32,9 @@ def site(tmp_path_factory):
 
 @pytest.fixture
 def opened(site, page):
-    """The page, with the first picture drawn; nothing went to its console when the test is over."""
-    told = []
-    page.on("console", lambda message: told.append(message.text) if message.type in ("error", "warning") else None)
-    page.on("pageerror", lambda error: told.append(str(error)))
-    page.goto(site)
-    page.wait_for_function("window.lab.view")  # not the element of that id
-    yield page
-    assert told == []
+    """The page, with the first picture drawn."""
+    with watched(page, site, "window.lab.view"):  # window.lab may be the element of that id
+        yield page
 
 
 def peak_of(page):

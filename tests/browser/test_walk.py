@@ -5,7 +5,7 @@ import shutil
 
 import pytest
 import torch
-from browser.lab import serving
+from browser.lab import serving, watched
 
 from gclib import ContrastiveLoss, Encoder, accumulation_step, grad_cache_step, naive_step
 from gclib.course.memory_lab.picture import PAGE
@@ -58,14 +58,9 @@ def address(walks, tmp_path_factory):
 
 @pytest.fixture
 def opened(address, page):
-    """The page, at the first moment; nothing went to its console when the test is over."""
-    told = []
-    page.on("console", lambda message: told.append(message.text) if message.type in ("error", "warning") else None)
-    page.on("pageerror", lambda error: told.append(str(error)))
-    page.goto(address)
-    page.wait_for_function("window.view")
-    yield page
-    assert told == []
+    """The page, at the first moment."""
+    with watched(page, address, "window.view"):
+        yield page
 
 
 def test_every_moment_shows_pythons_bytes_states_and_words(opened, walks):
