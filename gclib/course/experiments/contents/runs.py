@@ -2,11 +2,13 @@
 
     python -m gclib.course.experiments.contents.runs
 
-trains chapter 12's full tables with a progress bar. Every update keeps to the bytes that the small row's plain step
+trains chapter 12's full tables with a progress bar, and writes data/results/contents.csv, which the chapter shows.
+Every update keeps to the bytes that the small row's plain step
 takes: where the whole batch is more, the gradient cache takes it in the largest chunks that fit. The second update is
 recorded by the ledger.
 """
 
+import csv
 import dataclasses
 import functools
 import hashlib
@@ -23,6 +25,7 @@ import transformers
 from torch import Tensor
 from tqdm import tqdm
 
+from gclib.course.chapters import PROJECT as ROOT
 from gclib.course.experiments.contents.rows import (
     EQUAL_BYTES,
     PLANTED,
@@ -35,6 +38,7 @@ from gclib.course.experiments.contents.rows import (
 )
 from gclib.course.experiments.recipes import TableSetting
 from gclib.course.experiments.results import KS, SEEDS, fresh_encoder, pairs_and_tokenizer
+from gclib.course.experiments.summaries import METRICS
 from gclib.data.corpus import fingerprint, installed_sources
 from gclib.data.negatives import false_negative_mask
 from gclib.losses.module import ContrastiveLoss
@@ -47,6 +51,10 @@ from gclib.support.files import DamagedFile, cache_folder, code_digest, read_che
 from gclib.support.validation import int_at_least, refuse
 from gclib.training.loop import Training, learning_rate_factors
 from gclib.training.retrieval import retrieval_metrics
+
+RESULTS = ROOT / "data" / "results" / "contents.csv"
+NAMING = ("name", "temperature", "rate_factor")  # what tells one row from all others
+COUNTED = ("seed", "pool", "updates", "tokens", "chunk_size", "peak_bytes", "threads")
 
 
 @dataclass(frozen=True)
@@ -204,5 +212,42 @@ def _read(path: Path) -> Trained | None:
     return Trained(**{**fields, "recipe": Row(**fields["recipe"]), "saved": True})
 
 
+def as_line(result: Trained) -> dict[str, str | int | None]:
+    """One line of the results: a row and seed, what it took, and its metrics."""
+    told = {name: getattr(result.recipe, name) for name in NAMING} | {n: getattr(result, n) for n in COUNTED}
+    told |= {name: f"{result.metrics[name]:.4f}" for name in METRICS}
+    return told | {"final_loss": f"{result.final_loss:.4f}", "seconds": f"{result.seconds:.0f}"}
+
+
+def recorded_trainings(rows: Sequence[Row], path: Path = RESULTS) -> list[Trained]:
+    """The full experiment's results of these rows, as they were written, seed by seed; none where there is no file."""
+    if not path.is_file():
+        return []
+    by_name = {tuple(str(getattr(row, name)) for name in NAMING): row for row in rows}
+    with path.open(newline="") as file:
+        lines = [line for line in csv.DictReader(file) if tuple(line[name] for name in NAMING) in by_name]
+    return [
+        Trained(
+            by_name[tuple(line[name] for name in NAMING)],
+            metrics={name: float(line[name]) for name in METRICS},
+            final_loss=float(line["final_loss"]),
+            seconds=float(line["seconds"]),
+            saved=True,
+            **{name: int(line[name]) if line[name] else None for name in COUNTED},
+        )
+        for line in lines
+    ]
+
+
+def main(path: Path = RESULTS) -> None:
+    """Train every row with every seed, those that are not saved yet, and write the lines."""
+    lines = list(map(as_line, trainings(WHOLE, tuple(dict.fromkeys((*EQUAL_BYTES, *PLANTED, *SWEEP))))))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, list(lines[0]), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(lines)
+
+
 if __name__ == "__main__":
-    trainings(WHOLE, (*EQUAL_BYTES, *PLANTED, *SWEEP))
+    main()

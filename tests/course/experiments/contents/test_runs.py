@@ -5,9 +5,17 @@ import dataclasses
 import pytest
 
 from gclib.course.experiments.contents import runs
-from gclib.course.experiments.contents.rows import Row
-from gclib.course.experiments.contents.runs import budget_bytes, chunk_for, saved_trainings, train_row, trainings
-from gclib.course.experiments.summaries import format_summaries, summarise
+from gclib.course.experiments.contents.rows import EQUAL_BYTES, PLANTED, SWEEP, Row
+from gclib.course.experiments.contents.runs import (
+    Trained,
+    budget_bytes,
+    chunk_for,
+    recorded_trainings,
+    saved_trainings,
+    train_row,
+    trainings,
+)
+from gclib.course.experiments.summaries import METRICS, format_summaries, summarise
 from tests.course.experiments.contents.test_rows import TINY, small  # noqa: F401
 
 LARGE = Row("large", 64, 1)
@@ -52,6 +60,34 @@ def test_a_mask_changes_what_is_learned():
     )
     losses = [train_row(row, TINY, seed=0).final_loss for row in (plain, masked)]
     assert losses[0] > losses[1]
+
+
+def test_what_is_written_is_read_as_the_same_results(tmp_path, monkeypatch):
+    metrics = {name: 0.25 for name in METRICS}
+
+    def trained(setting, chosen):
+        return [
+            Trained(row, seed, metrics, 20, 4, 99, None if row.batch_size == 32 else 7, 1000 + place, 0.5, 3.0, 1, True)
+            for place, row in enumerate(chosen)
+            for seed in (0, 1)
+        ]
+
+    monkeypatch.setattr(runs, "trainings", trained)
+    runs.main(tmp_path / "new" / "contents.csv")
+    for table in (EQUAL_BYTES, PLANTED, SWEEP):
+        read = recorded_trainings(table, tmp_path / "new" / "contents.csv")
+        assert {(one.recipe, one.seed) for one in read} == {(row, seed) for row in table for seed in (0, 1)}
+        everything = trained(None, tuple(dict.fromkeys((*EQUAL_BYTES, *PLANTED, *SWEEP))))
+        assert all(one in everything for one in read)
+    assert recorded_trainings(SWEEP, tmp_path / "none.csv") == []
+
+
+def test_the_full_experiment_is_recorded_whole_and_keeps_to_the_small_rows_bytes():
+    budget = max(one.peak_bytes for one in recorded_trainings(EQUAL_BYTES[:1]))
+    for table in (EQUAL_BYTES, PLANTED, SWEEP):
+        read = recorded_trainings(table)
+        assert len(read) == 3 * len(table) and {one.pool for one in read} == {2_000}
+        assert all(0 < one.peak_bytes <= 1.01 * budget for one in read)  # the budget is the forecast of padded rows
 
 
 def test_refusals():
