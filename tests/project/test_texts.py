@@ -52,6 +52,10 @@ def test_a_term_is_told_that_its_first_chapter_does_not_link(monkeypatch):
     monkeypatch.setattr(texts, "texts", lambda: [term, page("Cut into tiles.", "notebooks/08_near.ipynb")])
     (found,) = texts.unlinked_terms()
     assert found.startswith("notebooks/08_near.ipynb") and "Tile size" in found
+    earlier = page("Cut into [tiles](glossary.ipynb#cell-id=g-1).", "notebooks/02_wall.ipynb")
+    monkeypatch.setattr(texts, "texts", lambda: [term, by_cell, earlier])
+    (found,) = texts.unlinked_terms()
+    assert found.startswith("notebooks/02_wall.ipynb") and "08_near" in found
 
 
 def test_a_misspelt_word_is_found_with_its_file(monkeypatch):

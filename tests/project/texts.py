@@ -124,7 +124,7 @@ def headings(markdown: str) -> list[tuple[int, str]]:
 
 
 def unlinked_terms() -> list[str]:
-    """The glossary's words that the chapter which it calls their first does not link to it."""
+    """The glossary's words that the chapter which it calls their first does not link to it, or an earlier one does."""
     found, glossary = [], ROOT / "notebooks" / "glossary.ipynb"
     linked: dict[str, set[str]] = {}
     terms = {}
@@ -141,6 +141,9 @@ def unlinked_terms() -> list[str]:
             ((_, term),) = headings(text.markdown)
             if term not in linked.get(first[1], set()):
                 found.append(f"notebooks/{first[1]}: no link to {term!r}, first here as the glossary says")
+            earliest = min((name for name, words in linked.items() if term in words), default=first[1])
+            if earliest < first[1]:
+                found.append(f"notebooks/{earliest}: a link to {term!r}, which the glossary has first in {first[1]}")
     return found
 
 
