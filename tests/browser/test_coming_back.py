@@ -1,19 +1,25 @@
-"""Widgets whose kernel is started anew say that they are only a picture."""
+"""Widgets on the next day: a saved notebook is opened again, and its kernel is started anew."""
 
 import pytest
-from browser.lab import KERNEL, NotebookPage, wait_until
+from browser.lab import KERNEL, NotebookPage, reopen, wait_until
 from browser.test_widgets import write_gallery
 
 NAMES = ("MemoryLab", "BlockMatrix", "predict")
 SAY_SO = "A picture of the widget, as it was: run this cell to use it."
+MODEL = "jupyterapp.shell.currentWidget.context.model"
 
 
 @pytest.fixture
-def notebook(lab, lab_folder, page):
+def file(request):
+    """A notebook a test: a kernel that an earlier test left would count its cells on."""
+    return f"{request.node.name}.ipynb"
+
+
+@pytest.fixture
+def notebook(lab, lab_folder, page, file):
     """Three widgets, run."""
-    opened = NotebookPage(
-        page, lab, write_gallery(lab_folder / "notebooks", NAMES, "back.ipynb"), lab_folder / "notebooks"
-    )
+    folder = lab_folder / "notebooks"
+    opened = NotebookPage(page, lab, write_gallery(folder, NAMES, file), folder)
     opened.run_all()
     page.locator("[data-part=peak]", has_text="bytes").wait_for()
     assert said(page) == []
@@ -23,6 +29,39 @@ def notebook(lab, lab_folder, page):
 def said(page):
     """The words, a widget each, that it is only a picture."""
     return [words for words in page.locator(".gclib-page").all_inner_texts() if words.strip()]
+
+
+def save(page):
+    page.evaluate("jupyterapp.commands.execute('docmanager:save')")
+    page.wait_for_function(f"!{MODEL}.dirty")
+
+
+def test_a_saved_notebook_shows_its_widgets_the_next_day_and_the_day_after(notebook, lab, page, file):
+    field = page.locator(".gclib-prediction input")
+    field.fill("77")
+    peak = page.locator("[data-part=peak]")
+    start = peak.inner_text()
+    page.locator(".gclib-batch .noUi-handle").press("ArrowRight")
+    wait_until(lambda: peak.inner_text() != start, peak.inner_text)
+    before = peak.inner_text()
+    save(page)
+    sizes = []
+    for _ in range(2):
+        page.evaluate(f"{KERNEL}.shutdown()")
+        reopen(page, lab, file, len(NAMES))
+        wait_until(lambda: said(page) == [SAY_SO] * len(NAMES), lambda: str(said(page)))
+        assert notebook.errors() == []
+        assert "model not found" not in page.locator(".jp-Notebook").inner_text()
+        assert field.input_value() == "77"
+        wait_until(lambda: peak.inner_text() == before, peak.inner_text)
+        assert page.locator(".gclib-timeline:not(.gclib-dimmed) svg").first.is_visible()
+        page.locator(".jp-OutputArea img").first.wait_for()
+        assert notebook.violations() == []
+        save(page)
+        sizes.append(page.evaluate(f"JSON.stringify({MODEL}.getMetadata('widgets')).length"))
+    assert sizes[0] == sizes[1]  # nothing is lost, and nothing piles up
+    notebook.run_all()
+    wait_until(lambda: said(page) == [], lambda: str(said(page)))
 
 
 def test_a_kernel_that_is_started_anew_leaves_words_above_its_widgets(notebook, page):

@@ -54,14 +54,16 @@ class _View(widgets.HTML):
 class TimelineView(anywidget.AnyWidget):
     """The forecast of a step over its operations, drawn in the page: `page/widget.js` answers from the laws it knows.
 
-    bundle: laws, or one timeline (`gclib.course.memory_lab.bundles`). shown: the settings that Python shows; budget:
-    its bytes and name; live: the bytes of a run, as points over the whole picture. controls, choices: the models of the
-    controls that the page watches itself, and the values of each. alt: the picture in words.
+    bundle: laws of what is shown, or one timeline (`gclib.course.memory_lab.bundles`); ahead: laws of what may come.
+    shown: the settings that Python shows; budget: its bytes and name; live: the bytes of a run, as points over the
+    whole picture. controls, choices: the models of the controls that the page watches itself, and the values of each.
+    alt: the picture in words.
     """
 
     _esm = page_module("laws", "looks", "picture", "view", "widget")
     _css = (PAGE / "lab.css").read_text("utf-8")
     bundle = traitlets.Dict().tag(sync=True)
+    ahead = traitlets.Dict().tag(sync=True)
     shown = traitlets.Dict().tag(sync=True)
     budget = traitlets.Dict().tag(sync=True)
     live = traitlets.Dict().tag(sync=True)
@@ -95,6 +97,11 @@ class TimelineView(anywidget.AnyWidget):
             self.shown, self.budget = shown, {"bytes": budget_bytes, "name": budget_name}
             self.live = {"x": [round(float(at), 5) for at in x], "bytes": [int(count) for count in points]}
             self.alt = f"{described} {words}".strip()
+
+    def learn(self, bundle: dict[str, Any]) -> None:
+        """Give the page these laws; those of what is shown stay, as a notebook that is saved holds one of each."""
+        of_shown = all(self.shown.get(name) == value for name, value in bundle["about"].items())
+        setattr(self, "bundle" if of_shown else "ahead", bundle)
 
     def clear(self) -> None:
         """There is no forecast: the old picture stays, pale."""

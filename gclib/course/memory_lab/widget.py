@@ -10,6 +10,7 @@ import threading
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
+from itertools import product
 from typing import Any
 
 import ipywidgets as widgets
@@ -26,6 +27,7 @@ from gclib.memory.forecast import MemoryForecast
 from gclib.memory.timeline import picture_of
 from gclib.models.encoder import SIZES, load_transformers
 from gclib.models.presets import PRESETS
+from gclib.steps import STEPS
 from gclib.support.validation import one_of
 from gclib.support.words import format_bytes, format_table
 
@@ -47,9 +49,9 @@ class MemoryLab(LiveLab):
     was started has ended. `controls`: all that change the forecast. `live`: the last run, going on or ended.
     The keywords set where the controls start: those of `LabSettings`, with its defaults, and budget; each must be one
     of the control's values. device: where Run runs the step; None for a CUDA card where PyTorch can use one, else the
-    processor. ahead: once nothing else waits, the page gets the laws of this step for chunks of one row too, and for
-    both kinds of devices: then no move of batch, chunk, retained, budget or optimizer asks Python. A budget that is a
-    card is forecast with a card's operations, any other budget with those of the device.
+    processor. ahead: once nothing else waits, the page gets the laws of every step, for chunks of one row too, and for
+    both kinds of devices: then no move of batch, chunk, step, retained, budget or optimizer asks Python. A budget that
+    is a card is forecast with a card's operations, any other budget with those of the device.
     Both towers read tokens: towers for pictures are `forecast_step`'s alone.
     """
 
@@ -311,14 +313,18 @@ class MemoryLab(LiveLab):
                 self._learn_ahead(settings)
 
     def _learn_ahead(self, settings: LabSettings) -> None:
-        """Send the page the laws of this step of one row and of many, for both kinds of devices: this one's last."""
-        for device in sorted(DEVICES, key=lambda device: device == settings.device):
+        """Send the page the laws of every step, of one row and of many, for both kinds of devices: these first."""
+        steps, devices = (
+            sorted(names, key=lambda name: name not in (settings.step, settings.device)) for names in (STEPS, DEVICES)
+        )
+        for step, device in product(steps, devices):
             there = replace(settings, device=device)
             if self._wanted is not None or self._try(there):
                 return
-            bundles.learn(there, [(settings.step, False), (settings.step, True)])
-            if self._wanted is None and (bundle := bundles.known_bundle(there)) is not None:
-                self.picture.bundle = bundle
+            bundles.learn(there, [(step, False), (step, True)])
+            with self._drawing:
+                if (bundle := bundles.known_bundle(there)) is not None:
+                    self.picture.learn(bundle)
 
     def _next_wanted(self) -> tuple[LabSettings, int] | None:
         with self._wanting:

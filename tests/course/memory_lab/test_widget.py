@@ -22,7 +22,7 @@ from gclib.course.memory_lab import run as live
 from gclib.course.memory_lab import widget as widgets
 from gclib.course.memory_lab.advice import advice, verdict, way_out
 from gclib.course.memory_lab.answers import LabSettings, forecast_of, obstacle, seconds_here
-from gclib.course.memory_lab.picture import PeaksView
+from gclib.course.memory_lab.picture import PeaksView, TimelineView
 from gclib.course.memory_lab.run import LiveRun, make_batch, step_of, warm_optimizer
 from gclib.course.memory_lab.widget import MemoryLab
 from gclib.memory import devices
@@ -842,19 +842,33 @@ def test_the_page_is_told_what_each_place_of_a_control_means_and_again_when_that
 
 
 @pytest.mark.slow
-def test_the_page_gets_the_laws_of_one_row_and_of_the_other_device_ahead(monkeypatch):
+def test_the_page_gets_the_laws_of_every_step_of_one_row_and_of_the_other_device_ahead(monkeypatch):
     monkeypatch.setattr(bundles, "_known", {})
-    sent, made = {}, MemoryLab(**TINY, step="naive", batch_size=16, chunk_size=4)
-    made.picture.observe(lambda change: sent.update({change.new["about"]["device"]: change.new}), "bundle")
+    made = MemoryLab(**TINY, batch_size=16, chunk_size=4)
     made.wait()
-    made.step.value = "grad_cache"
+    known = {laws["about"]["device"]: laws for laws in (made.picture.bundle, made.picture.ahead)}
+    assert set(known) == {"cpu", "cuda"} and made.picture.bundle is known["cpu"]
+    drawn = product(lab.STEP_WORDS, known, lab.BATCHES, lab.CHUNKS)
+    for step, device, batch_size, chunk_size in drawn:
+        moved = LabSettings(step, "tiny", batch_size, chunk_size, 16, device=device)
+        needed = {f"{step} {'single' if single else 'many'}" for step, single in bundles.parts_of(moved)}
+        assert needed <= set(known[device]["laws"]), moved
+
+
+def test_a_notebook_saved_at_any_moment_has_the_laws_of_what_is_shown(monkeypatch):
+    monkeypatch.setattr(bundles, "_known", {})
+    states, send = [], TimelineView.send_state
+    monkeypatch.setattr(
+        TimelineView, "send_state", lambda self, key=None: (states.append(self.get_state()), send(self, key))
+    )
+    made = MemoryLab(**TINY, batch_size=16, chunk_size=4)
     made.wait()
-    assert made.picture.bundle is sent["cpu"]
-    for device, batch_size, chunk_size in product(("cpu", "cuda"), lab.BATCHES, lab.CHUNKS):
-        moved = replace(made.settings(), device=device, batch_size=batch_size, chunk_size=chunk_size)
-        assert {f"{step} {'single' if single else 'many'}" for step, single in bundles.parts_of(moved)} <= set(
-            sent[device]["laws"]
-        )
+    made.budget.value = lab.BUDGETS["T4 (16 GB)"]
+    made.wait()
+    assert {state["bundle"]["about"]["device"] for state in states if state["bundle"]} == {"cpu", "cuda"}
+    for state in states:
+        about, shown = state["bundle"].get("about", {}), state["shown"]
+        assert all(shown[name] == value for name, value in about.items() if shown), (about, shown)
 
 
 def test_the_picture_shows_the_settings_from_a_law_or_from_their_own_timeline(memory_lab):

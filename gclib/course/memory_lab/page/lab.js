@@ -48,9 +48,8 @@ export async function mount(element, folder, start = {}) {
   const view = new View(place);
   const bundles = new Map();
   const controls = {};
-  const begin = { ...index.start, ...start };
   for (const [name, options] of Object.entries(index.choices)) {
-    controls[name] = control(name, options, begin[name], () => draw().catch(fail));
+    controls[name] = control(name, options, { ...index.start, ...start }[name], () => draw().catch(fail));
   }
   for (const name of [...SHOWN, ...Object.keys(controls).filter((one) => !SHOWN.includes(one))]) {
     (SHOWN.includes(name) ? plain : more).append(controls[name].label);

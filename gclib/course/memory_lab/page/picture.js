@@ -38,11 +38,8 @@ const isHeading = ({ phase, tower, chunk }) =>
 // A step's segments as groups of pieces, with every event numbered in the order in which the step goes through them.
 export class Step {
   constructor(segments, kinds) {
-    this.kinds = kinds;
-    this.width = kinds.length;
-    this.groups = [];
+    Object.assign(this, { kinds, width: kinds.length, groups: [], pieces: new Map() });
     this.cyclic = segments.some(({ phase, chunk }) => phase === "loss" && chunk !== null);
-    const begun = new Map();
     segments.forEach((segment, at) => {
       const one = { ...segment, before: segments[at - 1] ?? null, count: segment.values.length / this.width };
       if (!one.count || isHeading(one)) return;
@@ -58,12 +55,11 @@ export class Step {
         one.offset = group.size;
         group.size += one.count;
         const key = `${one.phase} ${one.tower}`;
-        one.piece = begun.get(key) ?? 0;
-        begun.set(key, one.piece + group.repeats);
+        one.piece = this.pieces.get(key) ?? 0;
+        this.pieces.set(key, one.piece + group.repeats);
       }
       this.count += group.size * group.repeats;
     }
-    this.pieces = begun;
     this.replays = segments.some(({ phase, chunk, tower }) => phase === "replay" && (chunk ?? tower) !== null);
   }
 
@@ -102,8 +98,8 @@ export class Step {
       return this.bytes(earlier.segment, earlier.at, earlier.repeat);
     }
     const past = segment.before;
-    if (!past) return this.bytes(segment, at, repeat);
-    return this.bytes(past, past.values.length / this.width - 1, past.repeats - 1);
+    return past ? this.bytes(past, past.values.length / this.width - 1, past.repeats - 1)
+      : this.bytes(segment, at, repeat);
   }
 
   // What an event is, for a cursor: place, bytes of each kind, their sum, and what has just come and gone.
@@ -257,9 +253,7 @@ export function eventAt(picture, x) {
   const panel = panels.findLast((one) => one.start <= x) ?? panels[0];
   const share = Math.min(Math.max((x - panel.start) / (panel.stop - panel.start), 0), 1 - 1e-9);
   if (!panel.between) return step.number({ ...panel, at: Math.floor(share * panel.segment.count) });
-  const repeats = share * panel.pieces[1];
-  const within = Math.floor((repeats % 1) * panel.group.size);
-  return panel.group.first + (1 + Math.floor(repeats)) * panel.group.size + within;
+  return panel.group.first + panel.group.size + Math.floor(share * panel.pieces[1] * panel.group.size);
 }
 
 // The number of the event with the most bytes of the whole step, the first one of several.

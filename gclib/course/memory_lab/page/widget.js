@@ -24,20 +24,26 @@ async function render({ model, el }) {
     return { ...settings, device: asShown ? shown.device : device, budget: { bytes, name }, asShown };
   }
 
-  function draw() {
-    waiting = false;
-    const shown = model.get("shown");
-    const { budget = model.get("budget"), asShown = true, ...settings } = read(shown);
-    const live = asShown ? model.get("live") : null;
+  // Show these settings, from the laws that hold for them; whether there are any.
+  function show(settings, budget, live) {
     for (const laws of [...known.values()].reverse()) {
       if (!laws.holdsFor(settings)) continue;
       try {
         view.show(laws.timeline(settings), laws.kinds, budget, live?.x?.length ? live : null);
-        return;
+        return true;
       } catch (error) {
         if (!(error instanceof NoLaw)) throw error;
       }
     }
+    return false;
+  }
+
+  function draw() {
+    waiting = false;
+    const shown = model.get("shown");
+    const { budget = model.get("budget"), asShown = true, ...settings } = read(shown);
+    if (show(settings, budget, asShown ? model.get("live") : null)) return;
+    if (!view.step && shown.step) show(shown, model.get("budget")); // reopened before Python had answered
     view.dim();
   }
 
@@ -45,8 +51,7 @@ async function render({ model, el }) {
     if (!waiting) requestAnimationFrame(draw);
     waiting = true;
   };
-  const learn = () => {
-    const bundle = model.get("bundle");
+  const learn = (bundle) => {
     if (!bundle.about) return;
     const key = JSON.stringify(bundle.about);
     known.delete(key);
@@ -54,10 +59,12 @@ async function render({ model, el }) {
     if (known.size > 24) known.delete(known.keys().next().value);
     soon();
   };
-  model.on("change:bundle", learn);
+  for (const name of ["ahead", "bundle"]) {
+    model.on(`change:${name}`, () => learn(model.get(name)));
+    learn(model.get(name));
+  }
   for (const name of ["shown", "budget", "live"]) model.on(`change:${name}`, soon);
   for (const [, one] of linked) one.on("change:index", soon);
-  learn();
   soon();
   return () => {
     for (const [, one] of linked) one.off("change:index", soon);
