@@ -7,12 +7,15 @@ Letters: W ranks, P bytes of weights, L layers.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 from torch import nn
 
-from gclib.memory.forecast import MemoryForecast
-from gclib.memory.workload import OPTIMIZERS
+from gclib.memory.fake_steps import FakeStep, fake_step
+from gclib.memory.forecast import MemoryForecast, forecast_workload
+from gclib.memory.ledger import KINDS
+from gclib.memory.workload import OPTIMIZERS, Workload
 from gclib.support.validation import int_at_least, one_of, positive_int, refuse
 
 
@@ -37,19 +40,37 @@ class ShardBytes:
         """Shards of weights, gradients and optimizer states."""
         return self.weights + self.gradients + self.optimizer
 
-    def peak_at_most(self, forecast: MemoryForecast, *, kept: bool = False) -> int:
-        """A bound for a rank's peak, from the forecast of the same step of this rank's rows with whole weights.
+    def at_most(self, forecast: MemoryForecast, *, kept: bool = False) -> MemoryForecast:
+        """A bound for a rank, from the forecast of the same step of this rank's rows with whole weights.
 
-        The forecast's own weights, gradients and optimizer states give way to the shards and to what is whole. An upper
-        bound: activations and whole gradients need not peak at once.
+        The forecast's own weights, gradients and optimizer states give way to the shards, and to what is whole
+        ("other"); the average of the gradients, which is FSDP's own, is left out. An upper bound: activations and whole
+        gradients need not peak at once.
         """
-        own = ("parameters", "gradients", "optimizer")
-        columns = [number for number, kind in enumerate(forecast.at_peak()) if kind not in own]
-        rest = 0
-        for segment in forecast.timeline:
-            growth = (segment.repeats - 1) * max(0, int(segment.net_bytes[columns].sum()))
-            rest = max(rest, int(segment.kind_bytes[:, columns].sum(axis=1).max()) + growth)
-        return rest + self.at_rest + (self.kept_whole if kept else self.most_whole)
+        shards = {"parameters": self.weights, "gradients": self.gradients, "optimizer": self.optimizer}
+        timeline = []
+        for segment in (segment for segment in forecast.timeline if segment.phase != "average"):
+            held, net = segment.kind_bytes.copy(), segment.net_bytes.copy()
+            for kind, size in shards.items():
+                held[:, KINDS.index(kind)], net[KINDS.index(kind)] = size, 0
+            held[:, KINDS.index("other")] += self.kept_whole if kept else self.most_whole
+            timeline.append(replace(segment, kind_bytes=held, net_bytes=net))
+        return replace(forecast, timeline=timeline)
+
+
+def forecast_sharded(step: str, *, ranks: int, kept: bool = False, **same: Any) -> MemoryForecast:
+    """A bound for a step of one of `ranks` processes whose weights FSDP2 shards: `ShardBytes.at_most` of its forecast.
+
+    kept: inside `weights_kept`. `same`: the other arguments of `forecast_step`, without parallel. Raises as that does.
+    """
+    return sharded_workload(Workload(step=step, ranks=ranks, **same), kept=kept)
+
+
+def sharded_workload(workload: Workload, fake: FakeStep | None = None, *, kept: bool = False) -> MemoryForecast:
+    """The same of a workload. fake: as in `forecast_workload`."""
+    fake = fake or fake_step(workload)
+    shards = rank_bytes(fake.encoders, ranks=workload.ranks, optimizer=workload.optimizer)
+    return shards.at_most(forecast_workload(workload, fake), kept=kept)
 
 
 def rank_bytes(encoders: Sequence[nn.Module], *, ranks: int, rank: int = 0, optimizer: str | None = None) -> ShardBytes:

@@ -24,6 +24,7 @@ PHASE_WORDS = {
     "loss": "loss",
     "backward": "backward",
     "replay": "second forward\nand backward",
+    "average": "average of\ngradients",
 }
 TOWER_WORDS = ("queries", "passages")
 
@@ -167,7 +168,7 @@ def largest_kinds(kind_bytes: Mapping[str, int], *, smallest_share: float = 0.05
 
 def is_heading(phase: str, tower: int | None, chunk: int | None) -> bool:
     """Where a step only names the tensors that it begins with; the next piece starts at the same bytes."""
-    return phase not in ("loss", "backward") and tower is None and chunk is None
+    return phase not in ("loss", "backward", "average") and tower is None and chunk is None
 
 
 def thinned(kind_bytes: np.ndarray, bins: int) -> np.ndarray:
@@ -218,13 +219,16 @@ def _piece(segment: Segment, start: int, repeat: int) -> Panel:
 def _spans(panels: Sequence[Panel]) -> Iterator[Span]:
     cyclic = TimelinePicture(tuple(panels), ()).cyclic
 
+    def by_chunk(panel: Panel) -> bool:
+        return cyclic and panel.phase != "average"
+
     def key(panel: Panel) -> tuple:
-        return (panel.pieces, panel.between) if cyclic else (panel.phase, panel.tower)
+        return (panel.pieces, panel.between) if by_chunk(panel) else (panel.phase, panel.tower)
 
     replays = any(panel.phase == "replay" for panel in panels)
     for _, group in groupby(panels, key=key):
         members = list(group)
-        label = _chunk_label(members[0]) if cyclic else _phase_label(members, replays)
+        label = _chunk_label(members[0]) if by_chunk(members[0]) else _phase_label(members, replays)
         yield Span(label, members[0].start, members[-1].stop)
 
 

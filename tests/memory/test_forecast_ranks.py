@@ -170,7 +170,7 @@ def test_a_sharded_rank_s_peak_stays_below_its_bound_and_near_it(tmp_path):
     encoder = Encoder.from_config("mini")
     bytes_of_rank = rank_bytes([encoder], ranks=2)
     forecast = forecast_step("grad_cache", config="mini", **SHARDED, **SHAPES)
-    bounds = [bytes_of_rank.peak_at_most(forecast, kept=kept) for kept in (False, True)]
+    bounds = [bytes_of_rank.at_most(forecast, kept=kept).peak_bytes for kept in (False, True)]
     for peaks in run_ranks(watched_peaks, 2, tmp_path):
         ratios = [peak / bound for peak, bound in zip(peaks, bounds, strict=True)]
         assert all(0.6 <= ratio <= 1 for ratio in ratios), ratios

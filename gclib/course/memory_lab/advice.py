@@ -12,7 +12,9 @@ from gclib.course.memory_lab.answers import (
     BATCHES,
     CHUNKS,
     LENGTHS,
+    LORA_RANKS,
     MOST_TILES,
+    ONE_RANK,
     OPERATIONS,
     RETAINED,
     TILES,
@@ -29,6 +31,18 @@ from gclib.memory.timeline import largest_kinds
 from gclib.support.words import format_bytes
 
 MODEL_KINDS = ("parameters", "gradients", "optimizer")
+HALF, LOW_RANK = {"precision": "pure bf16"}, {"lora_rank": LORA_RANKS[1]}
+LORA = f"LoRA of rank {LORA_RANKS[1]}"
+CHANGES = {  # what lets a query fit where the model or one row is too big
+    LORA: LOW_RANK,
+    f"{LORA} in pure bf16": {**HALF, **LOW_RANK},
+    "8 ranks with shards (FSDP2)": {"ranks": "8 FSDP2"},
+    "SGD": {"optimizer": "sgd"},
+    "pure bf16": HALF,
+    "pure bf16 and SGD": {**HALF, "optimizer": "sgd"},
+    "checkpointing": {"checkpointing": True},
+    f"texts of {LENGTHS[0]} tokens": {"length": LENGTHS[0], "query_length": None},
+}
 
 
 def advice(settings: LabSettings, forecast: MemoryForecast, budget_bytes: int, budget_name: str = "the card") -> str:
@@ -43,7 +57,8 @@ def verdict(settings: LabSettings, forecast: MemoryForecast, budget_bytes: int, 
     kinds = largest_kinds(forecast.at_peak(), smallest_share=0.1)
     made_of = ", ".join(f"{kind} {format_bytes(count)}" for kind, count in kinds)
     share = forecast.peak_bytes / budget_bytes
-    peak_words = f"Peak {format_bytes(forecast.peak_bytes)}: {made_of}, with {OPERATIONS[settings.device]}."
+    rank = "" if settings.ranks == ONE_RANK else " of a rank" + ", at most" * settings.sharded
+    peak_words = f"Peak{rank} {format_bytes(forecast.peak_bytes)}: {made_of}, with {OPERATIONS[settings.device]}."
     if share <= 1:
         room = "under 1 %" if share < 0.01 else f"{100 * share:.0f} %"
         return f"{peak_words} It fits within {budget_name} and takes {room} of it."
@@ -101,7 +116,7 @@ def _look_for_a_way_out(settings: LabSettings, budget_bytes: int, wanted: Callab
     least = [replace(settings, **_LEAST, chunk_size=size) for size in (1, 1 + settings.negatives)]
     smallest = _fits(least, budget_bytes)
     if smallest is None:
-        return _nothing_fits(least[0], budget_bytes)
+        return _nothing_fits(least[0], budget_bytes, wanted)
     at_peak = forecast_of(settings).at_peak()
     ways = (_retain_less, _with_the_cache, _other_chunks, _with_tiles, _smaller_batch)
     for way in ways:
@@ -156,7 +171,7 @@ def _with_tiles(settings: LabSettings, budget_bytes: int) -> Iterator[LabSetting
         if (
             smaller
             and 2 * tile**2 <= budget_bytes
-            and tile_count(cached.batch_size, cached.negatives, tile) <= MOST_TILES
+            and tile_count(cached.batch_size, cached.passages_each, tile) <= MOST_TILES
         ):
             fitting = (size for size in sizes if beside[size] <= budget_bytes)
             yield from (replace(cached, chunk_size=size, tile_size=tile) for size in fitting)
@@ -186,8 +201,8 @@ def _largest_of_all(smallest: LabSettings, budget_bytes: int) -> LabSettings:
 
 
 def _what_dominates(settings: LabSettings, at_peak: dict[str, int], after: LabSettings) -> str:
-    """The reason, from the largest kind of bytes beside the model's, and from what helps."""
-    largest = max((kind for kind in KINDS if kind not in MODEL_KINDS), key=lambda kind: at_peak[kind])
+    """The reason, from the largest kind of bytes beside the model's ("other": its whole layers), and what helps."""
+    largest = max((kind for kind in KINDS if kind not in (*MODEL_KINDS, "other")), key=lambda kind: at_peak[kind])
     if largest == "loss":
         return "The loss dominates" if settings.tile_size else "The B × B logits dominate, and no chunk shrinks them"
     if largest == "random states" or (after.step == settings.step and after.chunk_size > settings.chunk_size):
@@ -224,22 +239,19 @@ def _change(before: LabSettings, after: LabSettings) -> str:
     return f"{', '.join([*changes, stays])}. That takes {format_bytes(peak_of(after))}{lost}"
 
 
-def _nothing_fits(smallest: LabSettings, budget_bytes: int) -> WayOut:
-    """Words for settings of which not even one query fits, and which of three changes would let one fit."""
+def _nothing_fits(smallest: LabSettings, budget_bytes: int, wanted: Callable[[], bool]) -> WayOut:
+    """Words for settings of which not even one query fits, and which of some changes would let one fit."""
     at_peak = forecast_of(smallest).at_peak()
     alone = "One row alone does not fit, and there is no smaller chunk"
     if sum(at_peak[kind] for kind in MODEL_KINDS) > budget_bytes:
         states = ", its gradients and AdamW's states" if smallest.optimizer == "adamw" else " and its gradients"
         alone = f"The model{states} alone are too big"
-    short = {"length": LENGTHS[0], "query_length": None}
-    changes = {"SGD": {"optimizer": "sgd"}, "pure bf16": {"precision": "pure bf16"}}
-    changes |= {"pure bf16 and SGD": {"precision": "pure bf16", "optimizer": "sgd"}}
-    changes |= {"checkpointing": {"checkpointing": True}, f"texts of {LENGTHS[0]} tokens": short}
     helps = []
     if at_peak["parameters"] <= 2 * budget_bytes:  # else not even half of it fits
-        for name, change in changes.items():
+        for name, change in takewhile(lambda _: wanted(), CHANGES.items()):
             changed = replace(smallest, **change)
-            if changed != smallest and _fits([changed], budget_bytes):
+            needless = changed == smallest or "lora_rank" in change and (smallest.lora_rank or LORA in helps)
+            if not needless and _fits([changed], budget_bytes):
                 helps.append(name)
     which = "only a smaller model, or a larger budget, helps"
     if helps:

@@ -14,7 +14,9 @@ from gclib.memory.devices import DEVICES, GPU_MEMORY_BYTES
 from gclib.memory.fake_steps import FakeStep, fake_step
 from gclib.memory.forecast import MemoryForecast, forecast_workload
 from gclib.memory.plan import last_true
+from gclib.memory.shards import sharded_workload
 from gclib.memory.workload import OPTIMIZERS, Workload
+from gclib.models.adapters import LoRA
 from gclib.models.encoder import SIZES, bert_config
 from gclib.models.presets import PRESETS, config_of, positions_of
 from gclib.steps import STEPS
@@ -44,6 +46,9 @@ LENGTHS = (16, 32, 64, 128, 256, 512)
 TILES = tuple(2**n for n in range(8, 17))
 ONE_TILE = TILES[-1]  # stands for all sides of a tile that holds all logits: its bytes are those of the logits
 NEGATIVES = (0, 1, 2, 4, 7, 8, 15)
+LORA_RANKS = (8, 16, 64)
+ONE_RANK = "1"
+RANKS = {ONE_RANK: (1, "")} | {f"{ranks} {way}": (ranks, way) for way in ("DDP", "FSDP2") for ranks in (2, 4, 8)}
 OPERATIONS = {"cpu": "a processor's operations", "cuda": "a card's operations"}
 STEP_WORDS = {
     "naive": "whole batch at once (naive)",
@@ -61,7 +66,10 @@ class LabSettings:
     the dense loss. retain_chunks: R of the gradient cache; the other steps have none. device: whose operations are
     counted, a processor's ("cpu") or a graphics card's ("cuda"). negatives: K hard negatives of each query. tied: one
     encoder for both towers, else two. checkpointing: each layer keeps its input alone. symmetric: the loss of both
-    directions. Raises ValueError for what can't be, also for texts longer than the model's positions.
+    directions. lora_rank: of LoRA beside frozen weights, 0 where all are trained. ranks: a name of `RANKS`, how many
+    processes and how they keep the weights; then all else is one rank's, and the passages of all are gathered (not by
+    accumulation, whose chunks have losses of their own). Raises ValueError for what can't be, also for texts longer
+    than the model's positions.
     """
 
     step: str = "grad_cache"
@@ -79,6 +87,8 @@ class LabSettings:
     tied: bool = True
     checkpointing: bool = False
     symmetric: bool = False
+    lora_rank: int = 0
+    ranks: str = ONE_RANK
 
     def __post_init__(self) -> None:
         one_of("step", self.step, tuple(STEPS))
@@ -86,10 +96,12 @@ class LabSettings:
         one_of("precision", self.precision, tuple(PRECISIONS))
         one_of("optimizer", self.optimizer, OPTIMIZERS[1:])
         one_of("device", self.device, DEVICES)
+        one_of("ranks", self.ranks, tuple(RANKS))
         for name in ("batch_size", "chunk_size", "length"):
             positive_int(name, getattr(self, name))
         int_at_least("retain_chunks", self.retain_chunks, 0)
         int_at_least("negatives", self.negatives, 0)
+        int_at_least("lora_rank", self.lora_rank, 0)
         for name in ("tied", "checkpointing", "symmetric"):
             one_of(name, getattr(self, name), (False, True))
         if self.query_length is not None:
@@ -101,7 +113,7 @@ class LabSettings:
         if self.tile_size is not None:
             positive_int("tile_size", self.tile_size)
             if self.tiles > MOST_TILES:
-                square = f"{self.batch_size:,} x {self.passages:,}"
+                square = f"{self.batch_size:,} x {self.batch_size * self.passages_each:,}"
                 limit = f"{MOST_TILES} tiles, as the forecast here (not the method) runs each of them once"
                 got = f"{self.tile_size:,}, which makes {self.tiles:,}"
                 raise refuse("tile_size", f"must cut the {square} logits into at most {limit}", got)
@@ -112,14 +124,25 @@ class LabSettings:
         return self.batch_size * (1 + self.negatives)
 
     @property
+    def passages_each(self) -> int:
+        """Passages that the loss has for each of its queries: those of every rank, where it gathers them."""
+        gathered = 1 if self.step == "accumulation" else RANKS[self.ranks][0]
+        return (1 + self.negatives) * gathered
+
+    @property
+    def sharded(self) -> bool:
+        """Whether a rank keeps a shard of the weights alone: then what is forecast is a bound."""
+        return RANKS[self.ranks][1] == "FSDP2"
+
+    @property
     def lengths(self) -> tuple[int, int]:
         """Tokens of a query and of a passage."""
         return self.query_length or self.length, self.length
 
     @property
     def tiles(self) -> int:
-        """Tiles that the B x N logits are cut into; 1 for the dense loss."""
-        return 1 if self.tile_size is None else tile_count(self.batch_size, self.negatives, self.tile_size)
+        """Tiles that the logits are cut into; 1 for the dense loss."""
+        return 1 if self.tile_size is None else tile_count(self.batch_size, self.passages_each, self.tile_size)
 
     @property
     def retained(self) -> int:
@@ -133,13 +156,13 @@ class LabSettings:
         rows, size = (self.batch_size, self.passages), self.rows_at_once
         single_rows = tuple(1 in (min(size, count), count % size) for count in rows)
         tiled = self.tile_size and (ONE_TILE if self.fake_tile == ONE_TILE else (self.batch_size, self.tile_size))
-        form = (self.negatives, self.tied, self.checkpointing, self.symmetric)
+        form = (self.negatives, self.tied, self.checkpointing, self.symmetric, self.lora_rank, RANKS[self.ranks][0])
         return (self.step, self.model, self.lengths, self.precision, single_rows, tiled, self.device, *form)
 
     @property
     def fake_tile(self) -> int | None:
         """The side of tiles that is forecast: `ONE_TILE` where all of a loss's logits are in one, whatever its side."""
-        passages = (self.rows_at_once if self.step == "accumulation" else self.batch_size) * (1 + self.negatives)
+        passages = (self.rows_at_once if self.step == "accumulation" else self.batch_size) * self.passages_each
         return ONE_TILE if self.tile_size is not None and passages <= self.tile_size <= ONE_TILE else self.tile_size
 
     @property
@@ -151,22 +174,32 @@ class LabSettings:
     def workload(self) -> Workload:
         """What is forecast: every text padded to its length."""
         query_length, passage_length = self.lengths
+        ranks, way = RANKS[self.ranks]
+        gathers = self.passages_each > 1 + self.negatives
         return Workload(
             step=self.step,
             config=self.model,
-            loss=loss_of(self.tile_size, self.symmetric),
+            loss=loss_of(self.tile_size, self.symmetric, "gather" if gathers else "none"),
             batch_size=self.batch_size,
             negatives=self.negatives,
             tied=self.tied,
             gradient_checkpointing=self.checkpointing,
+            lora=self.lora,
             chunk_size=None if self.step == "naive" else self.chunk_size,
             retain_chunks=self.retained,
             query_length=query_length,
             passage_length=passage_length,
             optimizer=self.optimizer,
             device=self.device,
+            ranks=ranks,
+            parallel="ddp" if way == "DDP" else "average",
             **PRECISIONS[self.precision],
         )
+
+    @property
+    def lora(self) -> LoRA | None:
+        """What is trained beside frozen weights; None where all weights are."""
+        return LoRA(self.lora_rank) if self.lora_rank else None
 
     def described(self) -> str:
         """The settings in words."""
@@ -180,6 +213,9 @@ class LabSettings:
         rest += "" if self.device == "cpu" else ", on a CUDA card"
         model = f"{self.model} model" if self.tied else f"two towers of the {self.model} model"
         model += ", checkpointed" if self.checkpointing else ""
+        model += f", LoRA of rank {self.lora_rank}" if self.lora_rank else ""
+        ranks, way = RANKS[self.ranks]
+        rest += f", on each of {ranks} ranks ({way})" if ranks > 1 else ""
         batch = f"batch {self.batch_size:,}" + (f" with K = {self.negatives}" if self.negatives else "")
         tile += ", loss of both directions" if self.symmetric else ""
         return f"{STEP_WORDS[self.step]}, {model}, {batch}{chunk}{kept}, {tokens}{tile}{rest}"
@@ -189,21 +225,24 @@ class LabSettings:
         lines = ["import torch", ""] if PRECISIONS[self.precision] else []
         options = [f"tile_size={self.tile_size}"] if self.tile_size is not None else []
         options += ["symmetric=True"] if self.symmetric else []
+        options += ['across="gather"'] if self.passages_each > 1 + self.negatives else []
         if options:
             lines.append("from gclib import ContrastiveLoss")
-        lines += ["from gclib.memory.forecast import forecast_step", "", "forecast = forecast_step("]
-        lines.append(f'    "{self.step}",')
+        module, function = ("shards", "forecast_sharded") if self.sharded else ("forecast", "forecast_step")
+        lines.append(f"from gclib.memory.{module} import {function}")
+        lines += ["from gclib.models.adapters import LoRA"] if self.lora else []
+        lines += ["", f"forecast = {function}(", f'    "{self.step}",']
+        written = {"loss": f"ContrastiveLoss({', '.join(options)})", "lora": f"LoRA({self.lora_rank})"}
         for name, value in self.workload.keywords().items():
-            if name != "loss":
-                lines.append(f'    {name}="{value}",' if isinstance(value, str) else f"    {name}={value},")
-        if options:
-            lines.append(f"    loss=ContrastiveLoss({', '.join(options)}),")
+            if name != "loss" or options:
+                shown = f'"{value}"' if isinstance(value, str) else value
+                lines.append(f"    {name}={written.get(name, shown)},")
         return "\n".join([*lines, ")", 'print(f"{forecast.peak_bytes:,} bytes at the peak")'])
 
 
-def tile_count(batch_size: int, negatives: int, tile_size: int) -> int:
-    """Tiles that B x N logits are cut into."""
-    return -(-batch_size // tile_size) * -(-batch_size * (1 + negatives) // tile_size)
+def tile_count(batch_size: int, passages_each: int, tile_size: int) -> int:
+    """Tiles that the logits of so many queries are cut into."""
+    return -(-batch_size // tile_size) * -(-batch_size * passages_each // tile_size)
 
 
 @lru_cache(maxsize=64)
@@ -213,9 +252,9 @@ def _positions(model: str) -> int | None:
 
 
 @lru_cache(maxsize=64)
-def loss_of(tile_size: int | None, symmetric: bool = False) -> ContrastiveLoss:
+def loss_of(tile_size: int | None, symmetric: bool = False, across: str = "none") -> ContrastiveLoss:
     """The lab's loss: dense, or a tile at a time. The same object each time, so that laws are found again."""
-    return ContrastiveLoss(TEMPERATURE, symmetric=symmetric, tile_size=tile_size)
+    return ContrastiveLoss(TEMPERATURE, symmetric=symmetric, tile_size=tile_size, across=across)
 
 
 def is_ready(settings: LabSettings) -> bool:
@@ -225,19 +264,21 @@ def is_ready(settings: LabSettings) -> bool:
 
 @lru_cache(maxsize=96)  # some hundreds of kilobytes each
 def forecast_of(settings: LabSettings) -> MemoryForecast:
-    """The exact forecast of the settings' workload, the optimizer's states too."""
-    exact = forecast_workload(settings.workload, fake_of(settings))
+    """The exact forecast of the settings' workload, the optimizer's states too; of sharded weights a bound."""
+    of = sharded_workload if settings.sharded else forecast_workload
+    found = of(settings.workload, fake_of(settings))
     _fitted.add(settings.law)
-    return exact
+    return found
 
 
-_SAME_FAKE = {"step": "grad_cache", "batch_size": 1, "chunk_size": 1, "retain_chunks": 0, "negatives": 0}
+_SAME_FAKE = {"batch_size": 1, "chunk_size": 1, "retain_chunks": 0, "negatives": 0}
 _SAME_FAKE |= {"length": 8, "query_length": None, "optimizer": "adamw"}
 
 
 def fake_of(settings: LabSettings) -> FakeStep:
     """The fake encoders and loss of all settings that differ in `_SAME_FAKE` alone: finding them costs most."""
-    return _made(replace(settings, **_SAME_FAKE, tile_size=settings.fake_tile))
+    step = "accumulation" if settings.step == "accumulation" else "grad_cache"  # the latter gathers, as naive does
+    return _made(replace(settings, **_SAME_FAKE, step=step, tile_size=settings.fake_tile))
 
 
 @lru_cache(maxsize=32)
@@ -265,7 +306,7 @@ def most_forecast(settings: LabSettings) -> int:
     """The largest batch that is forecast for these settings: of a tiled loss every tile is run once."""
     if settings.tile_size is None:
         return LARGEST_BATCH
-    allowed = partial(tile_count, negatives=settings.negatives, tile_size=settings.tile_size)
+    allowed = partial(tile_count, passages_each=settings.passages_each, tile_size=settings.tile_size)
     return last_true(lambda size: allowed(size) <= MOST_TILES, LARGEST_BATCH)
 
 
@@ -283,15 +324,19 @@ def compared(pinned: LabSettings, now: LabSettings) -> str:
     return f"{peaks}, {share}. Most of it: {format_bytes(abs(moved[kind]))} {sign} {kind}."
 
 
-def obstacle(forecast: MemoryForecast, free_bytes: int, *, card_free_bytes: int | None = None) -> str | None:
+def obstacle(
+    forecast: MemoryForecast, free_bytes: int, *, card_free_bytes: int | None = None, halved: bool = False
+) -> str | None:
     """Why this step must not run here, in words; None where it may. A quarter is kept for what a ledger can't see.
 
     free_bytes: of this machine. card_free_bytes: of the CUDA card that would run the step, which then holds its
-    tensors, while the machine holds the ledger's notes; None where the processor runs it.
+    tensors, while the machine holds the ledger's notes; None where the processor runs it. halved: whether weights are
+    made in float32, on this machine, and halved then.
     """
     tensors, notes = int(1.25 * forecast.peak_bytes), EVENT_BYTES * operations(forecast)
     refusal = f"Not run: the forecast is {format_bytes(forecast.peak_bytes)}. With a quarter more for what it can't see"
     end = "Nothing was allocated. The forecast above holds all the same."
+    has = f"this machine has {format_bytes(free_bytes)} free"
     if card_free_bytes is None:
         tensors, notes, counted = tensors + notes, 0, ", and the ledger's own notes,"
         where, room = "this machine", free_bytes
@@ -299,8 +344,10 @@ def obstacle(forecast: MemoryForecast, free_bytes: int, *, card_free_bytes: int 
         counted, where, room = "", "the card", card_free_bytes
     if tensors > room:
         return f"{refusal}{counted} that is {format_bytes(tensors)}; {where} has {format_bytes(room)} free. {end}"
+    made = forecast.at_peak()["parameters"] * (2 if halved else 1)
+    if made > free_bytes:
+        return f"Not run: to make the weights takes {format_bytes(made)}, and {has}. {end}"
     if notes > free_bytes:
-        has = f"this machine has {format_bytes(free_bytes)} free"
         return f"Not run: the ledger's own notes of this step would take {format_bytes(notes)}; {has}. {end}"
     return None
 
@@ -323,6 +370,11 @@ def seconds_here(settings: LabSettings, forecast: MemoryForecast, device: str = 
     encoded = sum(count * tokens * layers * (24 * width**2 + 4 * tokens * width) for count, tokens in texts)
     flops = forwards * encoded + 6 * rows[0] * rows[1] * width
     return flops / _flops_per_second(device) + 60e-6 * operations(forecast)
+
+
+def is_deep(model: str) -> bool:
+    """Whether a model has so many layers that its first forecast takes long."""
+    return _layers_and_width(model)[0] >= 24
 
 
 @lru_cache(maxsize=64)

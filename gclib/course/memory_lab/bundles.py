@@ -19,6 +19,7 @@ from gclib.course.memory_lab.answers import (
     BUDGETS,
     CHUNKS,
     MODELS,
+    ONE_RANK,
     RETAINED,
     STEP_WORDS,
     LabSettings,
@@ -34,6 +35,7 @@ from gclib.memory.workload import OPTIMIZERS
 from gclib.steps import STEPS
 
 FIXED = ("model", "lengths", "precision", "device", "negatives", "tied", "checkpointing", "symmetric", "tile_size")
+FIXED += ("lora_rank", "ranks")
 MOVED = ("step", "batch_size", "chunk_size", "retain_chunks", "optimizer")  # what one bundle holds for
 MOST_KNOWN = 32  # bundles that are kept, some hundreds of kilobytes each
 FAR = 1_048  # rows at which the loss's law is held against the loss itself
@@ -71,7 +73,7 @@ def bundle_of(settings: LabSettings, parts: Iterable[tuple[str, bool]] | None = 
 
 
 def explicit_bundle(settings: LabSettings, forecast: MemoryForecast) -> dict[str, Any]:
-    """These settings' own timeline, for a page to draw where no law holds: of a loss in tiles, say."""
+    """These settings' own timeline, for a page to draw where it has no laws: of a loss in tiles, or of ranks."""
     table, segments = _Table(), []
     for segment in forecast.timeline:
         place = {name: getattr(segment, name) for name in ("phase", "tower", "chunk", "rows", "repeats")}
@@ -142,11 +144,15 @@ def known_bundle(settings: LabSettings) -> dict[str, Any] | None:
     return bundle if all(_part_name(*part) in bundle["laws"] for part in parts_of(settings)) else None
 
 
+def can_learn(settings: LabSettings) -> bool:
+    """Whether laws for a page are read off these settings: of one process and a dense loss."""
+    return settings.tile_size is None and settings.ranks == ONE_RANK
+
+
 def is_learnt(settings: LabSettings) -> bool:
     """Whether `learn` has nothing to do."""
-    return settings.tile_size is not None or _known.get(_text(about(settings)), (set(), {}))[0] >= set(
-        parts_of(settings)
-    )
+    known, _ = _known.get(_text(about(settings)), (set(), {}))
+    return not can_learn(settings) or known >= set(parts_of(settings))
 
 
 def learn(settings: LabSettings, parts: Iterable[tuple[str, bool]] = ()) -> None:

@@ -29,6 +29,7 @@ from gclib.data.tokens import tokenize_pairs, train_tokenizer
 from gclib.memory.devices import device_words, fill_workspaces, memory_of, run_device
 from gclib.memory.ledger import MemoryLedger, record_memory
 from gclib.memory.timeline import PHASE_WORDS, TimelinePicture, is_heading
+from gclib.models.adapters import add_lora
 from gclib.models.encoder import Encoder
 from gclib.randomness import RandomState
 from gclib.steps import accumulation_step, grad_cache_step, naive_step
@@ -161,10 +162,12 @@ class LiveRun:
         return loss.item()
 
     def _new_encoder(self, dtype: torch.dtype) -> Encoder:
-        encoder = Encoder.from_config(self.settings.model)
+        encoder = Encoder.from_config(self.settings.model).to(dtype)
+        if self.settings.lora is not None:
+            add_lora(encoder, self.settings.lora)
         if self.settings.checkpointing:
             encoder.checkpoint_activations()
-        return encoder.to(self.device, dtype)
+        return encoder.to(self.device)
 
     def _on_phase(self, phase: str, **place: Any) -> None:
         self._check_stop()
@@ -281,11 +284,12 @@ def _texts_in(corpus: Path) -> tuple[list, Any]:
 
 def warm_optimizer(encoder: nn.Module, name: str = "adamw") -> torch.optim.Optimizer:
     """The optimizer with the states that it has from its second step on; the weights are as before (rate 0)."""
+    trained = [parameter for parameter in encoder.parameters() if parameter.requires_grad]
     if name == "adamw":
-        optimizer = torch.optim.AdamW(encoder.parameters(), lr=0.0, weight_decay=0.0)
+        optimizer = torch.optim.AdamW(trained, lr=0.0, weight_decay=0.0)
     else:
-        optimizer = torch.optim.SGD(encoder.parameters(), lr=0.0)
-    for parameter in encoder.parameters():
+        optimizer = torch.optim.SGD(trained, lr=0.0)
+    for parameter in trained:
         parameter.grad = torch.zeros_like(parameter)
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)

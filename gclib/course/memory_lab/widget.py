@@ -33,7 +33,7 @@ from gclib.support.words import format_bytes, format_table
 
 SHOWN = ("batch_size", "chunk_size", "length", "step", "budget")  # two a row, below the picture
 FOLDED = ("model", "precision", "retain_chunks", "tile_size", "query_length", "optimizer")  # two a row, under "More"
-FOLDED += ("negatives", "symmetric", "tied", "checkpointing")
+FOLDED += ("negatives", "symmetric", "tied", "checkpointing", "lora_rank", "ranks")
 REDRAW_SECONDS = 0.4  # between two pictures of a run
 READY = "Run does this step for real on this machine. Memory is checked first."
 
@@ -43,10 +43,11 @@ class MemoryLab(LiveLab):
 
     Attributes, each an ipywidget: step, model, precision, optimizer, batch_size, chunk_size, retain_chunks,
     query_length, length (of passages), tile_size, budget (its value: bytes), negatives, symmetric, tied, checkpointing,
-    of which `FOLDED` are folded under `more`; run, stop, largest (sets the batch to the
-    largest that fits), pin (keeps these settings to compare with), as_code (shows code, a program that prints this
-    forecast); status, forecast, compared (text), picture. `table()` is the lab as text. `wait()` returns when all that
-    was started has ended. `controls`: all that change the forecast. `live`: the last run, going on or ended.
+    lora_rank, ranks (processes, and how they keep the weights), of which `FOLDED` are folded under `more`; run, stop,
+    largest (sets the batch to the largest that fits), pin (keeps these settings to compare with), as_code (shows code,
+    a program that prints this forecast); status, forecast, compared (text), picture. `table()` is the lab as text.
+    `wait()` returns when all that was started has ended. `controls`: all that change the forecast. `live`: the last
+    run, going on or ended.
     The keywords set where the controls start: those of `LabSettings`, with its defaults, and budget; each must be one
     of the control's values. device: where Run runs the step; None for a CUDA card where PyTorch can use one, else the
     processor. ahead: once nothing else waits, the page gets the laws of every step, for chunks of one row too, and for
@@ -110,6 +111,10 @@ class MemoryLab(LiveLab):
         ways = [("no", False), ("yes", True)]
         tooltip = "Each layer keeps its input alone, and computes the rest again"
         self.checkpointing = menu("Checkpointing", ways, start.checkpointing, tooltip)
+        tooltip = "Small matrices that are trained beside frozen weights; none: all weights are trained"
+        self.lora_rank = choice("LoRA rank", [("none", 0), *answers.LORA_RANKS], start.lora_rank, tooltip)
+        tooltip = "Processes, a card each, with whole weights (DDP) or shards (FSDP2); the batch is one rank's"
+        self.ranks = menu("Ranks", answers.RANKS, start.ranks, tooltip)
 
     def _make_outputs(self) -> None:
         """The buttons, and what is shown; then all of it in rows."""
@@ -189,9 +194,11 @@ class MemoryLab(LiveLab):
             return
         tokens = " and ".join(str(length) for length in sorted(set(settings.lengths)))
         then = "every chunk answers at once" if settings.tile_size else "every batch and chunk answers at once"
+        once = "once a batch, with tiles" if settings.tile_size else "once"
+        long = "half a minute" if answers.is_deep(settings.model) else "some seconds"
         self._clear(
-            f"Reading off the memory law of the {settings.model} model at {tokens} tokens. This takes some seconds, "
-            f"once{' a batch, with tiles' if settings.tile_size else ''}; then {then}."
+            f"Reading off the memory law of the {settings.model} model at {tokens} tokens. This takes {long}, {once}; "
+            f"then {then}."
         )
         self._want(settings)
 
@@ -309,7 +316,7 @@ class MemoryLab(LiveLab):
                     continue
                 self._wanted = None
             self.refresh()
-            if self.ahead and settings.tile_size is None:
+            if self.ahead and bundles.can_learn(settings):
                 self._learn_ahead(settings)
 
     def _learn_ahead(self, settings: LabSettings) -> None:
@@ -392,6 +399,8 @@ class MemoryLab(LiveLab):
             refusal = self._refused.get(settings)
         except ValueError as error:
             refusal = error
+        if not refusal and settings.ranks != answers.ONE_RANK:
+            refusal = f"Run is one process, and this step takes {answers.RANKS[settings.ranks][0]}. Set Ranks to 1"
         if refusal:
             self._say(f"Not run: {refusal}.")
             return
@@ -401,7 +410,9 @@ class MemoryLab(LiveLab):
             return
         forecast = answers.forecast_of(settings)
         card_free = memory_of(self.device)[0] if self.device.type == "cuda" else None
-        if (refusal := answers.obstacle(forecast, ram_bytes()[1], card_free_bytes=card_free)) is not None:
+        halved = settings.precision == "pure bf16"
+        refusal = answers.obstacle(forecast, ram_bytes()[1], card_free_bytes=card_free, halved=halved)
+        if refusal is not None:
             self._say(refusal)
             return
         seconds = answers.seconds_here(settings, forecast, str(self.device))

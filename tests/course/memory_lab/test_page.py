@@ -24,7 +24,7 @@ from gclib.support.words import format_bytes
 TINY = {"model": "tiny", "length": 16}
 BF16 = {"precision": "bf16 autocast"}
 SHORT_QUERIES = {"model": "tiny", "length": 32, "query_length": 8, "negatives": 2, "symmetric": True, **BF16}
-FEW_CONFIGURATIONS = [TINY, {**SHORT_QUERIES, "device": "cuda", "tied": False}]
+FEW_CONFIGURATIONS = [TINY, {**SHORT_QUERIES, "device": "cuda", "tied": False}, {**TINY, "lora_rank": 8}]
 MANY_CONFIGURATIONS = [
     *FEW_CONFIGURATIONS,
     SHORT_QUERIES,
@@ -33,6 +33,7 @@ MANY_CONFIGURATIONS = [
     {"model": "mini", "length": 128, "query_length": 16, "tied": False, "negatives": 7, "symmetric": True},
     {"model": "small", "length": 32, "precision": "bf16 autocast"},
     {"model": "minilm-l6", "length": 64},
+    {"model": "mini", "length": 32, "lora_rank": 16, "precision": "pure bf16", "device": "cuda", "checkpointing": True},
     {"model": "clip-vit-b-32-text", "length": 32, "device": "cuda"},
 ]
 MODULES = sorted(PAGE.glob("*.js"))
@@ -78,18 +79,24 @@ STEPS = [
     LabSettings(**TINY, batch_size=64, chunk_size=4),
     LabSettings(**TINY, batch_size=1_000, chunk_size=3, retain_chunks=5, optimizer="sgd"),
     LabSettings(**TINY, batch_size=2, chunk_size=1),
+]
+EXPLICIT = [  # their own timelines: no law holds for tiles, and a page knows none of ranks
     LabSettings(**TINY, batch_size=64, chunk_size=8, tile_size=16),
+    LabSettings(**TINY, batch_size=2, chunk_size=2, ranks="2 DDP"),
+    LabSettings("accumulation", **TINY, batch_size=9, chunk_size=4, ranks="4 DDP"),
+    LabSettings("naive", **TINY, batch_size=12, lora_rank=8, ranks="8 FSDP2"),
 ]
 
 
 @pytest.fixture(scope="module")
 def looked(tmp_path_factory):
-    """(settings, the page's picture of them); the last one of its own timeline, as no law holds for tiles."""
-    known = [bundle_of(LabSettings(**TINY)), explicit_bundle(STEPS[-1], forecast_of(STEPS[-1]))]
-    budgets = [{"bytes": 2**size, "name": "the budget"} for size in (22, 40, 23, 22, 30, 24, 22)]
-    cases = [[int(s.tile_size is not None), page_settings(s), b] for s, b in zip(STEPS, budgets, strict=True)]
+    """(settings, the page's picture of them)."""
+    known = [bundle_of(LabSettings(**TINY)), *(explicit_bundle(one, forecast_of(one)) for one in EXPLICIT)]
+    budgets = [{"bytes": 2**size, "name": "the budget"} for size in (22, 40, 23, 22, 30, 24, 22, 22, 23, 24)]
+    which, every = [0] * len(STEPS) + [1, 2, 3, 4], [*STEPS, *EXPLICIT]
+    cases = [[w, page_settings(s), b] for w, s, b in zip(which, every, budgets, strict=True)]
     said, _, _ = ask_page(tmp_path_factory.mktemp("page"), known, cases, looks=True)
-    return [(*each, answer["look"]) for *each, answer in zip(STEPS, budgets, said, strict=True)]
+    return [(*each, answer["look"]) for *each, answer in zip(every, budgets, said, strict=True)]
 
 
 def test_the_pages_picture_is_pythons_panel_by_panel(looked):

@@ -16,6 +16,7 @@ import pytest
 import torch
 from helpers.page import alt_of, text_of
 
+from gclib import ContrastiveLoss, Encoder, forecast_step
 from gclib.course.memory_lab import answers as lab
 from gclib.course.memory_lab import bundles
 from gclib.course.memory_lab import run as live
@@ -25,11 +26,15 @@ from gclib.course.memory_lab.answers import LabSettings, forecast_of, obstacle, 
 from gclib.course.memory_lab.picture import PeaksView, TimelineView
 from gclib.course.memory_lab.run import LiveRun, make_batch, step_of, warm_optimizer
 from gclib.course.memory_lab.widget import MemoryLab
-from gclib.memory import devices
+from gclib.memory import devices, fake_modules
 from gclib.memory.devices import GPU_MEMORY_BYTES
 from gclib.memory.forecast import forecast_workload
 from gclib.memory.ledger import KINDS
+from gclib.memory.plan import best_plan
+from gclib.memory.shards import rank_bytes
 from gclib.memory.timeline import picture_of
+from gclib.models.adapters import LoRA
+from gclib.models.presets import PRESETS
 from gclib.support.words import format_bytes, format_table
 
 TINY = {"model": "tiny", "length": 16}
@@ -88,6 +93,8 @@ def test_every_control_that_matters_changes_the_forecast(memory_lab):
         "step": "naive",
         "model": "mini",
         "checkpointing": True,
+        "lora_rank": 8,
+        "ranks": "4 DDP",
         "budget": lab.BUDGETS["64 MiB"],
     }.items():
         at_the_loss = name in ("retain_chunks", "symmetric", "tile_size")  # what matters where the loss is the peak
@@ -143,6 +150,8 @@ def test_random_moves_that_are_each_drawn_raise_nothing_and_the_same_again_leak_
     memory_lab.precision.options = [("float32", "float32"), ("bf16 autocast", "bf16 autocast")]
     memory_lab.negatives.options, memory_lab.tied.options = [("0", 0), ("2", 2)], [("one", True)]
     memory_lab.checkpointing.options = [("no", False)]
+    memory_lab.lora_rank.options = [("none", 0), ("8", 8)]
+    memory_lab.ranks.options = [(name, name) for name in ("1", "2 DDP", "2 FSDP2")]
     controls = (*memory_lab.controls, memory_lab.pin)
     start, taken = [control.value for control in controls], []
     for _ in range(3):  # once to read off laws and to fill caches, then twice
@@ -264,7 +273,9 @@ def test_where_there_is_no_forecast_nothing_is_compared(memory_lab):
 @pytest.mark.parametrize(
     "change",
     [{}, {"step": "naive"}, {"retain_chunks": 2, "query_length": 8}, {"precision": "pure bf16"}, {"tile_size": 8}]
-    + [{"negatives": 2, "tied": False}, {"checkpointing": True, "symmetric": True}],
+    + [{"negatives": 2, "tied": False}, {"checkpointing": True, "symmetric": True}]
+    + [{"lora_rank": 8, "ranks": "2 DDP", "negatives": 1}, {"lora_rank": 16, "ranks": "4 FSDP2", "tile_size": 8}]
+    + [{"step": "accumulation", "ranks": "2 FSDP2"}, {"precision": "bf16 autocast", "lora_rank": 8}],
 )
 def test_the_forecast_as_code_gives_the_same_forecast(change, capsys):
     settings, names = replace(LabSettings(**TINY, batch_size=16, chunk_size=4), **change), {}
@@ -708,6 +719,8 @@ RARELY_DRAWN = {  # each takes laws of its own
     "tied": [True, False],
     "checkpointing": [False, False, True],
     "symmetric": [False, True],
+    "lora_rank": [0, *lab.LORA_RANKS],
+    "ranks": list(lab.RANKS),
 }
 
 
@@ -766,6 +779,125 @@ def test_every_advice_that_is_followed_leads_to_a_step_that_fits_or_to_words_tha
         settings = drawn_settings(draw, models, lengths, rare=0.02 if len(lengths) == 1 else 0.1)
         if settings is not None:
             assert_advice_can_be_followed(settings, draw.choice(budgets[: len(budgets) if draw.random() < 0.3 else 5]))
+
+
+# --- LoRA, ranks, 7B ------------------------------------------------------------------------------------------
+
+SEVEN_B = {"model": "e5-mistral-7b", "lora_rank": 16, "precision": "pure bf16", "negatives": 7, "length": 512}
+SEVEN_B |= {"batch_size": 128, "chunk_size": 16, "budget": lab.BUDGETS["A100 or H100 (80 GB)"]}
+
+
+@pytest.mark.slow
+def test_a_7b_with_lora_seven_hard_negatives_512_tokens_on_one_card_of_80_gb(memory_lab, monkeypatch):
+    """The question as it is asked: set the controls, and the lab says what forecast_step and best_plan say."""
+    monkeypatch.setattr(live, "make_batch", lambda settings: pytest.fail("a batch was made"))
+    for name, value in SEVEN_B.items():
+        getattr(memory_lab, name).value = value
+    words = text_of(memory_lab.forecast)
+    assert words.startswith("Reading off the memory law of the e5-mistral-7b model at 512 tokens.") or "Peak" in words
+    memory_lab.wait()
+    job = {"config": "e5-mistral-7b", "lora": LoRA(16), "dtype": torch.bfloat16, "optimizer": "adamw", "negatives": 7}
+    job |= {"query_length": 512, "passage_length": 512, "batch_size": 128, "device": "cuda"}
+    card = memory_lab.budget.value
+    told = forecast_step("grad_cache", chunk_size=16, loss=ContrastiveLoss(0.05), **job)
+    assert f"Peak {format_bytes(told.peak_bytes)}: activations " in text_of(memory_lab.forecast)
+    assert "It fits within A100 or H100 (80 GB)" in text_of(memory_lab.forecast)
+    assert forecast_of(memory_lab.settings()).at_peak() == told.at_peak()
+    plan = best_plan(card, **job)
+    planned = replace(memory_lab.settings(), chunk_size=plan.chunk_size, retain_chunks=plan.retain_chunks)
+    assert forecast_of(planned).peak_bytes == plan.peak_bytes <= card and 16 < plan.chunk_size < 32
+    memory_lab.chunk_size.value = 32
+    memory_lab.wait()
+    assert "make the chunk 16, the batch may stay" in text_of(memory_lab.forecast)
+    memory_lab.chunk_size.value = 16
+    memory_lab.run.click()
+    memory_lab.wait()
+    memory_lab.run.click()
+    assert text_of(memory_lab.status).startswith("Not run: the forecast is ") and memory_lab.live is None
+
+
+def test_the_decoders_of_4b_and_7_to_8b_are_among_the_models(memory_lab):
+    deep = {"qwen3-4b", "qwen3-8b", "e5-mistral-7b"}
+    assert deep <= set(values_of(memory_lab.model)) and all(map(lab.is_deep, deep)) and not lab.is_deep("bert-base")
+    assert {PRESETS[name].pooling for name in deep} == {"last"}
+
+
+def test_lora_is_told_compared_and_run(memory_lab):
+    whole = forecast_of(memory_lab.settings())
+    memory_lab.pin.value = True
+    memory_lab.lora_rank.value = 8
+    memory_lab.wait()
+    told = forecast_of(memory_lab.settings())
+    assert told.at_peak()["optimizer"] < whole.at_peak()["optimizer"] / 10
+    assert "tiny model, LoRA of rank 8, batch 16" in memory_lab.table() and "less optimizer" in memory_lab.table()
+    assert "lora=LoRA(8)" in memory_lab.code.value and memory_lab.picture.bundle["about"]["lora_rank"] == 8
+    memory_lab.run.click()
+    memory_lab.wait()
+    assert f"({told.peak_bytes:,} bytes), exactly as forecast" in text_of(memory_lab.status)
+
+
+def test_without_peft_lora_is_refused_in_words_by_everything(memory_lab, monkeypatch):
+    monkeypatch.setattr("gclib.models.adapters.find_spec", lambda name: None)
+    monkeypatch.setattr(fake_modules, "_kept", lambda made: (made.make(), ""))  # whatever other tests have made
+    memory_lab.lora_rank.value, memory_lab.length.value = 64, 32
+    memory_lab.wait()
+    rule = "add_lora needs PEFT, which is an extra: pip install 'gclib[lora]' (or peft), got no PEFT"
+    assert text_of(memory_lab.forecast) == memory_lab.table() == f"No forecast: {rule}."
+    memory_lab.run.click()
+    assert text_of(memory_lab.status) == f"Not run: {rule}."
+
+
+@pytest.mark.parametrize("step", list(lab.STEP_WORDS))
+def test_a_rank_is_what_forecast_step_says_and_drawn_with_the_average_of_its_gradients(step, memory_lab):
+    memory_lab.step.value, memory_lab.ranks.value, memory_lab.batch_size.value = step, "4 DDP", 2
+    memory_lab.wait()
+    gathers = {} if step == "accumulation" else {"across": "gather"}
+    cut = {} if step == "naive" else {"chunk_size": 4}
+    same = {"config": "tiny", "batch_size": 2, "query_length": 16, "passage_length": 16, "optimizer": "adamw"}
+    loss = ContrastiveLoss(0.05, **gathers)
+    told = forecast_step(step, ranks=4, parallel="ddp", loss=loss, **same, **cut)
+    assert text_of(memory_lab.forecast).startswith(f"Peak of a rank {format_bytes(told.peak_bytes)}: ")
+    assert max(told.timeline, key=lambda one: one.peak_bytes).phase == "average"
+    assert f"Peak {format_bytes(told.peak_bytes)}, of which" in alt_of(memory_lab)
+    assert "average of gradients" in memory_lab.table() and "on each of 4 ranks (DDP)" in memory_lab.table()
+    assert memory_lab.picture.bundle["segments"][-1]["phase"] == "average"
+    memory_lab.run.click()
+    assert text_of(memory_lab.status) == "Not run: Run is one process, and this step takes 4. Set Ranks to 1."
+    assert memory_lab.live is None
+
+
+def test_shards_are_a_bound_and_say_so(memory_lab):
+    memory_lab.ranks.value = "8 FSDP2"
+    memory_lab.wait()
+    encoder = Encoder.from_config("tiny")
+    same = {"config": "tiny", "batch_size": 16, "chunk_size": 4, "query_length": 16, "passage_length": 16, "ranks": 8}
+    loss = ContrastiveLoss(0.05, across="gather")
+    whole = forecast_step("grad_cache", loss=loss, optimizer="adamw", **same)
+    bound = rank_bytes([encoder], ranks=8, optimizer="adamw").at_most(whole)
+    assert f"Peak of a rank, at most {format_bytes(bound.peak_bytes)}: " in text_of(memory_lab.forecast)
+    assert bound.at_peak() == forecast_of(memory_lab.settings()).at_peak() and bound.peak_bytes < whole.peak_bytes
+    memory_lab.batch_size.value = 4096
+    memory_lab.wait()
+    memory_lab.largest.click()
+    most = int(re.search(r"is ([\d,]+)", text_of(memory_lab.status))[1].replace(",", ""))
+    at, beyond = (forecast_of(replace(memory_lab.settings(), batch_size=size)).peak_bytes for size in (most, most + 1))
+    assert at <= memory_lab.budget.value < beyond
+
+
+def test_tiles_are_counted_over_the_passages_of_all_ranks():
+    with pytest.raises(
+        ValueError, match=r"must cut the 4,096 x 32,768 logits into at most 256 tiles.*, got 512, which"
+    ):
+        LabSettings(batch_size=4096, tile_size=512, ranks="8 DDP")
+    assert LabSettings("accumulation", batch_size=4096, tile_size=512, ranks="8 DDP").tiles == 64
+
+
+def test_weights_that_are_made_in_float32_must_fit_before_they_are_halved():
+    forecast = forecast_of(LabSettings(**TINY, precision="pure bf16"))
+    weights = forecast.at_peak()["parameters"]
+    card = {"card_free_bytes": 2**34, "halved": True}
+    assert "to make the weights takes" in obstacle(forecast, 2 * weights - 1, **card)
+    assert "to make" not in (obstacle(forecast, 2 * weights, **card) or "")
 
 
 CLIP = {"model": "clip-vit-b-32-text", "length": 128}
@@ -916,6 +1048,8 @@ def test_a_tile_that_holds_all_logits_takes_the_same_whatever_its_side(step, cha
         {"symmetric": True},
         {"checkpointing": True},
         {"negatives": 3, "tied": False, "symmetric": True, "checkpointing": True, "tile_size": 5, "query_length": 8},
+        {"lora_rank": 8},
+        {"lora_rank": 8, "tied": False, "checkpointing": True, "precision": "pure bf16", "negatives": 1},
     ],
 )
 def test_a_run_with_more_takes_what_was_forecast_to_the_byte(step, change):

@@ -5,7 +5,7 @@ const COLUMNS = 360;
 const SMALLEST_SHARE = 0.04;
 const BETWEEN_COLUMNS = 24;
 const PHASE_WORDS = {
-  first_forward: "first forward", loss: "loss", backward: "backward", replay: "second forward\nand backward",
+  first_forward: "first forward", replay: "second forward\nand backward", average: "average of\ngradients",
 };
 const TOWER_WORDS = ["queries", "passages"];
 const UNITS = [["TiB", 2 ** 40], ["GiB", 2 ** 30], ["MiB", 2 ** 20], ["KiB", 2 ** 10], ["B", 1]];
@@ -33,7 +33,7 @@ function halfEven(value, digits = 0) {
 }
 
 const isHeading = ({ phase, tower, chunk }) =>
-  phase !== "loss" && phase !== "backward" && tower === null && chunk === null;
+  !["loss", "backward", "average"].includes(phase) && tower === null && chunk === null;
 
 // A step's segments as groups of pieces, with every event numbered in the order in which the step goes through them.
 export class Step {
@@ -208,12 +208,12 @@ function thinned(step, { segment, repeat, columns, start, stop }) {
 }
 
 function* spansOf(step, panels) {
-  const key = ({ segment, pieces, between }) =>
-    (step.cyclic ? `${pieces} ${between}` : `${segment.phase} ${segment.tower}`);
+  const byChunk = ({ segment }) => step.cyclic && segment.phase !== "average";
+  const key = (one) => (byChunk(one) ? `${one.pieces} ${one.between}` : `${one.segment.phase} ${one.segment.tower}`);
   let members = [];
   for (const panel of [...panels, null]) {
     if (members.length && (!panel || key(panel) !== key(members[0]))) {
-      const label = step.cyclic ? chunkLabel(members[0]) : phaseLabel(step, members);
+      const label = byChunk(members[0]) ? chunkLabel(members[0]) : phaseLabel(step, members);
       yield { label, start: members[0].start, stop: members.at(-1).stop, panels: members };
       members = [];
     }
