@@ -27,7 +27,7 @@ import numpy as np
 
 from . import progress
 from .comparing import describe
-from .judging import Case, Maker, Misconception, Slip, Task, Verdict, judge_cases, run_case
+from .judging import Case, Draw, Maker, Misconception, Slip, Task, Verdict, judge_cases, run_case
 from .running import generators_kept
 
 __all__ = ["Exercise", "Misconception", "Slip", "Verdict", "count_lines", "exercises_of"]
@@ -75,10 +75,10 @@ class Exercise(Task):
             return Verdict("wrong", f"{said} Write {self.key}({self.name}).")
         rng = np.random.default_rng(secrets.randbits(64) if seed is None else seed)
         with generators_kept():
-            drawn = [[self._case(maker, rng) for _ in range(self.repeats)] for maker in self.makers]
-            for number, cases in enumerate(drawn):
+            drawn = [[self._draw(maker, rng) for _ in range(self.repeats)] for maker in self.makers]
+            for number, draws in enumerate(drawn):
                 others = [group[0] for place, group in enumerate(drawn) if place != number]
-                verdict = judge_cases(self, answer, cases, others, answered=number > 0)
+                verdict = judge_cases(self, answer, list(map(self._case, draws)), others, answered=number > 0)
                 if verdict is not None:
                     return verdict
         if used := sorted(self.without & _names(getattr(answer, "__code__", None))):
@@ -86,10 +86,13 @@ class Exercise(Task):
             return Verdict("wrong", said, "left to a function that does it", earns_hint=True)
         return Verdict("correct", self._praise(answer))
 
-    def _case(self, maker: Maker, rng: np.random.Generator) -> Case:
-        inputs, seed = maker(rng), int(rng.integers(2**31))
-        expected, gradients, _ = run_case(self, self.oracle, inputs, seed)
-        return Case(inputs, expected, gradients, seed)
+    @staticmethod
+    def _draw(maker: Maker, rng: np.random.Generator) -> Draw:
+        return Draw(maker(rng), int(rng.integers(2**31)))
+
+    def _case(self, draw: Draw) -> Case:
+        expected, gradients, _ = run_case(self, self.oracle, draw.inputs, draw.seed)
+        return Case(draw.inputs, draw.seed, expected, gradients)
 
     def _praise(self, answer: Callable) -> str:
         tried = len(self.makers) * self.repeats

@@ -86,13 +86,19 @@ class Verdict:
 
 
 @dataclass(frozen=True)
-class Case:
-    """One set of random inputs with the oracle's outcome on them, and its gradients if they count."""
+class Draw:
+    """One set of random inputs, and the seed of whatever is run on them."""
 
     inputs: Inputs
+    seed: int
+
+
+@dataclass(frozen=True)
+class Case(Draw):
+    """A draw with the oracle's outcome on it, and its gradients if they count."""
+
     expected: object
     gradients: dict[str, Tensor]
-    seed: int
 
 
 class CalledBackward(Exception):
@@ -171,7 +177,7 @@ def _gradients(result: object, leaves: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def judge_cases(
-    task: Task, answer: Callable, cases: list[Case], others: Sequence[Case] = (), *, answered: bool = False
+    task: Task, answer: Callable, cases: list[Case], others: Sequence[Draw] = (), *, answered: bool = False
 ) -> Verdict | None:
     """The verdict on the draws of one maker; None when the answer is right on all of them.
 
@@ -348,7 +354,7 @@ def _ratio(cases: list[Case], outcomes: list[tuple]) -> str:
 
 
 def _recognise(
-    task: Task, answer: Callable, cases: list[Case], outcomes: list[tuple], others: Sequence[Case]
+    task: Task, answer: Callable, cases: list[Case], outcomes: list[tuple], others: Sequence[Draw]
 ) -> Misconception | None:
     """The first misconception that does what the answer did, on every one of these inputs, and is wrong there.
 
@@ -371,7 +377,7 @@ def _recognise(
 _NO_VALUE = object()
 
 
-def _value_of(task: Task, function: Callable, case: Case) -> object:
+def _value_of(task: Task, function: Callable, case: Draw) -> object:
     """What `function` comes to on this input; _NO_VALUE where it raises or takes too long."""
     try:
         return run_limited(lambda: run_case(task, function, case.inputs, case.seed), task.seconds)[0]
