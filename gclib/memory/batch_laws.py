@@ -1,10 +1,10 @@
 """Bytes and FLOPs of a chunk of a real batch, of any number of rows and any width: what `plan_step` reckons with.
 
-The encoders are the caller's own and so are the entries of their inputs; both are faked, run at a few widths with two
-numbers of rows (at the last width one will do), and every event of a run is written as a + b w + c w^2 +
-r (d + e w + f w^2) for r rows of w tokens (`gclib.memory.laws` says why bytes are a line in r; attention and its mask
-make them a parabola in w). A run at the batch's own width must lie on it, to the byte. Chunks are of rows that do not
-stand side by side, as in a sorted batch: their copies of ids and masks count.
+The encoders are the caller's own and so are the entries of their inputs; both are faked, run at a few widths, and every
+event of a run is written as a + b w + c w^2 + r (d + e w + f w^2) for r rows of w tokens (`gclib.memory.laws` says why
+bytes are a line in r; attention and its mask make them a parabola in w). A run at the batch's own width must lie on it,
+to the byte. Chunks are of rows that do not stand side by side, as in a sorted batch: they have copies of ids and masks,
+which are told apart, so that laws of rows that do stand side by side follow.
 """
 
 import math
@@ -24,8 +24,8 @@ from gclib.distributed import world_size
 from gclib.memory.fake_modules import fake_copy
 from gclib.memory.fake_steps import FakeStep, cache_of, relative
 from gclib.memory.flops import FlopsByPhase
-from gclib.memory.laws import CHECKED, FEW, MANY, Law, LawBroken
-from gclib.memory.ledger import record_memory
+from gclib.memory.laws import CHECKED, FEW, MANY, Law, LawBroken, Piece
+from gclib.memory.ledger import KINDS, record_memory
 from gclib.steps import grad_cache_step
 from gclib.support.modules import modules_of
 from gclib.support.validation import refuse
@@ -33,9 +33,11 @@ from gclib.towers import Tower, generators_of, row_lengths, take, trimmed_names
 
 WIDTHS = (2, 5, 11)  # three for a parabola; the batch's own width is a fourth
 PRIME = 32_749  # rows
+COPIES = KINDS.index("other")  # the kind that `MemoryLedger.name_copies` gives
 PLAIN = (bool, int, float, str)
 MEASURED = 2  # rows of a chunk that is measured, where there are no laws
 RETAINED = ("first_forward", "backward")
+PARTS = {"": slice(None), " copies": slice(COPIES, COPIES + 1)}  # all bytes of an event, and those of copies
 
 
 @dataclass(frozen=True)
@@ -84,8 +86,8 @@ class Lines:
     events: np.ndarray
 
     def at(self, rows: np.ndarray, widths: np.ndarray) -> np.ndarray:
-        """(events, chunks): every event of every chunk. One row, which takes other operations, counts as two."""
-        return self.events @ monomials(np.maximum(rows, 2), widths)
+        """(events, chunks): every event of every chunk."""
+        return self.events @ monomials(rows, widths)
 
     def peaks(self, rows: np.ndarray, widths: np.ndarray) -> np.ndarray:
         """(chunks,): the highest event of each."""
@@ -116,8 +118,9 @@ class ChunkLaws:
     alone makes it), and from then on. graph: what that forward leaves. first, later: the backward that creates the
     encoder's gradients, and one that adds to them; first_net, later_net: what they leave. gradients: bytes of these.
     row_bytes: of one representation. token_flops: of a forward of one token. alone: laws of chunks of one row, found
-    when first asked for; None where there are none, and one row counts as two. look: of these laws, the bytes of two
-    rows encoded without a graph, as `gclib.verify` does it before the first step.
+    when first asked for, at some price; None where there are none. look: of these laws, the bytes of two rows encoded
+    without a graph, as `gclib.verify` does it before the first step. views: the laws of rows that stand side by side
+    and are not copied; None where they are not known to take less.
     """
 
     before: Lines
@@ -135,14 +138,21 @@ class ChunkLaws:
     token_flops: float
     alone: Callable[[], "ChunkLaws | None"] = _no_laws
     look: int = 0
+    views: "ChunkLaws | None" = None
 
-    def peaks(self, name: str, rows: np.ndarray, widths: np.ndarray) -> np.ndarray:
-        """(chunks,): the highest event of each, by the lines of this name."""
-        values = getattr(self, name).peaks(rows, widths)
-        single = rows == 1
-        laws = self.alone() if single.any() else None
-        if laws is not None:
-            values[single] = getattr(laws, name).peaks(rows[single], widths[single])
+    def peaks(self, name: str, rows: np.ndarray, widths: np.ndarray, views: np.ndarray, lone: str) -> np.ndarray:
+        """(chunks,): the highest event of each, by the lines of this name. views: whether its rows are not copied.
+
+        lone: one row takes other operations than two. It counts as "two", which is no less; by its "own" laws; or by
+        the "line" of more rows, at hardly any price nearly what it takes.
+        """
+        laws = [(np.full(len(rows), fill_value=True), self), (views, self.views)]
+        laws += [(rows == 1, self.alone())] if lone == "own" and (rows == 1).any() else []
+        rows = rows if lone == "line" else np.maximum(rows, 2)
+        values = np.zeros(len(rows))
+        for these, law in laws:
+            if law is not None and these.any():
+                values[these] = getattr(law, name).peaks(rows[these], widths[these])
         return values
 
     def flops(self, rows: np.ndarray, widths: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -232,8 +242,13 @@ class BatchStep(FakeStep):
         """The laws of a tower's chunks, up to this width; None: rows have no width. Raises LawBroken, ValueError."""
         place = self.encoder_index(tower)
         fit = self._checked_fit(place, width, alone=False)
-        alone = partial(self._laws_of_one_row, place, width)
-        return self._once(("chunk laws", place, width), lambda: self._as_chunk_laws(place, width, fit, alone))
+
+        def as_laws() -> ChunkLaws:
+            views = self._as_chunk_laws(place, width, {name: fit[name] - fit.get(f"{name} copies", 0) for name in fit})
+            laws = self._as_chunk_laws(place, width, fit)
+            return replace(laws, alone=partial(self._laws_of_one_row, place, width), views=views)
+
+        return self._once(("chunk laws", place, width), as_laws)
 
     def _laws_of_one_row(self, place: int, width: int | None) -> ChunkLaws | None:
         """Those of chunks of one row; None where no law describes them."""
@@ -253,76 +268,94 @@ class BatchStep(FakeStep):
         return int(seen.kind_bytes.sum(axis=1).max()) + held
 
     def _checked_fit(self, place: int, width: int | None, *, alone: bool) -> dict[str, np.ndarray]:
-        """What `_fit` gives, or `_fit_alone`; a run at the widest width so far lies on it. LawBroken where not."""
+        """Six coefficients for every event of "forward", "first" and "later", of the copies among them, and for FLOPs:
+        of any chunk, or of chunks of one row. A run at the widest width so far lies on them; LawBroken where not.
+        """
         with self.lock:
             key, rows = (place, alone), 1 if alone else CHECKED
-            fit = self._once(("fit", *key), lambda: (self._fit_alone if alone else self._fit)(place, width))
-            if self._laws.get(("checked", *key), -1) < (width or 0):
+            fit = self._laws.get(("fit", *key))
+            if fit is None or self._laws["checked", *key] < (width or 0):
                 seen = self._one_chunk(place, width, rows)
+                if fit is None:
+                    fit = self._fit_alone(place, width) if alone else self._quick_fit(place, width, seen)
                 if not alone and not _on_laws(seen, fit, width, rows):
-                    fit = self._laws["fit", *key] = self._fit(place, width, quick=False)
+                    fit = self._fit(place, width)
                 if not _on_laws(seen, fit, width, rows):
                     raise LawBroken
-                self._laws["checked", *key] = width or 0
+                self._laws["fit", *key], self._laws["checked", *key] = fit, width or 0
             return fit
 
     def _fit_alone(self, place: int, width: int | None) -> dict[str, np.ndarray]:
-        """Six coefficients for every event of a chunk of one row; those of growth a row are zero."""
-        widths = (None,) if width is None else WIDTHS
-        runs = [self._one_chunk(place, each, 1) for each in widths]
-        return _fits([{name: np.stack([v, 0 * v], axis=1) for name, v in run.items()} for run in runs], widths)
+        """That of a chunk of one row; coefficients of growth a row are zero."""
+        runs = [self._one_chunk(place, each, 1) for each in _widths(width)]
+        return _fits([{name: np.stack([v, 0 * v], axis=1) for name, v in run.items()} for run in runs], _widths(width))
 
-    def _fit(self, place: int, width: int | None, *, quick: bool = True) -> dict[str, np.ndarray]:
-        """Six coefficients for every event of "forward", "first" and "later", and for FLOPs."""
-        widths = (None,) if width is None else WIDTHS
-        first = self._run_at(place, widths[0])
-        others = self._quick_runs(place, first) if quick and width is not None else None
-        return _fits([first, *(others or (self._run_at(place, each) for each in widths[1:]))], widths)
+    def _fit(self, place: int, width: int | None) -> dict[str, np.ndarray]:
+        """That of any chunk, by two of them at each width."""
+        return _fits([self._run_at(place, each) for each in _widths(width)], _widths(width))
+
+    def _quick_fit(self, place: int, width: int | None, seen: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """The same by one chunk of PRIME rows at each width, and the chunk of CHECKED rows at the batch's own that was
+        seen. Values at no rows are taken to lie on a line a + b w (not so with a mask of all pairs of tokens that no
+        row owns): a number of rows that is prime leaves it as the rest of a division. What a has beyond that rest, a
+        number of times PRIME, is what keeps the law from the chunk that was seen. {} where there is no such law.
+        """
+        widths = _widths(width)
+        runs = [self._one_chunk(place, each, PRIME) for each in widths]
+        if len({tuple((name, len(values)) for name, values in run.items()) for run in (*runs, seen)}) != 1:
+            return {}
+        fit = {}
+        for name, own in seen.items():
+            values = [run[name] for run in runs]
+            rests = [value % PRIME for value in values]
+            at_none = [rests[0]] * len(widths)
+            if width is not None:
+                a_token = (rests[1] - rests[0]) * pow(widths[1] - widths[0], -1, PRIME) % PRIME
+                a_token = np.where(a_token > PRIME * 7 // 8, a_token - PRIME, a_token)
+                at_none = [rests[0] + (each - widths[0]) * a_token for each in widths]
+            slopes, over = np.divmod(np.array(values) - at_none, PRIME)
+            if over.any():
+                return {}
+            lines = _parabolas(np.stack([at_none, slopes], axis=2).astype(np.float64), widths)
+            off = own - Lines(lines).at(np.array([CHECKED]), np.array([width or 0]))[:, 0]
+            lines[:, (0, 3)] += np.round(off / (PRIME - CHECKED))[:, None] * (PRIME, -1)
+            fit[name] = lines
+        return fit
 
     def _run_at(self, place: int, width: int | None) -> dict[str, np.ndarray]:
         """Value at no rows and growth a row, (events, 2), of each piece at one width; room_at as it is."""
         laws = {(m["phase"], m["first"]): (m, law) for m, law in self._fitted(place, width)}
         flops = self._counter.totals
         marks, law = laws["first_forward", True]
-        lines = {"forward": _line(law)}
+        lines = {"forward": law}
         for first, name in ((True, "first"), (False, "later")):
             if ("backward", first) in laws:
-                lines[name] = _line(laws["backward", first][1])
+                lines[name] = laws["backward", first][1]
+        lines = {f"{name}{end}": _line(law, kinds) for name, law in lines.items() for end, kinds in PARTS.items()}
         for phase in RETAINED:
             few, many = (flops.get((phase, place_, chunk), 0) for place_, chunk in ((0, 0), (0, 1)))
             slope = (many - few) / (MANY - FEW)
             lines[f"{phase} FLOPs"] = np.array([[few - FEW * slope, slope]])
         return lines | {"room_at": np.array([[marks["room_at"], 0]])}
 
-    def _quick_runs(self, place: int, first: Mapping[str, np.ndarray]) -> list[dict[str, np.ndarray]] | None:
-        """What `_run_at` gives at the other widths, by one chunk of PRIME rows each. Values at no rows are taken to lie
-        on a line in the width; a number of rows that is prime leaves its slope as the rest of a division. None where
-        there is no such line (a mask of all pairs of tokens that no row owns).
-        """
-        seen = [self._one_chunk(place, width, PRIME) for width in WIDTHS[1:]]
-        more = [width - WIDTHS[0] for width in WIDTHS[1:]]
-        lines: list[dict[str, np.ndarray]] = [{}, {}]
-        for name, line in first.items():
-            if not all(name in run and len(run[name]) == len(line) for run in seen):
-                return None
-            at_none = np.rint(line[:, 0]).astype(np.int64)
-            a_token = (seen[0][name] - at_none) % PRIME * pow(more[0], -1, PRIME) % PRIME
-            a_token = np.where(a_token > PRIME * 7 // 8, a_token - PRIME, a_token)
-            for run, tokens, other in zip(seen, more, lines, strict=True):
-                at_width = at_none + tokens * a_token
-                slope, rest = np.divmod(run[name] - at_width, PRIME)
-                if rest.any():
-                    return None
-                other[name] = np.stack([at_width, slope], axis=1)
-        return lines
+    def _chunk_run(self, *chunk: Any, **options: Any) -> dict[tuple[str, bool], Piece]:
+        """As `FakeStep` runs it; bytes of a piece before its copies were named are these copies."""
+        pieces = super()._chunk_run(*chunk, **options)
+        for piece in pieces.values():
+            unnamed = piece.kind_bytes[: int((piece.kind_bytes[:, COPIES] > 0).argmax())]
+            unnamed[:, COPIES], unnamed[:, :COPIES] = unnamed.sum(axis=1), 0
+        return pieces
 
     def _one_chunk(self, place: int, width: int | None, rows: int) -> dict[str, np.ndarray]:
         """(events,) of each piece of one chunk, and of FLOPs; room_at as it is."""
         pieces, flops = self._chunk_run(place, width, (rows,), retained=True), self._counter.totals
         forward, backward = pieces["first_forward", True], pieces.get(("backward", True))
-        seen = {"forward": forward.kind_bytes.sum(axis=1)}
+        seen = {"forward": forward.kind_bytes}
         if backward is not None:
-            seen |= {"first": backward.kind_bytes.sum(axis=1), "later": backward.as_later().sum(axis=1)}
+            seen |= {"first": backward.kind_bytes, "later": backward.as_later()}
+        seen = {
+            f"{name}{end}": each[:, kinds].sum(axis=1) for name, each in seen.items() for end, kinds in PARTS.items()
+        }
         seen |= {f"{phase} FLOPs": np.array([flops.get((phase, 0, 0), 0)]) for phase in RETAINED}
         return seen | {"room_at": np.array([forward.room_at])}
 
@@ -335,9 +368,7 @@ class BatchStep(FakeStep):
             for piece, fitted in ((first, law.beside(first.kind_bytes, first.room_at)), (later, law)):
                 yield {"phase": phase, "first": piece is first, "room_at": piece.room_at}, fitted
 
-    def _as_chunk_laws(
-        self, place: int, width: int | None, fit: Mapping[str, np.ndarray], alone: Any = _no_laws
-    ) -> ChunkLaws:
+    def _as_chunk_laws(self, place: int, width: int | None, fit: Mapping[str, np.ndarray]) -> ChunkLaws:
         forward, room_at = fit["forward"], int(fit["room_at"][0, 0])
         nothing = np.zeros((1, 6))
         first, later = fit.get("first", nothing), fit.get("later", nothing)
@@ -356,7 +387,6 @@ class BatchStep(FakeStep):
             backward_flops=fit["backward FLOPs"][0],
             trained=bool(own),
             token_flops=self._token_flops(place, fit["first_forward FLOPs"][0]),
-            alone=alone,
         )
 
     def _token_flops(self, place: int, forward: np.ndarray) -> float:
@@ -370,17 +400,22 @@ def untrimmed_width(inputs: Any) -> int:
     return inputs["attention_mask"].shape[1] if trimmed_names(inputs) else 1
 
 
-def _line(law: Law) -> np.ndarray:
-    """(events, 2): the value at no rows and the growth a row, of all kinds together."""
-    few, slope = (difference.sum(axis=1) for difference in law.differences)
+def _widths(width: int | None) -> tuple[int | None, ...]:
+    """Those at which rows are run that have a width, and the one of rows that have none."""
+    return (None,) if width is None else WIDTHS
+
+
+def _line(law: Law, kinds: slice) -> np.ndarray:
+    """(events, 2): the value at no rows and the growth a row, of these kinds together."""
+    few, slope = (difference[:, kinds].sum(axis=1) for difference in law.differences)
     return np.stack([few - FEW * slope, slope], axis=1).astype(np.float64)
 
 
 def _on_laws(seen: Mapping[str, np.ndarray], fit: Mapping[str, np.ndarray], width: int | None, rows: int) -> bool:
-    """Whether a run of so many rows at this width lies on the laws."""
-    for name in {"forward", "first"} & {*fit}:
-        lines = Lines(fit[name]).at(np.array([rows]), np.array([width or 0]))[:, 0]
-        if name not in seen or not np.array_equal(seen[name], np.round(lines)):
+    """Whether a run of so many rows at this width lies on the laws, if there are any."""
+    for name in {f"{name}{end}" for name in ("forward", "first") for end in PARTS} & {*seen}:
+        lines = Lines(fit[name]).at(np.array([rows]), np.array([width or 0]))[:, 0] if name in fit else None
+        if lines is None or not np.array_equal(seen[name], np.round(lines)):
             return False
     return True
 

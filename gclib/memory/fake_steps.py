@@ -190,7 +190,8 @@ class FakeStep:
     ) -> MemoryLedger:
         """Run a step on a padded batch of fake inputs, up to a phase or to its end; return its ledger.
 
-        on_encoded: is called with the ledger so far and the representations at the end of each forward of an encoder.
+        on_encoded: is called with the ledger so far and the representations at the end of each forward of an encoder;
+        what the encoder is given is then named where it is a copy.
         """
         towers = range(len(self.encoders)) if towers is None else towers
         encoders = [self.encoders[tower] for tower in towers]
@@ -200,8 +201,11 @@ class FakeStep:
             with record_memory(*self.modules) as ledger, ExitStack() as stack:
                 stack.enter_context(suppress(PhaseReached))
                 for encoder in encoders if on_encoded else ():
+                    given = encoder.register_forward_pre_hook(
+                        lambda module, *inputs: ledger.name_copies(*inputs), with_kwargs=True
+                    )
                     hook = encoder.register_forward_hook(lambda module, inputs, reps: on_encoded(ledger, reps))
-                    stack.callback(hook.remove)
+                    stack.callback(lambda hooks=(given, hook): [hook.remove() for hook in hooks])
 
                 def on_phase(phase: str, **named: Any) -> None:
                     if phase == until:
@@ -314,6 +318,8 @@ class FakeStep:
         def on_encoded(ledger: MemoryLedger, reps: Tensor) -> None:
             ends.append(len(ledger.events))
             self._laws["row", encoder, width] = (tuple(reps.shape[1:]), reps.dtype)
+            if reps.requires_grad:
+                reps.register_hook(lambda gradient: ledger.name_copies(gradient))
 
         ledger = self.run(grad_cache_step, [sum(sizes)], [width], [encoder], _Total(), on_encoded=on_encoded, **options)
         room = sum(sizes) * self.row_bytes(encoder, width)

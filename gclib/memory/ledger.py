@@ -180,6 +180,15 @@ class MemoryLedger:
         entry[1] = _NUMBER[kind]
         return True
 
+    def name_copies(self, *values: Any) -> None:
+        """Count as "other" those of the tensors in these values that an operation of the step has made: of what an
+        encoder is given, the rows that do not stand side by side.
+        """
+        for tensor in _tensors(values):
+            entry = self._live.get(tensor.untyped_storage()._cdata) if tensor.layout == torch.strided else None
+            if entry is not None and entry[1] == _NUMBER["activations"]:
+                self._assign(tensor, "other")
+
     def _see(self, value: Tensor, kind: int) -> bool:
         """Count the storage of an operation's argument or output, unless it is counted already."""
         if self._elsewhere(value):

@@ -90,7 +90,7 @@ def random_job(seed: int, pool: list[list[nn.Module]]) -> Job:
     inputs = [_texts(n, dice.randint(3, 60), dice.choice([0.0, 1.0, 3.0]), generator) for n in (queries, passages)]
     job = Job(dice.choice(pool), inputs, ContrastiveLoss(0.1), 0)
     cost, loss = job.cost()
-    least = cost.chunks(step_plan.Cut("chunk_size", (1, 1))).peak(0, loss)
+    least = cost.chunks(step_plan.Cut("chunk_size", (1, 1)), "own").peak(0, loss)
     most = cost.chunks(cost.as_one).peak(2, loss)
     job.budget = int(least + (1.2 * most - least) * dice.random() ** 2)
     return job
@@ -166,8 +166,8 @@ def _grid(cost):
     yield cost.chunks(cost.as_one)
     most = max(len(each.widths) for each in cost.rows)
     for rows in sorted({min(most, round(1.1**n)) for n in range(60)}):
-        yield cost.chunks(step_plan.Cut("chunk_size", (rows, rows)))
+        yield cost.chunks(step_plan.Cut("chunk_size", (rows, rows)), "own")
     most = max(len(each.widths) * int(each.widths[0]) for each in cost.rows)
     for tokens in sorted({round(2 ** (n / 8)) for n in range(8 * most.bit_length())}):
         if tokens <= most:
-            yield cost.chunks(step_plan.Cut("chunk_tokens", (tokens, tokens)))
+            yield cost.chunks(step_plan.Cut("chunk_tokens", (tokens, tokens)), "own")

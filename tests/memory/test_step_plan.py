@@ -9,7 +9,7 @@ from torch import nn
 from gclib import ContrastiveLoss, Encoder, grad_cache_loss, grad_cache_step, naive_step, plan_chunks, plan_step
 from gclib.chunks import price_of_a_call
 from gclib.memory import step_plan
-from gclib.memory.batch_laws import WIDTHS, _parabolas, batch_step
+from gclib.memory.batch_laws import WIDTHS, _fits, batch_step
 from gclib.memory.flops import count_flops
 from gclib.memory.ledger import record_memory
 from gclib.verify import check_towers
@@ -233,9 +233,10 @@ def test_rows_are_cut_as_the_step_cuts_them(name):
     rows = step_plan.RowWidths.of(towers[0])
     lengths = towers[0].inputs["attention_mask"].sum(1).tolist()
     for value in (1, 2, 5, 30, 64, 500, 2_000):
-        counts, widths = rows.chunks(name, value)
         chunks = plan_chunks(lengths, **{name: value}, call_tokens=price_of_a_call("cpu"))
-        assert [(len(chunk), chunk.width) for chunk in chunks] == list(zip(counts, widths, strict=True))
+        views = [isinstance(chunk.index("cpu"), slice) and chunk.width == rows.uncut for chunk in chunks]
+        cut = [(len(chunk), chunk.width, view) for chunk, view in zip(chunks, views, strict=True)]
+        assert cut == list(zip(*rows.chunks(name, value), strict=True))
 
 
 class Causal(nn.Module):
@@ -253,22 +254,39 @@ class Causal(nn.Module):
 
 
 @pytest.mark.parametrize(
-    ("made", "runs"), [(lambda: TinyEncoder(0.1), 3), (Causal, 5)], ids=["nothing but rows", "a mask that no row owns"]
+    ("made", "runs"), [(lambda: TinyEncoder(0.1), 4), (Causal, 7)], ids=["nothing but rows", "a mask that no row owns"]
 )
-def test_one_chunk_at_other_widths_says_as_much_as_two(made, runs):
-    encoder, inputs = made(), token_batch(4, 9, torch.Generator().manual_seed(0))
+@pytest.mark.parametrize("width", [None, 9, 2])
+def test_one_chunk_at_each_width_says_as_much_as_two(made, runs, width):
+    """The law of both is the same; where one chunk does not say it, it is found by two."""
+    encoder, inputs = made(), token_batch(4, width or 9, torch.Generator().manual_seed(0))
+    if width is None:
+        encoder, inputs, runs = nn.Sequential(nn.Linear(6, 5), nn.Tanh(), nn.Dropout(0.1)), torch.randn(4, 6), 2
     step = batch_step(check_towers([encoder], [inputs], torch.sum, mask=None, on_phase=None, scaler=None))
-    before, laws = step.runs, step._fit(0, 9)
-    assert step.runs - before == runs and not step.why
-    lines = [step._run_at(0, width) for width in WIDTHS]
-    for name, values in laws.items():
-        assert (values == _parabolas([line[name] for line in lines], WIDTHS)).all()
+    assert step.runs == runs and not step.why
+    widths = (None,) if width is None else WIDTHS
+    laws = step._laws["fit", 0, False]
+    for name, values in _fits([step._run_at(0, each) for each in widths], widths).items():
+        assert (values == laws[name]).all(), name
+
+
+@pytest.mark.parametrize("retained", [0, 1, 2])
+def test_rows_that_stand_side_by_side_are_not_copied(retained):
+    """Nor are states of generators recorded again in a replay: of full rows every byte is the ledger's."""
+    encoder, generator = TinyEncoder(0.1, width=32), torch.Generator().manual_seed(0)
+    inputs = [token_batch(16, 20, generator), token_batch(16, 55, generator)]
+    for each in inputs:
+        each["attention_mask"].fill_(1)
+    job = Job([encoder, encoder], inputs, ContrastiveLoss(0.4), 0)
+    cost, loss = job.cost()
+    seen = job.ledger_bytes(chunk_size=6, retain_chunks=retained)
+    assert cost.chunks(step_plan.Cut("chunk_size", (6, 6))).peak(retained, loss) == seen + step_plan.SCALARS
 
 
 def test_a_row_alone_has_laws_of_its_own(job):
     """It takes other operations than two rows, and does not count as two."""
     cost, loss = job.cost()
-    chunks = cost.chunks(step_plan.Cut("chunk_size", (1, 1)))
+    chunks = cost.chunks(step_plan.Cut("chunk_size", (1, 1)), "own")
     for retained in (0, chunks.count):
         seen = job.ledger_bytes(chunk_size=1, retain_chunks=retained, verify="always")
         assert seen <= chunks.peak(retained, loss) <= 1.03 * seen
