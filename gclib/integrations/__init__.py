@@ -8,14 +8,15 @@ In a `SentenceTransformerTrainer` the loss is exchanged, and nothing else:
 
 Elsewhere `gclib.grad_cache_loss` stands where the loss is taken, and backward() stays the trainer's own.
 
-transformers' Trainer, for a model from tokens to representations and batches of {"query": ..., "passage": ...}:
+transformers' Trainer, for a model from tokens to representations,
+with batches of {"query": ..., "passage": ..., "return_loss": True} (evaluation needs the last):
 
     import torch
     from gclib import ContrastiveLoss, grad_cache_loss
     from transformers import Trainer
 
     class ContrastiveTrainer(Trainer):  # with remove_unused_columns=False in its arguments
-        loss_fn = ContrastiveLoss(temperature=0.05)
+        loss_fn = ContrastiveLoss(temperature=0.05)  # own rank's negatives; across="gather": all ranks'
 
         def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
             towers = [inputs["query"], inputs["passage"]]

@@ -1,5 +1,6 @@
 """The README's recipes, read out of it and run: in transformers' Trainer and accelerate."""
 
+import ast
 import os
 import re
 
@@ -22,6 +23,7 @@ from transformers import Trainer, TrainingArguments
 
 SECTION = README.read_text("utf-8").partition("## In the trainer you use")[2].partition("\n## ")[0]
 NAMES = ("SentenceTransformerTrainer", "Trainer", "accelerate")
+BATCH = ast.literal_eval(re.search(r"with batches of `({.*?})`", SECTION)[1])  # what the Trainer's collator makes
 RECIPES = dict(zip(NAMES, re.findall(r"```python\n(.*?)```", SECTION, re.DOTALL), strict=True))
 
 
@@ -44,6 +46,7 @@ def test_the_package_says_the_recipes_of_the_readme():
     for name in ("Trainer", "accelerate"):
         code = [line.strip() for line in RECIPES[name].splitlines() if line.strip()]
         assert any(said[at : at + len(code)] == code for at in range(len(said))), name
+    assert re.search("with batches of .*", SECTION)[0].replace("`", "") in said
 
 
 class Pairs(Dataset):
@@ -65,7 +68,7 @@ def stacked(rows):
 
 def collate(rows):
     queries, passages = stacked(rows)
-    return {"query": queries, "passage": passages, "return_loss": True}
+    return BATCH | {"query": queries, "passage": passages}
 
 
 def small_encoder():
@@ -135,6 +138,20 @@ def test_transformers_trainer_logs_and_trains_as_with_the_whole_batch(tmp_path, 
     assert worst_error(*moved) <= 1e-10
     assert len(log) == len(truth) >= 7
     assert all(entry == pytest.approx(other) for entry, other in zip(log, truth, strict=True))
+
+
+def test_an_evaluation_needs_the_last_entry_of_a_batch(tmp_path):
+    *towers, last = BATCH
+    assert towers == ["query", "passage"] and last == "return_loss"
+    arguments = TrainingArguments(str(tmp_path), use_cpu=True, report_to="none", remove_unused_columns=False)
+    options = {"args": arguments, "eval_dataset": Pairs(5)}
+    trainer = recipe("Trainer")["ContrastiveTrainer"]
+    assert trainer(small_encoder(), data_collator=collate, **options).evaluate()["eval_loss"] > 0
+    without = trainer(
+        small_encoder(), data_collator=lambda rows: {name: collate(rows)[name] for name in towers}, **options
+    )
+    with pytest.raises(ValueError, match="input_ids"):  # the encoder itself was called, with query= and passage=
+        without.evaluate()
 
 
 @pytest.mark.slow
