@@ -27,7 +27,7 @@ MEASURED = (
 
 
 class AuditLab(Lab):
-    """A choice of steps A, B, ... without their names, a slider for B, a guess, and a check of it. All works from the keyboard.
+    """A choice of steps A, B, ... without their names, a slider for B, a guess, its check. All works from the keyboard.
 
     Attributes, each an ipywidget: step, rows, words, guess, tell, status. `table()` says all of it in text. inputs: the
     largest batch, of at least `SMALLEST` rows, one mapping of tensors a tower. seed: of the order of the steps.
