@@ -184,7 +184,7 @@ online_log_sum_exp = Exercise(
     chapter=8,
     name="online_log_sum_exp",
     spec="log of the sum of exp over all logits of a row, (rows,), from tiles that come one after the other and are "
-    "taken once; without torch's logsumexp and logaddexp.",
+    "taken once; without torch's logsumexp, logaddexp, softmax and log_softmax.",
     line_budget=7,
     oracle=_reference_log_sum_exp,
     makers=(

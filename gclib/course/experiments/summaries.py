@@ -60,7 +60,8 @@ def recorded_summaries() -> list[Summary]:
 def beyond_spread(first: Summary, second: Summary, metric: str = "top-1") -> float:
     """By how many spreads the first mean is above the second: their difference over the larger of both spreads.
 
-    Above 1: the first is better by more than the seeds differ; below -1: the second is. NaN with one seed.
+    Not a test: two equal rows of three seeds (normal draws, 100,000 times) are beyond 1, up or down, in 21 % of the
+    cases, and beyond 2 in 4 %. NaN with one seed.
     """
     one_of("metric", metric, METRICS)
     larger = max(first.spread[metric], second.spread[metric])

@@ -27,7 +27,7 @@ MEASURED = (
 
 
 class AuditLab(Lab):
-    """A choice of steps A, B, ... without their names, a slider for B, a guess, and Tell. All works from the keyboard.
+    """A choice of steps A, B, ... without their names, a slider for B, a guess, its check. All works from the keyboard.
 
     Attributes, each an ipywidget: step, rows, words, guess, tell, status. `table()` says all of it in text. inputs: the
     largest batch, of at least `SMALLEST` rows, one mapping of tensors a tower. seed: of the order of the steps.
@@ -94,7 +94,7 @@ class AuditLab(Lab):
             f"The second forward gives what the first gave, dropout on: {same}. Both under one autocast: {together}.",
         )
         self.words.value = aloud("<br>".join(map(escape, lines)))
-        self._say("Choose a name, then Tell.")
+        self._say("Choose a name, then check your answer.")
 
     def _on_tell(self) -> None:
         trap = self._steps[self.step.value]

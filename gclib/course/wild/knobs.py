@@ -49,7 +49,7 @@ KNOBS: dict[str, tuple[str, ...]] = {
         "`gather_across_devices`",
         "its distributed loss",
         "`--gather-with-grad`, with `--local-loss`",
-        NONE,
+        "always, under DDP",
         "`gather_across_devices`",
     ),
     "losses that don't see each other, added up": (

@@ -214,7 +214,8 @@ TRAPS = (
     Trap(
         "replay outside autocast",
         replay_outside_autocast,
-        "sentence-transformers' cached losses replay from a backward hook, where a caller's autocast is over",
+        "sentence-transformers' cached losses replay from a backward hook, where the autocast of a hand-written loop "
+        "is over",
         "keep one autocast state for both forwards",
     ),
 )

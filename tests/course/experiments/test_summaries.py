@@ -4,6 +4,7 @@ import dataclasses
 import math
 
 import pytest
+import torch
 
 from gclib.course.experiments.recipes import RECIPES, Recipe
 from gclib.course.experiments.results import Result
@@ -26,6 +27,20 @@ def test_a_summary_has_the_sample_deviation_of_each_row():
     assert beyond_spread(first, second) == -beyond_spread(second, first)
     assert beyond_spread(first, second, "top-5") == 0.0
     assert "| sequential, B=8 | 0.0005 | 21.0 ± 1.4 | 50.0 ± 0.0 |" in format_summaries([first, second])
+
+
+def test_equal_rows_of_three_seeds_lie_apart_as_often_as_the_docstring_says():
+    draws = torch.randn(100_000, 2, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    apart = torch.tensor([beyond_spread(*map(of_three, pair)) for pair in draws[:2_000].tolist()]).abs()
+    directly = (draws.mean(2).diff()[:, 0] / draws.std(2).amax(1)).abs()
+    torch.testing.assert_close(apart, directly[:2_000].float())
+    assert [round(float((directly > bound).double().mean()), 2) for bound in (1, 2)] == [0.21, 0.04]
+    assert " 21 % " in beyond_spread.__doc__ and " 4 %" in beyond_spread.__doc__
+
+
+def of_three(shares):
+    (summary,) = summarise([result(RECIPES[0], seed, share) for seed, share in enumerate(shares)])
+    return summary
 
 
 def test_one_seed_has_no_spread():
