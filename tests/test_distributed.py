@@ -174,6 +174,7 @@ def collectives_of_a_rank(here):
     return {"in_step": in_step, "after": list(counted)}
 
 
+@pytest.mark.slow
 def test_gradients_travel_once_a_step_and_representations_once(tmp_path):
     encoders = models(tied=True)
     parameters = sum(p.numel() for p in encoders[0].parameters()) + 1

@@ -148,6 +148,7 @@ def a_rank_dies_on_the_way_back(here, folder):
     return message_of(loss.backward)
 
 
+@pytest.mark.slow
 def test_a_rank_that_dies_inside_the_ring_ends_it_for_all_with_a_clear_error(tmp_path):
     first, _, last = run_ranks(a_rank_dies_on_the_way_back, 3, tmp_path, str(tmp_path), timeout=8.0)
     for kind, text, seconds in (first, last):

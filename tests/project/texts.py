@@ -9,6 +9,7 @@ Prints one line a problem, "file (cell 3): ...", and exits with 1 if there is an
 common misspellings; `ALLOWED` are words that it takes for one.
 """
 
+import json
 import re
 import subprocess
 import sys
@@ -18,8 +19,6 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from urllib.parse import unquote
-
-import nbformat
 
 from gclib.support import ROOT
 
@@ -48,9 +47,16 @@ def texts() -> Iterator[Text]:
         if path.suffix == ".md":
             yield Text(path, "", path.read_text("utf-8"))
         elif path.suffix == ".ipynb" and ".ipynb_checkpoints" not in path.parts:
-            for number, cell in enumerate(nbformat.read(path, as_version=4).cells):
-                if cell.cell_type == "markdown":
-                    yield Text(path, f" (cell {number})", cell.source, cell.id)
+            for number, (kind, source, name) in enumerate(cells(path, path.stat().st_mtime_ns)):
+                if kind == "markdown":
+                    yield Text(path, f" (cell {number})", source, name)
+
+
+@cache
+def cells(path: Path, changed: int) -> list[tuple[str, str, str]]:
+    """Type, source and id of a notebook's cells, read once until it is changed. nbformat takes seconds for that."""
+    read = json.loads(path.read_text("utf-8"))["cells"]
+    return [(cell["cell_type"], "".join(cell["source"]), cell["id"]) for cell in read]
 
 
 def problems() -> list[str]:
@@ -100,6 +106,8 @@ def anchors(path: Path) -> dict[str, str]:
 
 def link_to_cells() -> None:
     """Write links to headings of other notebooks as links to the cells of those headings."""
+    import nbformat  # which takes seconds to be imported
+
     for path in sorted((ROOT / "notebooks").rglob("*.ipynb")):
         if ".ipynb_checkpoints" in path.parts:
             continue
