@@ -61,12 +61,12 @@ def plan_chunks(
     """Cut rows of these lengths (in tokens) into chunks. Exactly one of chunk_size and chunk_tokens is given.
 
     chunk_size: at most this many rows a chunk. chunk_tokens: at most this many padded tokens a chunk (rows x the
-    longest of them); a single longer row is a chunk of its own. sort: longest rows first, ties in file order.
+    longest of them); a single longer row is a chunk of its own. sort: longest rows first, ties in the batch's order.
 
     call_tokens: the price of one chunk more, in padded tokens (`price_of_a_call`). Sorted rows are cut by chunk_size so
     that the sum of rows x width + call_tokens over all chunks is least; among equals the fullest come first. None cuts
-    evenly, as rows in file order always are: every chunk is full, the last may be short (and a compiled encoder meets
-    fewer shapes).
+    evenly, as unsorted rows always are: every chunk is full, the last may be short (and a compiled encoder meets fewer
+    shapes).
 
     Examples: lengths [3, 9, 4, 8], chunk_size=2 -> rows (1, 3) at width 9, then rows (2, 0) at width 4. Lengths
     [200, 5, 5, 5], chunk_size=4 -> row (0,) at width 200, then rows (1, 2, 3) at width 5: 215 tokens, not 800.
@@ -84,7 +84,7 @@ def plan_chunks(
         even = not sort or call_tokens is None or widths[0] == widths[-1]
         if even:
             sizes = [size] * -(-len(widths) // size)
-        else:  # no price above all tokens, and no size above all rows, makes another cut
+        else:  # larger prices and sizes make no other cut: bounded, for the integers and the cache
             rows = len(widths)
             sizes = cheapest_cut(widths, min(size, rows), min(call_tokens, rows * widths[0]))
         groups = [order[end - taken : end] for end, taken in zip(accumulate(sizes), sizes, strict=True)]
@@ -167,8 +167,10 @@ def _packed(order: Sequence[int], lengths: list[int], budget: int) -> list[list[
 
 @lru_cache(maxsize=64)
 def cheapest_cut(widths: tuple[int, ...], size: int, call_tokens: int) -> tuple[int, ...]:
-    """Rows of each chunk such that the sum of rows x width + call_tokens is least, for widths that fall: from the last
-    row back to the first, the cheapest first chunk for the rows from here on.
+    """Rows of each chunk such that the sum of rows x width + call_tokens is least, for widths that fall.
+
+    A dynamic program from the last row back: least[i] is the least price of the rows from i on, taken[i] the rows of
+    their first chunk.
     """
     counts = np.arange(1, size + 1)
     least = np.zeros(len(widths) + 1, dtype=np.int64)

@@ -47,7 +47,7 @@ def distance_cache_step(
     encoders, inputs: two towers, as in `grad_cache_step`. distance(query_reps (b, D), passage_reps (n, D)) -> (b, n),
     a module with its own parameters; entry (i, j) must depend on its own pair alone. loss_fn(distances (B, N)) ->
     scalar; its own parameters get their gradient once. chunk_size: rows encoded at once and the sides of a block, one
-    int or (C_q, C_p); last ones may be short. Rows are encoded sorted by length, blocks are taken in file order.
+    int or (C_q, C_p); last ones may be short. Rows are encoded sorted by length, blocks are taken in the batch's order.
 
     Holds, beside one chunk's or one block's activations and the representations with their gradients: the distances
     and w, 2 B N numbers, and what loss_fn keeps and needs (2 B N more for a cross entropy). Every pair is scored

@@ -43,7 +43,7 @@ class RandomState:
         return tuple(self._states.values())
 
     def restore(self) -> None:
-        """Put every recorded generator back to its recorded state."""
+        """Put every recorded generator back to its recorded state: how a step replays a chunk's dropout."""
         if not self.pretended:
             for device, state in self._states.items():
                 _write(device, state)

@@ -6,7 +6,8 @@ Gao et al. 2021 (arXiv 2101.06983). All take the same arguments, add to `.grad` 
 - `accumulation_step` gives each chunk a loss of its own: little memory, but in-batch negatives are lost, and the
   gradient is another one.
 - `grad_cache_step` gives the gradient of the naive step in the memory of a chunk (section 3.3), and so does
-  `grad_cache_loss`, for trainers that call backward() themselves.
+  `grad_cache_loss`, for trainers that call backward() themselves. Both are `CachedStep`: `first_forward` is the paper's
+  step 1, `cache_gradients` step 2, `backward_retained` and `replay` step 3.
 
 Letters: B queries, K hard negatives a query, N = B * (1 + K) passages, D dimensions, C rows of a chunk, R retained.
 """
@@ -43,11 +44,11 @@ def naive_step(
     mapping of Tensors with rows first. loss_fn(*reps) or loss_fn(*reps, mask=mask) -> scalar. mask: (B, N) bool, True =
     left out of the denominator, or a rule (`losses.masks`). scaler: a GradScaler; it scales once, at the loss.
 
-    on_phase(phase, *, tower, chunk, chunks, tensors) is called as each piece begins, and once more, without tower and
-    chunk, around a chunked step's pieces (what is taken before the first, let go of after the last). `tensors` are
-    (kind, tensor) pairs for the ledger. Raising from it stops the step.
+    on_phase(phase, *, tower, chunk, chunks, tensors) is called with "first_forward", "loss", "replay" or "backward" as
+    a piece begins or tensors appear, (kind, tensor) pairs for the ledger. Raising from it stops the step.
 
-    Adds to .grad, returns the detached, unscaled loss. Raises ValueError before anything is computed or changed.
+    Adds to .grad, returns the detached, unscaled loss. Bad arguments are refused (ValueError) before anything is
+    computed or changed. After a later error the generators are as at entry, and .grad may hold a part: zero it.
     """
     options = {"mask": mask, "on_phase": on_phase, "scaler": scaler}
     towers = check_towers(encoders, inputs, loss_fn, **options, in_chunks=False)
@@ -78,9 +79,8 @@ def accumulation_step(
     """Backpropagate a loss for each chunk of queries, weighted by its share of the queries.
 
     chunk_size: queries a chunk, each with its own 1 + K passages; the last may be short. The mask is cut to each
-    chunk's rows and columns. In-batch negatives from other chunks are lost, so this is *not* the gradient of the naive
-    step (Gao et al. 2021, section 3.2) but the mean of the chunks' own. Sharded encoders want as many chunks on every
-    rank. Other arguments as in `naive_step`.
+    chunk's rows and columns. Negatives of other chunks are lost, so this is *not* the naive step's gradient (section
+    3.2) but the mean of the chunks' own. Sharded encoders want as many on every rank. The rest as in `naive_step`.
     """
     towers = check_towers(encoders, inputs, loss_fn, mask=mask, on_phase=on_phase, scaler=scaler)
     if world_size() > 1 and getattr(loss_fn, "needs_whole_batch", False):
@@ -138,7 +138,7 @@ def grad_cache_step(
     eight forwards of two to eight rows and 16 numbers a chunk, compared; no bytes of tensors beside a later step's.
 
     Holds, beside one chunk's graph: all representations, then their gradients (the cache), and the generators' states.
-    After an error or a raise from on_phase these are as at entry. BatchNorm in training mode is refused.
+    Errors as in `naive_step`. BatchNorm in training mode is refused.
     """
     cut = {"chunk_size": chunk_size, "chunk_tokens": chunk_tokens, "plan": plan, "sort_by_length": sort_by_length}
     options = {"mask": mask, "on_phase": on_phase, "scaler": scaler, "token_inputs": token_inputs}
@@ -195,7 +195,7 @@ class CachedStep:
 
     @contextmanager
     def by_itself(self) -> Iterator[RandomState]:
-        """Inside, DistributedDataParallel is silent; after an error the generators are as at entry (what is given)."""
+        """Inside, DDP averages nothing; an error puts the generators back as at entry, the states that are given."""
         with own_sync_off(self.encoders), generators_back_on_error(self.towers) as entry:
             yield entry
 
@@ -310,8 +310,8 @@ def replay(
 ) -> int:
     """Step 3: encode each chunk again, with its graph and the first forward's randomness; equations (8)-(9).
 
-    The surrogate r . u has the gradient (dr/dtheta)^T u; backpropagating u from r is that product, without
-    the multiplication.
+    The paper backpropagates r . u, a chunk's representations times their cache; r.backward(u) adds the same,
+    (dr/dtheta)^T u, to the weights theta.
     """
     trained = 0
     drawn = generators_of([job.tower for job in jobs])

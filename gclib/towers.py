@@ -1,7 +1,7 @@
 """A tower: one encoder, its rows, and the chunks that a step plans for it.
 
 Inputs are a Tensor, a tuple of Tensors or a mapping of Tensors, with rows first. All of this is settled before a step
-begins, in plain Python values, so that the step itself reads no tensor's value.
+begins, in plain Python values, so that the step itself reads no tensor's value (but for what `verify` compares).
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -25,7 +25,7 @@ WRITES = "must not write into its inputs: the second forward would be given some
 
 @dataclass(frozen=True)
 class Tower:
-    """One encoder, the rows that it is given, which entries are cut to a chunk's width, and its chunks."""
+    """One encoder, its rows, which entries are cut to a chunk's width (of `width` at most; 0: none), and its chunks."""
 
     number: int
     encoder: Callable[..., Tensor]
@@ -81,7 +81,7 @@ def named_tensors(inputs: Any) -> dict[str, Tensor]:
 def trimmed_names(inputs: Any, token_inputs: Sequence[str] | None = None) -> tuple[str, ...]:
     """The entries that lose their last columns where rows are short: those of `TOKEN_INPUTS` and `token_inputs`.
 
-    None of them where there is no attention mask (rows, T), where such an entry is not as wide as the mask, or where
+    Empty where there is no attention mask (rows, T), where such an entry is not as wide as the mask, or where
     another one is (it may follow the tokens or be so wide by chance: `token_inputs`, if not None, says which do).
     """
     mask = inputs.get("attention_mask") if isinstance(inputs, Mapping) else None
@@ -157,7 +157,7 @@ def plan_jobs(
     cuts = {"chunk_size": chunk_size, "chunk_tokens": chunk_tokens, "plan": plan}
     names = [name for name, value in cuts.items() if value is not None]
     if len(names) != 1:
-        raise refuse("chunk_size", "chunk_tokens or plan: exactly one must be given", ", ".join(names) or None)
+        raise refuse("chunk_size,", "chunk_tokens or plan: exactly one must be given", ", ".join(names) or "none")
     if plan is None:
         values = as_tower_list(names[0], cuts[names[0]], len(towers))
         values = [positive_int(names[0], value) for value in values]

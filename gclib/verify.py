@@ -239,7 +239,7 @@ def same_calls(jobs: Sequence[Job]) -> list[Job]:
 
 def even_cuts(towers: Sequence[Tower], count: int) -> None:
     """ValueError, on every rank, where an encoder is sharded and one rank would call it more often than another: the
-    one that calls once less leaves the others waiting. A batch in file order has no chunk that could be halved for it.
+    one that calls once less leaves the others waiting. An unsorted batch has no chunk that could be halved for it.
     """
     if world_size() == 1 or not sharded_units([tower.encoder for tower in towers]):
         return

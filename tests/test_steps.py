@@ -391,7 +391,7 @@ BAD_CHUNKS = [
     ({"chunk_size": "4"}, "chunk_size"),
 ]
 BAD_CACHED = [
-    ({"chunk_tokens": 5}, "exactly one must be given"),
+    ({"chunk_tokens": 5}, "chunk_size, chunk_tokens or plan: exactly one must be given, got chunk_size, chunk_tokens"),
     ({"chunk_size": None, "chunk_tokens": 0}, "chunk_tokens"),
     ({"chunk_size": (2, 2, 2)}, "chunk_size"),
     ({"retain_chunks": -1}, "retain_chunks"),

@@ -1,1 +1,1 @@
-"""Only for the course: misconceptions by name (checks), the lab and its drawing (memory_lab), figures (plots)."""
+"""Only for the course: misconceptions by name (checks/ch05.py), the lab (memory_lab/, drawn by page/view.js), plots."""

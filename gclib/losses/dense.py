@@ -55,7 +55,11 @@ def contrastive_loss(
 
 
 def rows_loss(own: Side, against: Side, temperature: float | Tensor, layout: Layout) -> Tensor:
-    """The mean loss of the rows' queries, of which query i has its positive at place layout.first + i."""
+    """Equation (1) for the queries of `own` (all, or one process's) against the texts of `against`.
+
+    Cross-entropy of each row of logits z (`tiles.Logits.whole`), query i having its positive in the column of passage
+    (layout.first + i) * (1 + K); then the same for the other directions. `unweighed`: z before a rule weighs it.
+    """
     unweighed, logits = layout.logits(QP, own, against, temperature).whole()
     parts = [logits]
     for direction in layout.directions.names[1:]:

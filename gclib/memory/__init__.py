@@ -1,1 +1,1 @@
-"""A step's bytes: measured (ledger), forecast (forecast), planned (plan); what a card can use (devices)."""
+"""A step's bytes: measured (ledger), forecast, planned (plan); cards (devices), what is free of one (step_plan)."""

@@ -13,7 +13,7 @@ from torch._subclasses.fake_tensor import FakeTensor
 
 
 def refuse(argument: str, rule: str, got: object) -> ValueError:
-    """The error to raise: `raise refuse("chunk_size", "must be a positive int", 2.5)`."""
+    """The error to raise: `raise refuse("chunk_size", "must be a positive int", 2.5)`. Words of `got` stay unquoted."""
     described = got if isinstance(got, str) and " " in got else repr(got)
     return ValueError(f"{argument} {rule}, got {described}")
 

@@ -26,6 +26,7 @@ from gclib.support.validation import int_at_least, positive_int, refuse
 FORMAT = 1
 GROUPS = ("model", "optimizer", "generators")
 PART = ".part"  # what a folder's name ends with while it is written or removed
+ASIDE = ".aside"  # and while another of its step takes its place
 
 
 @dataclass(frozen=True)
@@ -50,14 +51,16 @@ def write_checkpoint(folder: Path, checkpoint: Checkpoint, *, keep: int | None =
     if keep is not None:
         positive_int("keep", keep)
     part = final.with_name(f".{final.name}{PART}")
-    for left in folder.glob(f".checkpoint-*{PART}"):
-        _remove(left)
+    known = list_checkpoints(folder)
+    for left in folder.glob(".checkpoint-*"):
+        if left.suffix in (PART, ASIDE) and left not in known:
+            _remove(left)
     try:
         _write_part(part, checkpoint)
     except BaseException:
         shutil.rmtree(part, ignore_errors=True)  # on a full disk it would take the room that is missing
         raise
-    aside = final.with_name(f".{final.name}.old{PART}")
+    aside = final.with_name(f".{final.name}{ASIDE}")
     if final.exists():
         os.rename(final, aside)
     os.rename(part, final)
@@ -99,9 +102,16 @@ def read_checkpoint(path: Path) -> Checkpoint:
 
 
 def list_checkpoints(folder: Path) -> list[Path]:
-    """The folder's checkpoints, the oldest first; those being written are not among them."""
-    checkpoints = [path for path in folder.glob("checkpoint-*") if path.name.removeprefix("checkpoint-").isdigit()]
-    return sorted(checkpoints, key=lambda path: int(path.name.removeprefix("checkpoint-")))
+    """The folder's checkpoints, the oldest first; those being written are not among them.
+
+    One that was put aside counts where a kill came before another of its step had its name.
+    """
+    named = {}
+    for path in (*folder.glob(f".checkpoint-*{ASIDE}"), *folder.glob("checkpoint-*")):
+        number = path.name.removeprefix(".").removeprefix("checkpoint-").removesuffix(ASIDE)
+        if number.isdigit():
+            named[number] = path
+    return [named[number] for number in sorted(named, key=int)]
 
 
 def latest_checkpoint(folder: Path) -> tuple[Checkpoint | None, list[str]]:
@@ -195,7 +205,7 @@ def _remove(path: Path) -> None:
     """Remove a folder; under another name first, so that half of it is never taken for a checkpoint."""
     if path.exists():
         if not path.name.endswith(PART):
-            part = path.with_name(f".{path.name}.old{PART}")
+            part = path.with_name(f".{path.name.removeprefix('.')}.old{PART}")
             shutil.rmtree(part, ignore_errors=True)
             path = path.rename(part)
         shutil.rmtree(path)

@@ -1,8 +1,10 @@
 """Checkpoints: whole or not there, checked when read; what an optimizer remembers: `gclib.training.checkpoints`."""
 
+import contextlib
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,6 +16,7 @@ from torch import nn
 
 from gclib.support import ROOT
 from gclib.support.files import DamagedFile
+from gclib.training import checkpoints
 from gclib.training.checkpoints import (
     Checkpoint,
     latest_checkpoint,
@@ -133,6 +136,36 @@ def test_what_was_being_written_is_never_read_and_is_cleared_away(tmp_path):
     assert (found.step, told) == (1, [])
     write_checkpoint(tmp_path, checkpoint(3))
     assert not list(tmp_path.glob(".*"))
+
+
+@pytest.mark.parametrize("moment", range(6))
+def test_a_kill_while_a_step_is_replaced_leaves_the_old_one_or_the_new(moment, tmp_path, monkeypatch):
+    """A kill before the folder's change of that number: one of the two is read, and the next write tidies up."""
+
+    class Killed(BaseException):
+        pass
+
+    def killed(change):
+        def call(*args, **kwargs):
+            if len(done) == moment:
+                raise Killed
+            done.append(change)
+            return change(*args, **kwargs)
+
+        return call
+
+    done = []
+    write_checkpoint(tmp_path, checkpoint(7, 1.0), keep=1)
+    with monkeypatch.context() as patch, contextlib.suppress(Killed):
+        patch.setattr(checkpoints.os, "rename", killed(os.rename))
+        patch.setattr(checkpoints.shutil, "rmtree", killed(shutil.rmtree))
+        write_checkpoint(tmp_path, checkpoint(7, 2.0), keep=1)
+    found, told = latest_checkpoint(tmp_path)
+    assert (found.model["weight"].unique().item(), told) == (1.0 if moment < 2 else 2.0, [])
+    assert len(done) == min(moment, 5)  # the old one aside, the new one in its place, three to remove the old one
+    for step in (7, 8):
+        write_checkpoint(tmp_path, checkpoint(step, 3.0), keep=1)
+        assert [path.name for path in tmp_path.iterdir()] == [f"checkpoint-{step:06d}"]
 
 
 @pytest.mark.slow
