@@ -16,7 +16,7 @@ R of them retained) runs a model of L units and a root around them n + (n - R) t
 
 DeepSpeed cannot be run by this project's tests; this is read in its source and issues. ZeRO-2 reduces a parameter's
 gradient from a hook, once in an `engine.backward`; the cached step runs n backwards inside of that one, and the second
-ends in the assertion "Gradient computed twice for this partition" (as one model over two inputs does there, and
+ends in the assertion "Gradient computed twice for this partition" (as one model over two inputs does there under
 reentrant checkpointing). `engine.no_sync()` is refused by stages 2 and 3. (DeepSpeed's own tiled layers mark parameters
 `ds_grad_is_ready = False` until their last piece, and so may a step: whole gradients, one reduction.) ZeRO-3 gathers
 each module's weights for each of its 2n - R forwards and n backwards, and wants the same calls on every rank. What to

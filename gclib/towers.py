@@ -16,7 +16,7 @@ from gclib.chunks import Chunk, check_plan, plan_chunks, price_of_a_call, schedu
 from gclib.distributed import world_size
 from gclib.randomness import RandomState
 from gclib.support.modules import call
-from gclib.support.validation import has_values, int_at_least, positive_int, refuse
+from gclib.support.validation import describe, has_values, int_at_least, positive_int, refuse
 
 # Entries that are as long as the texts: cut with the attention mask where they are as wide as it.
 TOKEN_INPUTS = ("input_ids", "attention_mask", "token_type_ids", "position_ids", "inputs_embeds", "bbox")
@@ -131,7 +131,7 @@ def encode(encoder: Callable[..., Tensor], inputs: Any) -> Tensor:
         reps = call(encoder, **inputs) if isinstance(inputs, Mapping) else call(encoder, *inputs)
     rows = next(iter(named_tensors(inputs).values())).shape[0]
     if not isinstance(reps, Tensor) or not reps.is_floating_point() or reps.ndim < 2 or reps.shape[0] != rows:
-        got = f"shape {tuple(reps.shape)} of {reps.dtype}" if isinstance(reps, Tensor) else type(reps).__name__
+        got = describe(reps) if isinstance(reps, Tensor) else f"{type(reps).__name__} (wrap it: a pooled tensor alone)"
         raise refuse("encoders", f"must return floating point representations with {rows} rows first", got)
     return reps
 

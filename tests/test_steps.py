@@ -12,6 +12,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
+from transformers.modeling_outputs import BaseModelOutput
 
 from gclib import ContrastiveLoss, Encoder, accumulation_step, grad_cache_step, naive_step, plan_chunks
 from gclib.chunks import CALL_TOKENS
@@ -434,3 +435,6 @@ def test_an_encoder_with_the_wrong_output_is_refused():
     for encoder in (lambda **given: torch.ones(4), lambda **given: torch.ones(3, 2), lambda **given: None):
         with pytest.raises(ValueError, match="encoders must return"):
             CACHED([encoder] * 2, [TOKENS] * 2, InfoNCE())
+    words = r"got BaseModelOutput \(wrap it: a pooled tensor alone\)"
+    with pytest.raises(ValueError, match=words):
+        CACHED([lambda **given: BaseModelOutput(torch.ones(4, 2, 3))] * 2, [TOKENS] * 2, InfoNCE())

@@ -8,7 +8,8 @@ In a `SentenceTransformerTrainer` the loss is exchanged, and nothing else:
 
 Elsewhere `gclib.grad_cache_loss` stands where the loss is taken, and backward() stays the trainer's own.
 
-transformers' Trainer, for a model from tokens to representations,
+transformers' Trainer, for a model that takes a tokenizer's output as keywords and returns one vector a row, of unit
+length for cosines (`ContrastiveLoss` takes dot products),
 with batches of {"query": ..., "passage": ..., "return_loss": True} (evaluation needs the last):
 
     import torch

@@ -63,7 +63,7 @@ class GradCacheLoss(nn.Module):
     def __init__(
         self,
         model: nn.Module,
-        *,
+        *unnamed: Any,
         temperature: float = TEMPERATURE,
         scale: float | None = None,
         similarity_fct: Callable[[Tensor, Tensor], Tensor] = cos_sim,
@@ -83,8 +83,10 @@ class GradCacheLoss(nn.Module):
         super().__init__()
         for name, value in theirs.items():
             raise refuse(name, OTHER_NAMES.get(name, "is no setting of this loss"), value)
-        if not isinstance(model, nn.Module):
-            raise refuse("model", "must be the SentenceTransformer that is trained", type(model).__name__)
+        if unnamed:
+            raise refuse("what follows the model", "must be given by name (scale=20.0)", unnamed[0])
+        if not isinstance(model, nn.Module) or "losses" in type(model).__module__.split("."):
+            raise refuse("model", "must be the SentenceTransformer that is trained, and no loss", type(model).__name__)
         if similarity_fct not in (cos_sim, dot_score):
             raise refuse("similarity_fct", "must be cos_sim or dot_score of sentence_transformers.util", similarity_fct)
         if unknown := [name for name in directions if name not in DIRECTIONS]:

@@ -374,3 +374,7 @@ def test_columns_that_do_not_fit_are_refused(folder):
         loss_fn([batch[0], batch[1] | {"cu_seq_lens_q": torch.arange(5)}])
     with pytest.raises(ValueError, match="model must be the SentenceTransformer"):
         GradCacheLoss("all-MiniLM-L6-v2", chunk_size=2)
+    with pytest.raises(ValueError, match="no loss, got 'CachedMultipleNegativesRankingLoss'"):
+        GradCacheLoss(losses.CachedMultipleNegativesRankingLoss(model))
+    with pytest.raises(ValueError, match="what follows the model must be given by name .*, got 20.0"):
+        GradCacheLoss(model, 20.0)
