@@ -63,7 +63,7 @@ def fingerprint(*things: Any) -> str:
     walk = _Walk()
     for thing in (*things, *_surroundings()):
         walk.add(thing)
-    return walk.checksum.hexdigest()
+    return walk.checksum()
 
 
 def _surroundings() -> Iterator[Any]:
@@ -91,20 +91,24 @@ class _Walk:
     """A walk through things, each once: the second time it is known by the number that it had."""
 
     def __init__(self) -> None:
-        self.checksum = hashlib.sha256()
+        self._notes: list[str] = []
+        self._parts_of: dict[type, Callable] = {}
         self._numbers: dict[int, int] = {}
         self._alive: list[Any] = []  # so that no id is given to another thing meanwhile
         self._waiting: list[Any] = []
 
     def note(self, *words: Any) -> None:
-        self.checksum.update(repr(words).encode("utf-8", "backslashreplace"))
+        self._notes.append(repr(words))
+
+    def checksum(self) -> str:
+        return hashlib.sha256("".join(self._notes).encode("utf-8", "backslashreplace")).hexdigest()
 
     def add(self, root: Any) -> None:
         """The thing and all behind it, without recursion: models are deep."""
         self._waiting.append(root)
         while self._waiting:
             thing = self._waiting.pop()
-            if isinstance(thing, PLAIN) and type(thing) in PLAIN or isinstance(thing, Path):
+            if type(thing) in PLAIN or isinstance(thing, Path):
                 self.note(type(thing).__name__, thing)
             elif id(thing) in self._numbers:
                 self.note("again", self._numbers[id(thing)])
@@ -116,18 +120,18 @@ class _Walk:
     def _parts(self, thing: Any) -> Iterator[Any]:
         """What a thing is made of; what is no thing is noted."""
         kind = type(thing)
-        for kinds, parts in _KINDS:
-            if isinstance(thing, kinds):
-                self.note(kind.__name__)
-                yield from parts(self, thing)
-                return
-        self.note("object")
-        if kind is not object:
-            yield from self._object(thing)
+        if kind not in self._parts_of:
+            found = (parts for kinds, parts in _KINDS if isinstance(thing, kinds))
+            self._parts_of[kind] = next(found, _Walk._object)
+        parts = self._parts_of[kind]
+        self.note("object" if parts is _Walk._object else kind.__name__)
+        return parts(self, thing)
 
     def _object(self, thing: Any) -> Iterator[Any]:
         """The class and the attributes of any other thing; what it keeps outside of Python can't be known."""
         kind = type(thing)
+        if kind is object:
+            return
         outside = [base for base in kind.__mro__ if not _of_python(base) and base not in (object, *CONTENTS)]
         if outside or not _of_python(kind):
             raise Indescribable(f"{kind.__module__}.{kind.__qualname__}")

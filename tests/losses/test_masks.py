@@ -133,10 +133,13 @@ def test_rules_in_tiles_err_at_most_4_times_as_much_as_the_dense_masked_loss(pro
     def dense(*inputs):
         return value_and_gradients(contrastive_loss, *inputs, mask=rule, **way)
 
-    allowed = own_errors(dense, oracle, inputs)
     tiled = value_and_gradients(tiled_contrastive_loss, *inputs, mask=rule, **way, tile_size=tile_size)
-    for name, error, most in zip(NAMES, errors(tiled, oracle(*inputs)), allowed, strict=True):
-        assert error <= 4 * most, f"{name}: error {error:.3g}, the dense version's own {most:.3g}"
+    found = errors(tiled, oracle(*inputs))
+    for neighbours in (6, 60):  # the worst of a few errors of one number may be a small one: then of ten times as many
+        allowed = own_errors(dense, oracle, inputs, neighbours)
+        if all(error <= 4 * own for error, own in zip(found, allowed, strict=True)):
+            return
+    assert dict(zip(NAMES, found, strict=True)) == f"at most four times {allowed}"
 
 
 @given(problems())

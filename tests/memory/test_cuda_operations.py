@@ -1,9 +1,11 @@
 """A card's operations on fake tensors: counted by hand, and against steps that a real card's ledger recorded."""
 
 from contextlib import nullcontext
+from itertools import product
 
 import pytest
 import torch
+from helpers.shares import a_share
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn import functional as F
 from transformers import BertConfig
@@ -186,28 +188,12 @@ def test_an_attention_that_keeps_its_weights_is_another_law(device):
             assert eager != fused
 
 
+DTYPES = (torch.float32, torch.bfloat16)
 CHECKPOINTED = [name for name in NARROWED if name != "mpnet-base"]  # whose class has no checkpointing
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", CHECKPOINTED)
-@pytest.mark.parametrize(
-    ("step", "dtype"),
-    [
-        ("naive", torch.float32),
-        ("accumulation", torch.float32),
-        ("grad_cache", torch.bfloat16),
-        *(
-            pytest.param(step, dtype, marks=pytest.mark.deep)
-            for step, dtype in (
-                ("naive", torch.bfloat16),
-                ("accumulation", torch.bfloat16),
-                ("grad_cache", torch.float32),
-            )
-        ),
-    ],
-    ids=str,
-)
+@a_share(("name", "step", "dtype"), CHECKPOINTED, list(product(TRAINING, DTYPES)), one_in=4)
 def test_checkpointing_is_forecast_for_a_card(step, dtype, name):
     """A figure by a law, below that of the step without checkpointing and of a processor's; whose is the ledger's."""
     length = None if name.endswith("vision") else 64

@@ -6,6 +6,7 @@ from contextlib import nullcontext
 import pytest
 import torch
 import transformers
+from helpers.shares import a_share
 
 from gclib import ContrastiveLoss, Encoder, forecast_step, record_memory
 from gclib.memory.fake_modules import picture_shape
@@ -101,8 +102,7 @@ CASES = [
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", NARROWED)
-@pytest.mark.parametrize(("step", "options"), CASES, ids=[f"{step}-{number}" for number, (step, _) in enumerate(CASES)])
+@a_share(("name", "step", "options"), NARROWED, CASES, one_in=2)
 def test_equal_to_the_byte(step, options, name):
     lengths = (None, None) if name.endswith("vision") else (8, 12)
     assert_equal(*both(step, name, lengths=lengths, **options))
@@ -166,8 +166,7 @@ OPTIONS = {
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["modernbert-base", "qwen3-0.6b"])
-@pytest.mark.parametrize("option", OPTIONS)
+@a_share(("name", "option"), ["modernbert-base", "qwen3-0.6b"], OPTIONS, one_in=2)
 def test_every_option_of_gradient_caching(option, name):
     """Two layers are one of each kind; ModernBERT's pattern of four is in `test_equal_to_the_byte`."""
     by_law = option != "checkpointing and autocast"  # copies that a recomputation makes outlive its chunk: no law holds
@@ -175,8 +174,12 @@ def test_every_option_of_gradient_caching(option, name):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("step", ["naive", "accumulation"])
-@pytest.mark.parametrize("option", ["bf16 autocast", "pure bf16", "checkpointing", "tokens' representations", "untied"])
+@a_share(
+    ("step", "option"),
+    ["naive", "accumulation"],
+    ["bf16 autocast", "pure bf16", "checkpointing", "tokens' representations", "untied"],
+    one_in=2,
+)
 def test_options_of_the_other_steps(option, step):
     options = {key: value for key, value in OPTIONS[option].items() if step != "naive" or key != "chunk_size"}
     assert_equal(*both(step, "bert-base-uncased", **options))

@@ -37,10 +37,14 @@ from gclib.memory.flops import count_flops, encoder_cost
 from gclib.models.encoder import Encoder
 
 SMALL = SCENARIOS["activations"][0]  # the one that the quick tests look at: each takes seconds of forecasts
-ALL_SCENARIOS = [scenario for scenarios in SCENARIOS.values() for scenario in scenarios]
+FIRST = {kind: scenarios[:1] for kind, scenarios in SCENARIOS.items()}  # `make test` looks at these, test-deep at all
+KIND_OF = {scenario: kind for kind, scenarios in SCENARIOS.items() for scenario in scenarios}
+ALL_SCENARIOS = list(KIND_OF)
+MARKS = {each: [pytest.mark.slow, *([] if (each,) in FIRST.values() else [pytest.mark.deep])] for each in ALL_SCENARIOS}
+MARKS[SMALL] = []
 every_scenario = pytest.mark.parametrize(
     "scenario",
-    [pytest.param(each, marks=() if each is SMALL else pytest.mark.slow) for each in ALL_SCENARIOS],
+    [pytest.param(each, marks=MARKS[each]) for each in ALL_SCENARIOS],
     ids=lambda scenario: f"{scenario.card}, {scenario.model}, {scenario.batch_size}",
 )
 LIMITED = [scenario for scenario in ALL_SCENARIOS if scenario.limited]
@@ -58,10 +62,15 @@ def scores_of(brief, plan):
 # --- briefs ---------------------------------------------------------------------------------------------------
 
 
-@pytest.fixture(params=["small", pytest.param("all", marks=pytest.mark.slow)])
+DRAWN_FROM = {"small": {"activations": (SMALL,)}, "first": FIRST, "all": SCENARIOS}
+
+
+@pytest.fixture(
+    params=["small", pytest.param("first", marks=pytest.mark.slow), pytest.param("all", marks=pytest.mark.deep)]
+)
 def scenarios(request, monkeypatch):
     """What briefs are drawn from."""
-    chosen = SCENARIOS if request.param == "all" else {"activations": (SMALL,)}
+    chosen = DRAWN_FROM[request.param]
     monkeypatch.setattr(capstone, "SCENARIOS", chosen)
     return chosen
 
@@ -101,12 +110,10 @@ def test_a_brief_says_everything_in_words(scenarios):
         assert part in told
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("kind", sorted(SCENARIOS))
-def test_a_kind_of_brief_is_what_it_says(kind):
-    for scenario in SCENARIOS[kind]:
-        if scenario.limited:
-            continue
+@every_scenario
+def test_a_kind_of_brief_is_what_it_says(scenario):
+    kind = KIND_OF[scenario]
+    if not scenario.limited:
         best, naive = reference(scenario), TrainingPlan("naive", scenario.batch_size)
         smallest = TrainingPlan("grad_cache", scenario.batch_size, chunk_size=4)
         assert fits(scenario, naive) == (kind == "room") == (best.step == "naive")
@@ -155,12 +162,14 @@ def test_there_a_larger_batch_loses_for_a_reason_in_numbers(kind, times):
 
 
 @pytest.mark.slow
-def test_where_time_is_the_wall_neither_order_nor_graphs_can_be_left_out():
-    for seed in range(60):
+@pytest.mark.parametrize("drawn_from", ["first", pytest.param("all", marks=pytest.mark.deep)])
+def test_where_time_is_the_wall_neither_order_nor_graphs_can_be_left_out(drawn_from, monkeypatch):
+    monkeypatch.setattr(capstone, "SCENARIOS", {"time": DRAWN_FROM[drawn_from]["time"]})
+    for seed in range(12):
         brief = draw_brief(seed)
-        if brief.kind == "time":
-            for left_out in ({"sort_by_length": False}, {"retain_chunks": 0}):
-                assert hours(brief, replace(reference(brief.scenario), **left_out)) > brief.deadline_hours
+        assert brief.kind == "time"
+        for left_out in ({"sort_by_length": False}, {"retain_chunks": 0}):
+            assert hours(brief, replace(reference(brief.scenario), **left_out)) > brief.deadline_hours
 
 
 # --- what a plan takes ----------------------------------------------------------------------------------------

@@ -1,0 +1,16 @@
+"""Tables of cases of which `make test` runs a share, and `make test-deep` all."""
+
+import pytest
+
+
+def a_share(names, rows, columns, *, one_in):
+    """Parametrize by every (row, column), in which tuples are taken apart: of each row and each column one case in so
+    many runs by default."""
+    cases = []
+    for number, row in enumerate(rows):
+        for place, column in enumerate(columns):
+            values = [each for part in (row, column) for each in (part if isinstance(part, tuple) else (part,))]
+            marks = () if (number + place) % one_in == 0 else pytest.mark.deep
+            words = [str(value) for value in values if not isinstance(value, dict)]
+            cases.append(pytest.param(*values, marks=marks, id="-".join([*words, str(place)])))
+    return pytest.mark.parametrize(names, cases)
