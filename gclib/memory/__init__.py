@@ -1,1 +1,1 @@
-"""A step's bytes: measured (ledger), forecast, planned (plan); cards (devices), what is free of one (step_plan)."""
+"""A step's bytes: measured (ledger), forecast, planned (plan); cards (devices), a card's usable bytes (step_plan)."""
