@@ -157,7 +157,7 @@ class _Gather(torch.autograd.Function):
 def rows_of_ranks(*tensors: Tensor, group: Any = None) -> list[int]:
     """Each rank's number of rows of the first tensor, once the ranks have shown each other all tensors' shapes.
 
-    The only values that are read while a loss is computed: four numbers a rank, in one small message. Raises
+    The only values that are read while a loss is computed: three numbers a tensor, in one small message. Raises
     ValueError, the same on all ranks, where they differ in dtype, in columns, or in rows for each row of the first.
     """
     for tensor in tensors:
