@@ -3,6 +3,7 @@
 And a chapter forgives: each of its cells may run twice in a row, and the whole of it twice in one kernel.
 """
 
+import ast
 import os
 import re
 
@@ -84,6 +85,21 @@ def test_every_column_of_a_table_has_a_name(chapter):
 @pytest.mark.parametrize("chapter", CHAPTERS[:6], ids=lambda chapter: f"{chapter.number:02d}")
 def test_code_holds_no_commands_to_tools_that_a_learner_does_not_know(chapter):
     assert [cell for cell in cells_of(chapter, "code") if COMMANDS.search(cell)] == []
+
+
+@each_chapter()
+def test_no_cell_adds_to_what_another_made(chapter):
+    """Run twice, such a cell would count its rows twice, and nothing would say so."""
+    added = []
+    for cell in cells_of(chapter, "code"):
+        own: set[str] = set()
+        for node in ast.parse(cell).body:
+            if isinstance(node, ast.AugAssign) and isinstance(node.target, ast.Name) and node.target.id not in own:
+                added.append(ast.unparse(node))
+            own |= {
+                name.id for name in ast.walk(node) if isinstance(name, ast.Name) and isinstance(name.ctx, ast.Store)
+            }
+    assert added == []
 
 
 @pytest.mark.deep
