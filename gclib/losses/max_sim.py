@@ -8,7 +8,7 @@ Its gradient is closed: token s of query i and the token t that it chose in pass
 In tiles of some queries and passages the products of their tokens are there for a moment, and made again in the
 backward pass, where the choices are read off them.
 
-Source: Khattab and Zaharia 2020 (arXiv 2004.12832), section 3.2. Letters: B queries, N passages, Tq and Tp tokens, D
+Source: Khattab and Zaharia 2020 (arXiv 2004.12832), section 3.3. Letters: B queries, N passages, Tq and Tp tokens, D
 dimensions; R queries and C passages of a tile.
 """
 

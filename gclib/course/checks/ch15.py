@@ -1,7 +1,8 @@
 """Chapter 15's exercises: a peak and a training time by hand, a plan for any card, and which plans survive.
 
 The peak's model: `fixed` bytes of parameters, gradients and AdamW's states; 4 B representations and cached gradients of
-`rep` bytes; 3 matrices of float32 logits; `row` bytes of graph for each row that is encoded with one.
+`rep` bytes; 3 matrices of float32 logits (the dense loss's; for a tile a rough stand-in); `row` bytes of graph for each
+row that is encoded with one.
 
 Letters: B pairs (2 B rows), C rows of a chunk, R retained chunks.
 """
@@ -103,7 +104,7 @@ predict_peak = Exercise(
         Misconception(
             "logits forgotten",
             "The logits are missing at the loss, or were taken for a moment of their own: three matrices of side x "
-            "side float32 numbers are live there, beside the retained graphs.",
+            "side float32 numbers are counted there, beside the retained graphs.",
             _sum_of(logits=lambda **_: 0),
         ),
         Misconception(
