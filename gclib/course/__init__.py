@@ -1,1 +1,1 @@
-"""Only for the course: misconceptions by name (checks/ch05.py), the lab (memory_lab/, drawn by page/view.js), plots."""
+"""Only for the course: misconceptions by name (checks/ch05.py), the lab, drawn (memory_lab/page/view.js), plots."""
