@@ -17,7 +17,8 @@ def save_model_folder(encoder: Encoder, tokenizer: Any, folder: Path, *, max_len
     `Encoder.from_pretrained(folder)` and `SentenceTransformer(folder)` then give the same representations of texts of
     at most `max_length` tokens, with the layers behind the pooling and the prompts that the encoder has. The poolings
     "own" and "tokens" have no name there: such a folder holds model and tokenizer alone, and an encoder with layers
-    behind them is refused. Written under another name and renamed; an older folder is replaced.
+    behind them is refused. Written under another name and renamed; an older folder stands aside until then, and is put
+    back by the next call where a kill came between.
     """
     positive_int("max_length", max_length)
     named = encoder.pooling not in ("own", "tokens")
@@ -27,13 +28,17 @@ def save_model_folder(encoder: Encoder, tokenizer: Any, folder: Path, *, max_len
         )
     if is_adapted(encoder):
         name_base(encoder)
-    part = folder.with_name(f".{folder.name}.part")
-    shutil.rmtree(part, ignore_errors=True)
+    part, aside = (folder.with_name(f".{folder.name}.{which}") for which in ("part", "aside"))
+    if aside.exists() and not folder.exists():
+        os.rename(aside, folder)
+    for left in (part, aside):
+        shutil.rmtree(left, ignore_errors=True)
     part.mkdir(parents=True)
     encoder.model.save_pretrained(part)
     tokenizer.save_pretrained(part)
     if named:
         write_sentence_folder(part, encoder, max_length)
     if folder.exists():
-        shutil.rmtree(folder)
+        os.rename(folder, aside)
     os.rename(part, folder)
+    shutil.rmtree(aside, ignore_errors=True)

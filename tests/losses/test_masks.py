@@ -139,7 +139,7 @@ def test_rules_in_tiles_err_at_most_4_times_as_much_as_the_dense_masked_loss(pro
         allowed = own_errors(dense, oracle, inputs, neighbours)
         if all(error <= 4 * own for error, own in zip(found, allowed, strict=True)):
             return
-    assert dict(zip(NAMES, found, strict=True)) == f"at most four times {allowed}"
+    pytest.fail(f"errors of {NAMES}: {found}, the dense version's own {allowed}")
 
 
 @given(problems())

@@ -1,5 +1,8 @@
 """A trained encoder as a folder: loaded again by us and by sentence-transformers: `gclib.models.folder`."""
 
+import os
+from unittest import mock
+
 import pytest
 import torch
 
@@ -51,6 +54,32 @@ def test_an_older_folder_is_replaced_and_a_half_written_one_is_cleared_away(toke
     save_model_folder(encoder, tokenizer, tmp_path / "model", max_length=16)
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
     assert not (tmp_path / "model" / "old").exists()
+
+
+def test_a_kill_while_a_folder_is_replaced_loses_neither(tokenizer, tmp_path, monkeypatch):
+    """Killed before the new one has the name: both stand beside it; a call that fails puts the old one back."""
+    folder, renames, rename = tmp_path / "model", [], os.rename
+    save_model_folder(Encoder.from_config("tiny", vocab_size=100), tokenizer, folder, max_length=16)
+    (folder / "old").touch()
+
+    def killed(source, target):
+        renames.append(target)
+        if len(renames) == 2:
+            raise KeyboardInterrupt
+        rename(source, target)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(os, "rename", killed)
+        save_model_folder(Encoder.from_config("tiny", vocab_size=100), tokenizer, folder, max_length=16)
+    assert not folder.exists() and (tmp_path / ".model.aside" / "old").exists()
+    assert (tmp_path / ".model.part" / "model.safetensors").exists()
+    with monkeypatch.context() as patch, pytest.raises(OSError, match="disk full"):
+        encoder = Encoder.from_config("tiny", vocab_size=100)
+        patch.setattr(encoder.model, "save_pretrained", mock.Mock(side_effect=OSError("disk full")))
+        save_model_folder(encoder, tokenizer, folder, max_length=16)
+    assert (folder / "old").exists()
+    save_model_folder(Encoder.from_config("tiny", vocab_size=100), tokenizer, folder, max_length=16)
+    assert [path.name for path in tmp_path.iterdir()] == ["model"] and not (folder / "old").exists()
 
 
 def test_a_length_below_one_is_refused(tokenizer, tmp_path):
