@@ -2,9 +2,11 @@
 
     python tests/benchmarks/bench_browser.py [--moves 100]
 
-Chapter 06 is opened and run; then arrow keys move the lab's batch, chunk, budget and retained chunks back and forth. A
-move begins with the key's event and ends when the frame with the new picture has been painted; both are taken in the
-page. Says so and stops where there is no Chromium.
+Chapter 06 is opened and run, its cells drawn as JupyterLab draws them unless told otherwise; then arrow keys move the
+lab's batch, chunk, budget and retained chunks back and forth. A move begins with the key's event and ends when the
+frame with the new picture has been painted; both are taken in the page. The bar is for moves by hand, of which each is
+over, and the kernel has put its words beside the picture, before the next one. Then the same without a pause, as a key
+held down: the words of one move come in the middle of the next. Says so and stops where there is no Chromium.
 """
 
 import argparse
@@ -17,6 +19,7 @@ import paths  # noqa: F401
 from browser.lab import CHROMIUM_FLAGS, NotebookPage, find_chromium, jupyter
 
 BAR_MS = 32
+PAUSES_MS = {"by hand": 150, "without a pause": 0}
 SLIDERS = (".gclib-batch", ".gclib-chunk", ".gclib-budget", ".gclib-retained")
 # The key's event, then the frame in which the picture's words have changed, then the first task after its paint.
 MOVE = """async ([slider, key]) => {
@@ -41,7 +44,7 @@ def main() -> int:
         return 0
     from playwright.sync_api import sync_playwright
 
-    with tempfile.TemporaryDirectory() as folder, jupyter(Path(folder)) as address, sync_playwright() as engine:
+    with tempfile.TemporaryDirectory() as folder, jupyter(Path(folder), cells="contentVisibility") as address, sync_playwright() as engine:
         browser = engine.chromium.launch(executable_path=find_chromium(), args=CHROMIUM_FLAGS)
         page = browser.new_page(viewport={"width": 1400, "height": 1000})
         notebook = NotebookPage(page, address, "06_live_memory_lab.ipynb")
@@ -49,20 +52,33 @@ def main() -> int:
         page.locator(".gclib-skip").first.click()  # the lab opens without a prediction
         page.locator(".gclib-memory-lab").first.wait_for()
         page.locator(".gclib-more").first.click()
-        draw, times = random.Random(0), []
-        while len(times) < moves:
-            slider = draw.choice(SLIDERS)
-            for key in ("ArrowRight", "ArrowLeft"):
-                milliseconds = page.evaluate(MOVE, [slider, key])
-                if milliseconds is None:
-                    raise RuntimeError(f"{key} on {slider} changed nothing on the page")
-                times.append(milliseconds)
+        measured = {name: sorted(move(page, moves, pause)) for name, pause in PAUSES_MS.items()}
         browser.close()
-    times.sort()
-    p95 = times[int(0.95 * len(times))]
-    print(f"{len(times)} moves: median {times[len(times) // 2]:.0f} ms, p95 {p95:.0f} ms, slowest {times[-1]:.0f} ms")
-    print(f"p95 is {'within' if p95 <= BAR_MS else 'over'} the bar of {BAR_MS} ms")
-    return int(p95 > BAR_MS)
+    for name, times in measured.items():
+        spread = f"median {times[len(times) // 2]:.0f} ms, p95 {p95(times):.0f} ms, slowest {times[-1]:.0f} ms"
+        print(f"{len(times)} moves {name}: {spread}")
+    within = p95(measured["by hand"]) <= BAR_MS
+    print(f"by hand, p95 is {'within' if within else 'over'} the bar of {BAR_MS} ms")
+    return int(not within)
+
+
+def move(page, moves: int, pause: float) -> list[float]:
+    """Milliseconds of so many moves, with a pause after each."""
+    draw, times = random.Random(0), []
+    while len(times) < moves:
+        slider = draw.choice(SLIDERS)
+        for key in ("ArrowRight", "ArrowLeft"):
+            milliseconds = page.evaluate(MOVE, [slider, key])
+            if milliseconds is None:
+                raise RuntimeError(f"{key} on {slider} changed nothing on the page")
+            times.append(milliseconds)
+            page.wait_for_timeout(pause)
+    return times
+
+
+def p95(times: list[float]) -> float:
+    """Of sorted times, the one that 95 % do not exceed."""
+    return times[int(0.95 * len(times))]
 
 
 if __name__ == "__main__":

@@ -75,10 +75,13 @@ def serving(folder: Path) -> Iterator[str]:
 
 
 @contextmanager
-def jupyter(folder: Path, application: str = "lab") -> Iterator[str]:
-    """A server of JupyterLab ("lab") or Notebook 7 ("notebook") on a copy of the notebooks in `folder`; its address."""
+def jupyter(folder: Path, application: str = "lab", cells: str = "none") -> Iterator[str]:
+    """A server of JupyterLab ("lab") or Notebook 7 ("notebook") on a copy of the notebooks in `folder`; its address.
+
+    cells: JupyterLab's windowing mode; "none" draws every cell at once, "contentVisibility" is what a reader has.
+    """
     shutil.copytree(ROOT / "notebooks", folder / "notebooks", ignore=shutil.ignore_patterns(".ipynb_checkpoints"))
-    _write_settings(folder / "settings")
+    _write_settings(folder / "settings", cells)
     port, token = _free_port(), secrets.token_hex(16)
     command = [sys.executable, "-m", "jupyter", application, "--no-browser", "--allow-root", "--ip=127.0.0.1"]
     command += [f"--port={port}", "--ServerApp.port_retries=0", f"--IdentityProvider.token={token}"]
@@ -111,10 +114,10 @@ def _environment(folder: Path) -> dict[str, str]:
     }
 
 
-def _write_settings(folder: Path) -> None:
-    """Every cell is in the page (no virtual scrolling), and nothing is asked of the network."""
+def _write_settings(folder: Path, cells: str) -> None:
+    """Cells are drawn in this mode, and nothing is asked of the network."""
     settings = {
-        "notebook-extension/tracker": {"windowingMode": "none"},
+        "notebook-extension/tracker": {"windowingMode": cells},
         "apputils-extension/notification": {"fetchNews": "false", "checkForUpdates": False},
     }
     for name, values in settings.items():

@@ -5,8 +5,7 @@ export class NoLaw extends Error {}
 
 // The value of a law at n: d0 + d1 (n - 2) + d2 (n - 2)(n - 3) / 2; of one row, d0.
 function valueAt(differences, n) {
-  let total = 0;
-  let binomial = 1;
+  let [total, binomial] = [0, 1];
   for (let order = 0; order < differences.length; order += 1) {
     total += binomial * differences[order];
     binomial = (binomial * (n - 2 - order)) / (order + 1);
@@ -41,14 +40,12 @@ export class Laws {
     const width = this.kinds.length;
     if (!this.unfolded.has(number)) this.unfolded.set(number, unfolded(this.bundle.sequences[number], []));
     const steps = this.unfolded.get(number);
-    const moved = new Map();
+    const moved = {};
     const values = new Float64Array(steps.length * width);
     const now = new Float64Array(width);
     steps.forEach((change, at) => {
-      if (!moved.has(change)) {
-        moved.set(change, this.bundle.changes[change].map(([kind, ...law]) => [kind, valueAt(law, n)]));
-      }
-      for (const [kind, bytes] of moved.get(change)) now[kind] += bytes;
+      moved[change] ??= this.bundle.changes[change].map(([kind, ...law]) => [kind, valueAt(law, n)]);
+      for (const [kind, bytes] of moved[change]) now[kind] += bytes;
       values.set(now, at * width);
     });
     return values;
@@ -60,12 +57,13 @@ export class Laws {
       return this.bundle.segments.map((one) => ({ ...one, net: Float64Array.from(one.net),
         values: this.events(one.events, 2).map((bytes, at) => one.base[at % this.kinds.length] + bytes) }));
     }
+    const asked = JSON.stringify(settings);
+    if (this.asked === asked) return this.segments;
     const assembly = new Assembly(this, settings);
     assembly[settings.step]();
-    for (const { values } of assembly.segments) {
-      if (!values.every(Number.isSafeInteger)) throw new NoLaw("more than 8 PiB are not counted to the byte here");
-    }
-    return assembly.segments;
+    if (!Number.isSafeInteger(assembly.most)) throw new NoLaw("more than 8 PiB are not counted to the byte here");
+    Object.assign(this, { asked, segments: assembly.segments });
+    return this.segments;
   }
 }
 
@@ -77,6 +75,7 @@ class Assembly {
     const queries = settings.batch_size;
     this.rows = [queries, queries * (1 + this.bundle.about.negatives)];
     this.now = Float64Array.from(this.bundle.start[settings.optimizer]);
+    this.most = Math.max(...this.now); // bytes of one kind
     this.segments = [{ phase: "start", tower: null, chunk: null, rows: null, repeats: 1,
       values: this.now.slice(), net: this.now.slice() }];
   }
@@ -95,7 +94,9 @@ class Assembly {
   add(phase, events, { tower = null, chunk = null, rows = null, repeats = 1, leaves = true } = {}) {
     const width = this.now.length;
     const net = events.slice(events.length - width);
-    const values = events.map((bytes, at) => this.now[at % width] + bytes);
+    const values = new Float64Array(events.length);
+    events.forEach((bytes, at) => { values[at] = this.now[at % width] + bytes; });
+    this.most = values.reduce((most, bytes) => Math.max(most, bytes), this.most);
     const kept = leaves ? net : net.map(() => 0);
     this.segments.push({ phase, tower, chunk, rows, repeats, values, net: kept });
     this.now = this.now.map((bytes, kind) => bytes + (leaves ? repeats : 1) * net[kind]);

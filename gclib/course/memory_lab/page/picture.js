@@ -11,8 +11,9 @@ const TOWER_WORDS = ["queries", "passages"];
 const UNITS = [["TiB", 2 ** 40], ["GiB", 2 ** 30], ["MiB", 2 ** 20], ["KiB", 2 ** 10], ["B", 1]];
 
 export const unitFor = (bytes) => UNITS.find(([, size]) => Math.abs(bytes) >= size) ?? UNITS[4];
-export const counted = (number, digits = 0) =>
-  number.toLocaleString("en-US", { minimumFractionDigits: digits, maximumFractionDigits: digits });
+const FORMATS = [0, 1, 2].map((digits) => new Intl.NumberFormat("en-US",
+  { minimumFractionDigits: digits, maximumFractionDigits: digits }));
+export const counted = (number, digits = 0) => FORMATS[digits].format(number);
 
 // Bytes with a binary unit and at least three digits, as gclib.support.words.format_bytes writes them.
 export function formatBytes(bytes) {
@@ -81,13 +82,11 @@ export class Step {
     const place = this.place(number);
     const start = this.number({ ...place, at: 0 });
     if (by > 0) return Math.min(this.count - 1, start + place.segment.count);
-    if (number > start) return start;
-    return start ? this.number({ ...this.place(start - 1), at: 0 }) : 0;
+    return number > start || !start ? start : this.number({ ...this.place(start - 1), at: 0 });
   }
 
   bytes(segment, at, repeat) {
-    const row = segment.values.subarray(at * this.width, (at + 1) * this.width);
-    return Array.from(row, (bytes, kind) => bytes + repeat * segment.net[kind]);
+    return this.kinds.map((_, kind) => segment.values[at * this.width + kind] + repeat * segment.net[kind]);
   }
 
   // The bytes of each kind just before an event.
@@ -120,8 +119,8 @@ export class Step {
   }
 
   totals(segment) {
-    segment.sums ??= Float64Array.from({ length: segment.count },
-      (_, at) => sum(segment.values.subarray(at * this.width, (at + 1) * this.width)));
+    const add = (sums, bytes, at) => { sums[Math.floor(at / this.width)] += bytes; return sums; };
+    segment.sums ??= segment.values.reduce(add, new Float64Array(segment.count));
     return segment.sums;
   }
 
@@ -133,8 +132,7 @@ export class Step {
 
 const sum = (values) => values.reduce((total, one) => total + one, 0);
 const towerWord = (tower) => TOWER_WORDS[tower] ?? `tower ${tower}`;
-const phaseWords = (phase, replays) =>
-  phase === "first_forward" && !replays ? "forward" : PHASE_WORDS[phase] ?? phase;
+const phaseWords = (phase, replays) => (phase === "first_forward" && !replays ? "forward" : PHASE_WORDS[phase] ?? phase);
 
 // Panels {group, segment, repeat, pieces: [from, count], between, columns: [[bytes by kind]], start, stop}, spans, peak.
 export function pictureOf(step) {
@@ -142,8 +140,7 @@ export function pictureOf(step) {
   const inner = (panel) => (panel.between ? 0 : panel.segment.count);
   const operations = sum(pieces.map(inner));
   const smallest = operations * Math.min(SMALLEST_SHARE, 0.5 / pieces.length);
-  const weights = pieces.map((one) =>
-    one.between ? Math.max(smallest, 0.06 * operations) : Math.max(inner(one), smallest));
+  const weights = pieces.map((one) => Math.max(smallest, one.between ? 0.06 * operations : inner(one)));
   const all = sum(weights);
   let edge = 0;
   pieces.forEach((panel, at) => {
@@ -228,8 +225,7 @@ function phaseLabel(step, panels) {
   return [phaseWords(phase, step.replays), below.join(" ")].filter(Boolean).join("\n");
 }
 
-const chunkLabel = ({ pieces: [from, many], between }) =>
-  (between ? `… × ${counted(many)}` : `chunk ${counted(from + 1)}`);
+const chunkLabel = ({ pieces: [from, many], between }) => (between ? `… × ${counted(many)}` : `chunk ${counted(from + 1)}`);
 
 // Where an event stands in a picture, from 0 to 1; null where it is outside of it (of one piece alone).
 export function xOf(picture, number) {

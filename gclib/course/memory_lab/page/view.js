@@ -47,17 +47,17 @@ export class View {
     this.zoom.addEventListener("click", () => this.step && this.zoomTo(!this.zoomed));
     this.top.addEventListener("click", () => this.step && this.moveTo(peakEvent(this.whole)));
     this.more.addEventListener("toggle", () => this.step && this.tabulate());
-    this.resized = new ResizeObserver(([{ contentRect }]) => {
-      if (Math.abs(contentRect.width - (this.wide ?? 0)) > 1 && this.step) this.paint();
+    this.resized = new ResizeObserver(([{ contentRect: { width } }]) => {
+      this.wide = Math.round(width);
+      if (this.step) this.paint();
     });
     this.resized.observe(this.svg.parentElement);
   }
 
   // segments: a timeline of laws.js. budget: {bytes, name}. live: {x, bytes} of a run over the whole picture, or null.
   show(segments, kinds, budget, live = null) {
-    this.step = new Step(segments, kinds);
-    this.whole = pictureOf(this.step);
-    Object.assign(this, { budget, live });
+    if (segments !== this.segments) this.whole = pictureOf(new Step(segments, kinds));
+    Object.assign(this, { segments, budget, live, step: this.whole.step });
     this.cursor.setAttribute("aria-valuemax", this.step.count);
     this.at = this.touched ? Math.min(this.at, this.step.count - 1) : peakEvent(this.whole);
     this.element.classList.remove("gclib-dimmed");
@@ -114,7 +114,7 @@ export class View {
   }
 
   paint() {
-    this.wide = this.svg.parentElement.clientWidth;
+    this.wide ??= this.svg.parentElement.clientWidth; // later the observer's: to ask makes the browser lay out the page
     this.svg.setAttribute("width", this.wide);
     this.svg.setAttribute("viewBox", `0 0 ${this.wide} ${HEIGHT}`);
     this.svg.setAttribute("aria-label", describe(this.shown, this.budget));
@@ -155,15 +155,18 @@ export class View {
     edges.push(this.x(1));
     let base = columns.map(() => this.y(0));
     const sums = columns.map(() => 0);
-    this.drawn = step.kinds.map((_, kind) => kind).filter((kind) =>
-      columns.some((bytes) => bytes[kind] > 0.005 * peak.total));
+    this.drawn = [...step.kinds.keys()].filter((kind) => columns.some((bytes) => bytes[kind] > 0.005 * peak.total));
     return this.drawn.map((kind) => {
       columns.forEach((bytes, at) => { sums[at] += bytes[kind]; });
       const top = sums.map((bytes) => this.y(bytes));
-      const there = top.map((y, at) => `${at ? "L" : "M"}${edges[at]} ${y}H${edges[at + 1]}`).join("");
-      const back = base.map((y, at) => `L${edges[at + 1]} ${y}H${edges[at]}`).reverse().join("");
+      let [there, back] = [`M${edges[0]} ${top[0]}`, `H${edges[0]}Z`];
+      for (let at = 1; at < top.length; at += 1) {
+        if (top[at] !== top[at - 1]) there += `H${edges[at]}V${top[at]}`;
+        if (base[at] !== base[at - 1]) back = `H${edges[at]}V${base[at - 1]}${back}`;
+      }
+      const d = `${there}H${edges.at(-1)}V${base.at(-1)}${back}`;
       base = top;
-      return `<path fill="url(#${this.tile(step.kinds[kind])})" d="${there}${back}Z"/>`;
+      return `<path fill="url(#${this.tile(step.kinds[kind])})" d="${d}"/>`;
     }).join("");
   }
 

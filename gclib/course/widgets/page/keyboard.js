@@ -20,16 +20,25 @@ function mendSlider(slider) {
   } else set(readout, "tabindex", "-1");
 }
 
-function mend() {
-  document.querySelectorAll(".widget-slider").forEach(mendSlider);
-  for (const icon of document.querySelectorAll(".jupyter-button > i")) set(icon, "aria-hidden", "true");
-  for (const button of document.querySelectorAll(".widget-toggle-button")) {
+// What is wider than the page can be scrolled by keyboard. Asked when a text's size is known: to ask at once makes the
+// browser lay out the page.
+const texts = new ResizeObserver((entries) => {
+  for (const { target } of entries) if (target.scrollWidth > target.clientWidth) set(target, "tabindex", "0");
+});
+const seen = new WeakSet();
+
+function mend(root) {
+  const all = (selector) => [...(root.matches(selector) ? [root] : []), ...root.querySelectorAll(selector)];
+  all(".widget-slider").forEach(mendSlider);
+  for (const icon of all(".jupyter-button > i")) set(icon, "aria-hidden", "true");
+  for (const button of all(".widget-toggle-button")) {
     set(button, "aria-pressed", String(button.matches(".mod-active")));
   }
-  for (const text of document.querySelectorAll(".jp-RenderedMarkdown")) {
-    if (text.scrollWidth > text.clientWidth) set(text, "tabindex", "0");
+  for (const text of all(".jp-RenderedMarkdown")) {
+    if (!seen.has(text)) texts.observe(text);
+    seen.add(text);
   }
-  for (const box of document.querySelectorAll(".gclib-prediction")) {
+  for (const box of all(".gclib-prediction")) {
     set(box, "role", "group");
     set(box, "aria-label", box.querySelector(".widget-html-content")?.textContent);
   }
@@ -44,22 +53,28 @@ function onKey(event) {
   }
 }
 
+// What a change of the page calls for: nothing in a picture, else the smallest widget around it that is mended.
+function rootOf({ target, type }) {
+  const own = target.closest(".gclib-timeline, .widget-slider, .gclib-prediction, .widget-toggle-button");
+  return own?.matches(".gclib-timeline") ? null : own ?? (type === "childList" ? target : null);
+}
+
 function mendPage() {
   if (window.gclibKeyboard) return;
   window.gclibKeyboard = true;
-  let waiting = false;
-  const mendSoon = () => {
-    if (!waiting) {
-      requestAnimationFrame(() => {
-        waiting = false;
-        mend();
-      });
-    }
-    waiting = true;
+  const roots = new Set();
+  const note = (changes) => {
+    const idle = !roots.size;
+    for (const root of changes.map(rootOf)) if (root) roots.add(root);
+    if (!idle || !roots.size) return;
+    requestAnimationFrame(() => {
+      roots.forEach(mend);
+      roots.clear();
+    });
   };
   const changes = { subtree: true, childList: true, attributeFilter: ["class", "aria-valuenow", "disabled"] };
-  new MutationObserver(mendSoon).observe(document.body, changes);
-  mend();
+  new MutationObserver(note).observe(document.body, changes);
+  mend(document.body);
   window.addEventListener("keydown", onKey, true);
 }
 
