@@ -2,11 +2,11 @@
 
 A card has less than its name says: part is kept for error correction and the driver. `REPORTED_GIB` is what torch
 reports as a card's total: the least that was found quoted in public logs and out-of-memory messages. Of that, two
-things are gone before the first tensor: the process's own CUDA context, and the workspaces that PyTorch's allocator
-holds for the matrix library, one for the thread that works forward and one for the one that works backward.
-`GPU_MEMORY_BYTES` is what is left.
+things are no tensor's: the process's own CUDA context, and the workspaces that PyTorch's allocator holds for the matrix
+library, one for the thread that works forward and one for the one that works backward. `GPU_MEMORY_BYTES` is what is
+left.
 
-Context and workspaces were measured on an H100 (`data/recordings`); another card, driver or torch has others.
+Context and workspaces were measured on an H100; another card, driver or torch has others (a recorded one 751 MiB).
 `python -m gclib calibrate` measures your own, and the gaps that the allocator leaves.
 """
 

@@ -44,7 +44,11 @@ def main() -> int:
         return 0
     from playwright.sync_api import sync_playwright
 
-    with tempfile.TemporaryDirectory() as folder, jupyter(Path(folder), cells="contentVisibility") as address, sync_playwright() as engine:
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        jupyter(Path(folder), cells="contentVisibility") as address,
+        sync_playwright() as engine,
+    ):
         browser = engine.chromium.launch(executable_path=find_chromium(), args=CHROMIUM_FLAGS)
         page = browser.new_page(viewport={"width": 1400, "height": 1000})
         notebook = NotebookPage(page, address, "06_live_memory_lab.ipynb")

@@ -51,3 +51,15 @@ def bm25(pairs: Sequence[TextPair], *, ks: Sequence[int] = KS) -> dict[str, floa
 def whole_texts(setting: TableSetting) -> list[TextPair]:
     """The test pairs of a setting, uncut."""
     return load_pairs("test", limit=setting.test_pairs, progress=False)
+
+
+def texts_read(setting: TableSetting) -> list[TextPair]:
+    """The test pairs as a setting's encoder reads them: each text ends where its last token does."""
+    _, held_out, tokenizer = pairs_and_tokenizer(setting)
+
+    def cut(text: str, length: int) -> str:
+        places = tokenizer(text, truncation=True, max_length=length, return_offsets_mapping=True)["offset_mapping"]
+        return text[: max(end for _, end in places)]
+
+    query_length, passage_length = setting.lengths().values()
+    return [TextPair(cut(pair.query, query_length), cut(pair.passage, passage_length)) for pair in held_out]
