@@ -3,7 +3,8 @@
 import pytest
 
 from gclib.course.experiments import baselines
-from gclib.course.experiments.recipes import RECIPES
+from gclib.course.experiments.recipes import RECIPES, TableSetting
+from gclib.course.experiments.results import pairs_and_tokenizer
 from gclib.course.experiments.summaries import METRICS, beyond_spread, recorded_summaries
 from gclib.data.pairs import TextPair
 
@@ -30,3 +31,17 @@ def test_the_recorded_rows_are_those_of_the_experiment():
     assert all(0 < row.spread[name] < row.mean[name] < 1 for row in rows for name in METRICS)
     assert beyond_spread(rows[2], rows[0]) > 5 < beyond_spread(rows[2], rows[1])
     assert 0 < baselines.pretrained()["top-1"] < baselines.pretrained()["top-20"] < 1
+
+
+def test_texts_as_read_end_where_the_encoders_tokens_do():
+    setting = TableSetting(train_pairs=200, test_pairs=40)
+    _, held_out, tokenizer = pairs_and_tokenizer(setting)
+    query_length, passage_length = setting.lengths().values()
+    cut = 0
+    for pair, read in zip(held_out, baselines.texts_read(setting), strict=True):
+        both = (pair.query, read.query, query_length), (pair.passage, read.passage, passage_length)
+        for whole, seen, length in both:
+            assert whole.startswith(seen)
+            assert tokenizer(seen)["input_ids"] == tokenizer(whole, truncation=True, max_length=length)["input_ids"]
+            cut += seen != whole
+    assert cut > 40
