@@ -6,9 +6,10 @@ Bytes are the forecasts'. So nothing is run. Plans whose times are within 1 % of
 them the one with the largest chunk is taken.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from functools import cache
+from itertools import accumulate
 from typing import Any
 
 from gclib.chunks import price_of_a_call
@@ -62,7 +63,11 @@ def largest_batch(step: str, *, budget_bytes: int, largest: int = 2**20, **same:
     """
     positive_int("budget_bytes", budget_bytes)
     smallest = Workload(step=step, batch_size=1, **same)
-    return _largest("batch_size", smallest, budget_bytes, positive_int("largest", largest))
+    fake = fake_step(smallest)
+    return last_true(
+        lambda n: forecast_workload(replace(smallest, batch_size=n), fake).peak_bytes <= budget_bytes,
+        positive_int("largest", largest),
+    )
 
 
 def largest_chunk(step: str = "grad_cache", *, budget_bytes: int, batch_size: int, **same: Any) -> int:
@@ -73,11 +78,11 @@ def largest_chunk(step: str = "grad_cache", *, budget_bytes: int, batch_size: in
     positive_int("budget_bytes", budget_bytes)
     one_of("step", step, ("grad_cache", "accumulation"))
     smallest = Workload(step=step, batch_size=batch_size, chunk_size=1, **same)
-    return _largest("chunk_size", smallest, budget_bytes, smallest.rows[1 if step == "grad_cache" else 0])
+    return _Chunks(smallest).largest(budget_bytes)
 
 
 def choose_retained(budget_bytes: int, **same: Any) -> int:
-    """The largest `retain_chunks` whose forecast stays within budget_bytes; ValueError where not even 0 does.
+    """The largest `retain_chunks` whose forecast stays within budget_bytes; ValueError where none does.
 
     `same`: the other arguments of `forecast_step` for "grad_cache", without retain_chunks.
     """
@@ -86,18 +91,75 @@ def choose_retained(budget_bytes: int, **same: Any) -> int:
 
 
 def _most_retained(workload: Workload, budget_bytes: int, fake: FakeStep | None = None) -> int:
-    peak = forecast_workload(workload, fake).peak_bytes
-    if peak > budget_bytes:
-        raise refuse("budget_bytes", f"must be at least the {peak} bytes of a step that retains nothing", budget_bytes)
-    return _largest("retain_chunks", workload, budget_bytes, workload.chunk_count, fake)
-
-
-def _largest(name: str, workload: Workload, budget_bytes: int, largest: int, fake: FakeStep | None = None) -> int:
-    """The largest value of this field with which the forecast of the workload stays within budget_bytes."""
+    """The peak rises with what is retained, but for one fall where a tower's last full chunk is."""
     fake = fake or fake_step(workload)
-    return last_true(
-        lambda n: forecast_workload(replace(workload, **{name: n}), fake).peak_bytes <= budget_bytes, largest
+
+    def peak(count: int) -> int:
+        return forecast_workload(replace(workload, retain_chunks=count), fake).peak_bytes
+
+    starts = [0]
+    if workload.padded:
+        groups = chunk_groups(workload.rows, workload.widths, workload.chunk_rows, 0)
+        groups.sort(key=lambda group: -group[1] * (workload.widths[group[0]] or 1))
+        starts = [0, *accumulate(count for _, _, count, _ in groups)]
+    for start, stop in reversed(list(zip(starts, [*starts[1:], workload.chunk_count + 1], strict=True))):
+        if peak(start) <= budget_bytes:
+            return start + last_true(lambda n, start=start: peak(start + n) <= budget_bytes, stop - start - 1)
+    least = min(map(peak, starts))
+    raise refuse(
+        "budget_bytes", f"must be at least the {least} bytes of the smallest step with this chunk", budget_bytes
     )
+
+
+class _Chunks:
+    """The peaks of a workload by its chunk size.
+
+    A larger chunk has more activations and fewer generators' states, and where a tower has a single full chunk left,
+    no later one adds to gradients: so the peak may fall as well as rise. What surely does not fall is that of each
+    tower's first chunk in a phase, and of the loss, but for the states.
+    """
+
+    def __init__(self, workload: Workload, fake: FakeStep | None = None):
+        self.workload, self.fake = workload, fake or fake_step(workload)
+        self.most = workload.rows[1 if workload.step == "grad_cache" else 0]
+        self.state_bytes = self.fake.state_bytes() if workload.step == "grad_cache" else 0
+        self.forecast = cache(lambda size: forecast_workload(self.of(size), self.fake))
+
+    def of(self, size: int) -> Workload:
+        """The workload in chunks of this size."""
+        return replace(self.workload, chunk_size=size)
+
+    def fits(self, size: int, budget_bytes: int) -> bool:
+        """Whether the step stays within the budget."""
+        return self.forecast(size).peak_bytes <= budget_bytes
+
+    def largest(self, budget_bytes: int) -> int:
+        """The largest size that fits; 0 where none does. One row takes operations of its own, and bounds nothing."""
+        last = self._last(2, self.most, budget_bytes) if self.most > 2 else 0
+        return last or next((size for size in (2, 1) if size <= self.most and self.fits(size, budget_bytes)), 0)
+
+    def least(self) -> int:
+        """The size of the lowest peak."""
+        sizes = [size for size in USUAL_CHUNKS if size < self.most] + [self.most]
+        size = min(sizes, key=lambda size: self.forecast(size).peak_bytes)
+        while lower := self.largest(self.forecast(size).peak_bytes - 1):
+            size = lower
+        return size
+
+    def _last(self, low: int, high: int, budget_bytes: int) -> int:
+        """The largest size above `low`, up to `high`, that fits; 0 where none does."""
+        if self.fits(high, budget_bytes):
+            return high
+        fewer = self.of(low).chunk_count - self.of(high).chunk_count
+        if high - low == 1 or self._lasting(low) - fewer * self.state_bytes > budget_bytes:
+            return 0
+        middle = (low + high) // 2
+        return self._last(middle, high, budget_bytes) or self._last(low, middle, budget_bytes)
+
+    def _lasting(self, size: int) -> int:
+        """The highest of what there is of larger chunks too."""
+        first = {(segment.phase, segment.tower): segment.peak_bytes for segment in self.forecast(size).timeline[::-1]}
+        return max(first.values())
 
 
 def last_true(fits: Callable[[int], bool], largest: int) -> int:
@@ -133,7 +195,6 @@ def best_plan(
     for name in ("loss", "chunk_size", "chunk_tokens", "retain_chunks"):
         if name in same:
             raise refuse(name, "must be left to best_plan, which chooses it", same[name])
-    smallest = None
     for tile in TILE_SIDES:
         if tile is not None and (tile >= batch_size or not fits_tiles(batch_size, tile)):
             continue
@@ -142,12 +203,12 @@ def best_plan(
         naive = forecast_workload(whole)
         if naive.peak_bytes <= budget_bytes:
             return _naive(naive, whole, tile, budget_bytes)
-        row_by_row = replace(whole, step="grad_cache", chunk_size=1)
-        smallest = forecast_workload(row_by_row)
-        if smallest.peak_bytes <= budget_bytes:
-            return _cached(budget_bytes, naive.peak_bytes, tile, row_by_row)
-    needed = format_bytes(smallest.peak_bytes)
-    raise refuse("budget_bytes", f"must be at least the {needed} of one row a chunk", format_bytes(budget_bytes))
+        chunks = _Chunks(replace(whole, step="grad_cache", chunk_size=1))
+        if largest := chunks.largest(budget_bytes):
+            return _cached(budget_bytes, naive.peak_bytes, tile, chunks, largest)
+    size = chunks.least()
+    needed = f"{format_bytes(chunks.forecast(size).peak_bytes)} of {'one row' if size == 1 else f'{size} rows'} a chunk"
+    raise refuse("budget_bytes", f"must be at least the {needed}", format_bytes(budget_bytes))
 
 
 def fits_tiles(rows: int, tile: int) -> bool:
@@ -164,21 +225,21 @@ def _naive(naive: MemoryForecast, workload: Workload, tile: int | None, budget_b
     return StepPlan("naive", workload.rows, len(workload.rows), tile, naive.peak_bytes, 1.0, reason)
 
 
-def _cached(budget_bytes: int, naive_bytes: int, tile: int | None, row_by_row: Workload) -> StepPlan:
+def _cached(budget_bytes: int, naive_bytes: int, tile: int | None, chunks: _Chunks, largest: int) -> StepPlan:
     """Gradient caching: the chunk with the least time; of nearly equal ones the largest."""
-    fake, workload = fake_step(row_by_row), row_by_row
-    largest = _largest("chunk_size", workload, budget_bytes, workload.rows[1])
-    price = StepPrice.of(workload, fake)
+    price = StepPrice.of(chunks.workload, chunks.fake)
 
     @cache
     def plan(size: int) -> StepPlan:
-        return _with_retained(budget_bytes, tile, replace(workload, chunk_size=size), fake, price)
+        return _with_retained(budget_bytes, tile, chunks.of(size), chunks.fake, price)
 
-    sizes = [size for size in USUAL_CHUNKS if size < largest] + [largest]
+    def quick(sizes: Iterable[int], limit: float) -> int:
+        return max(size for size in sizes if chunks.fits(size, budget_bytes) and plan(size).time_ratio <= limit)
+
+    sizes = [size for size in (*USUAL_CHUNKS, largest) if size <= largest and chunks.fits(size, budget_bytes)]
     limit = NEARLY * min(plan(size).time_ratio for size in sizes)
-    coarse = max(size for size in sizes if plan(size).time_ratio <= limit)
-    between = range(coarse, min(size for size in [*sizes, largest + 1] if size > coarse))
-    best = plan(max(size for size in between if plan(size).time_ratio <= limit))
+    coarse = quick(sizes, limit)
+    best = plan(quick(range(coarse, min(size for size in [*sizes, largest + 1] if size > coarse)), limit))
     tiles = "" if tile is None else f" The dense logits alone would not leave room for a row, so tiles of {tile:,}."
     reason = (
         f"The whole batch at once takes {format_bytes(naive_bytes)}, more than {format_bytes(budget_bytes)}.{tiles} "

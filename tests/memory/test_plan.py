@@ -1,14 +1,15 @@
 """A plan fits, no other plan is quicker, and the reason says the numbers."""
 
 import random
+from dataclasses import replace
 
 import pytest
 
-from gclib import ContrastiveLoss, Encoder, best_plan, forecast_step, largest_chunk
+from gclib import ContrastiveLoss, Encoder, best_plan, choose_retained, forecast_step, largest_chunk
 from gclib.memory.fake_steps import fake_step
 from gclib.memory.flops import encoder_cost
 from gclib.memory.forecast import forecast_workload
-from gclib.memory.plan import StepPrice, last_true
+from gclib.memory.plan import StepPrice
 from gclib.memory.workload import Workload
 
 SAME = {"config": "tiny", "query_length": 8, "passage_length": 12}
@@ -55,6 +56,50 @@ def ratio(costs, rows, widths, size, retained, call_tokens=128):
     return cached / sum(time(tower, rows[tower], widths[tower], 1) for tower in (0, 1))
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", [*range(3), *(pytest.param(seed, marks=pytest.mark.deep) for seed in range(3, 60))])
+def test_the_largest_chunk_and_the_most_retained_are_those_of_all_that_are_tried(seed):
+    """Peaks fall as well as rise: a larger chunk has fewer generators' states, and no later chunk that adds."""
+    dice = random.Random(seed)
+    same = {"config": dice.choice(["tiny", "mini"]), "batch_size": dice.randint(2, 70), "tied": dice.random() < 0.6}
+    same |= {"query_length": dice.choice([4, 16]), "passage_length": dice.choice([4, 16, 32])}
+    same |= {"negatives": dice.choice([0, 0, 1, 3]), "device": dice.choice(["cpu", "cuda"])}
+    same |= {"loss": ContrastiveLoss(symmetric=dice.random() < 0.5, tile_size=dice.choice([None, 8]))}
+    workload = Workload(step="grad_cache", chunk_size=1, **same)
+    fake = fake_step(workload)
+
+    def peaks(name, values, workload):
+        return {n: forecast_workload(replace(workload, **{name: n}), fake).peak_bytes for n in values}
+
+    def budgets(peaks):
+        drawn = [dice.choice([*peaks.values()]) + dice.choice([-1, 0, 1]) for _ in range(8)]
+        return [min(peaks.values()), *drawn]
+
+    by_chunk = peaks("chunk_size", range(1, workload.rows[1] + 1), workload)
+    for budget in [*budgets(by_chunk), min(by_chunk.values()) - 1]:
+        fitting = [size for size, peak in by_chunk.items() if peak <= budget]
+        assert largest_chunk(budget_bytes=budget, **same) == max(fitting, default=0)
+    chunked = replace(workload, chunk_size=dice.randint(1, workload.rows[1]))
+    by_retained = peaks("retain_chunks", range(chunked.chunk_count + 1), chunked)
+    least, same["chunk_size"] = min(by_retained.values()), chunked.chunk_size
+    for budget in budgets(by_retained):
+        if budget >= least:
+            most = max(n for n, peak in by_retained.items() if peak <= budget)
+            assert choose_retained(budget, **same) == most
+    with pytest.raises(ValueError, match=f"at least the {least} bytes"):
+        choose_retained(least - 1, **same)
+
+
+def test_a_budget_between_the_peaks_of_one_row_and_of_more_has_a_chunk():
+    """At many rows one row a chunk is not the smallest step: 8,192 generators' states are 40 MiB."""
+    same = {"config": "mini", "batch_size": 4_096, "query_length": 32, "passage_length": 32, "optimizer": "adamw"}
+    by_chunk = {n: forecast_step("grad_cache", chunk_size=n, **same).peak_bytes for n in (1, 16, 64)}
+    budget = by_chunk[16]
+    assert by_chunk[64] < budget < by_chunk[1]
+    size = largest_chunk(budget_bytes=budget, **same)
+    assert size >= 64 and best_plan(budget, **same).peak_bytes <= budget
+
+
 JOBS = [
     *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(3)),
     *(pytest.param(seed, marks=[pytest.mark.slow, pytest.mark.deep]) for seed in range(3, 100)),
@@ -84,8 +129,8 @@ def test_no_other_chunk_and_share_that_fits_is_quicker_or_nearly_so_and_larger(s
     best = {}
     for size in range(1, max(rows) + 1):
         count = sum(-(-n // size) for n in rows)
-        most = last_true(lambda n, size=size: peak(size, n) <= budget, count) if peak(size, 0) <= budget else None
-        if most is not None:
+        if peak(size, 0) <= budget:
+            most = max(n for n in range(count + 1) if peak(size, n) <= budget)
             best[size] = ratio([cost] * 2, rows, widths, size, most)
     assert plan.time_ratio <= 1.01 * min(best.values()) + 1e-9
     nearly = [size for size, time in best.items() if time <= 1.01 * min(best.values())]
@@ -115,8 +160,9 @@ def test_tiles_where_the_logits_alone_are_too_big():
 
 
 def test_a_card_on_which_nothing_fits_and_bad_input_are_refused_in_words():
-    with pytest.raises(ValueError, match="budget_bytes must be at least the .* of one row a chunk"):
+    with pytest.raises(ValueError, match="budget_bytes must be at least the 3.29 MiB of 8 rows a chunk"):
         best_plan(1_000, batch_size=8, **SAME)
+    assert peak("grad_cache", batch_size=8, chunk_size=8) < peak("grad_cache", batch_size=8, chunk_size=1)
     with pytest.raises(ValueError, match="query_length must be one int"):
         best_plan(2**30, config="tiny", batch_size=2, query_length=[3, 4], passage_length=8)
     with pytest.raises(ValueError, match="chunk_size must be left to best_plan"):
