@@ -1,1 +1,1 @@
-"""A step's bytes: measured (ledger), forecast, planned (plan); a card's usable bytes (devices), plans of a real batch (step_plan)."""
+"""A step's bytes: measured (ledger), forecast, planned (plan, step_plan); a card's usable bytes (devices)."""
