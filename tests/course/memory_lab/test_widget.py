@@ -21,7 +21,7 @@ from gclib.course.memory_lab import answers as lab
 from gclib.course.memory_lab import bundles
 from gclib.course.memory_lab import run as live
 from gclib.course.memory_lab import widget as widgets
-from gclib.course.memory_lab.advice import advice, verdict, way_out
+from gclib.course.memory_lab.advice import _ways_out, advice, verdict, way_out
 from gclib.course.memory_lab.answers import LabSettings, forecast_of, obstacle, seconds_here
 from gclib.course.memory_lab.picture import PeaksView, TimelineView
 from gclib.course.memory_lab.run import LiveRun, make_batch, step_of, warm_optimizer
@@ -763,22 +763,51 @@ def drawn_settings(draw, models, lengths, rare=0.1):
         return None
 
 
-@pytest.mark.parametrize(
-    ("moves", "models", "lengths"),
-    [
-        pytest.param(12, ["tiny"], [16], marks=pytest.mark.slow),
-        pytest.param(40, ["tiny"], [16], marks=pytest.mark.deep),
-        pytest.param(150, ["tiny", "mini"], [16, 64], marks=pytest.mark.deep),
-        pytest.param(600, lab.MODELS, lab.LENGTHS, marks=pytest.mark.deep),
-    ],
-)
-def test_every_advice_that_is_followed_leads_to_a_step_that_fits_or_to_words_that_none_does(moves, models, lengths):
+def follow_advice(moves, models, lengths):
+    """So many drawn settings and budgets, each advice followed."""
     draw = random.Random(moves)
     budgets = [2**23, *lab.BUDGETS.values()] if len(models) < 3 else list(lab.BUDGETS.values())
     for _ in range(moves):
         settings = drawn_settings(draw, models, lengths, rare=0.02 if len(lengths) == 1 else 0.1)
         if settings is not None:
             assert_advice_can_be_followed(settings, draw.choice(budgets[: len(budgets) if draw.random() < 0.3 else 5]))
+
+
+@pytest.mark.parametrize(
+    ("moves", "models", "lengths"),
+    [
+        pytest.param(12, ["tiny"], [16], marks=pytest.mark.slow),
+        pytest.param(40, ["tiny"], [16], marks=pytest.mark.deep),
+        pytest.param(150, ["tiny", "mini"], [16, 64], marks=pytest.mark.deep),
+    ],
+)
+def test_every_advice_that_is_followed_leads_to_a_step_that_fits_or_to_words_that_none_does(moves, models, lengths):
+    follow_advice(moves, models, lengths)
+
+
+def forget_answers():
+    """What the lab remembers of models by their names."""
+    for each in vars(lab).values():
+        if hasattr(each, "cache_clear"):
+            each.cache_clear()
+    _ways_out.clear()
+
+
+@pytest.fixture
+def few_layers(monkeypatch):
+    """Presets as wide as ever, a few layers deep: their laws are read off in seconds."""
+    for name, preset in PRESETS.items():
+        few = {"ModernBertConfig": {"num_hidden_layers": 4}, "DistilBertConfig": {"n_layers": 2}}
+        layers = few.get(preset.config, {"num_hidden_layers": 2})
+        monkeypatch.setitem(PRESETS, name, replace(preset, settings={**preset.settings, **layers}))
+    forget_answers()
+    yield
+    forget_answers()
+
+
+@pytest.mark.deep
+def test_every_advice_for_every_model_can_be_followed(few_layers):
+    follow_advice(300, lab.MODELS, lab.LENGTHS)
 
 
 # --- LoRA, ranks, 7B ------------------------------------------------------------------------------------------
