@@ -433,9 +433,9 @@ def _claim_half(scenario: Scenario, plan: TrainingPlan, holds: bool) -> Claim:
     if plan.chunk_size is not None:
         half = replace(half, chunk_size=min(plan.chunk_size, half.batch_size))
     share = peak_bytes(scenario, half) / peak_bytes(scenario, plan)
-    chunks = "" if plan.chunk_size is None else " in the same chunks, nothing retained,"
+    start, chunks = ("Half", "") if plan.chunk_size is None else ("With nothing retained, half", " in the same chunks")
     word = "less" if (share < 0.6) == holds else "more"
-    text = f"Half the batch{chunks} would have {word} than 60 % of the whole one's peak."
+    text = f"{start} the batch{chunks} would have {word} than 60 % of the whole batch's peak."
     return Claim(text, holds, f"half has {100 * share:.0f} % of it")
 
 
