@@ -116,7 +116,8 @@ class _Chunks:
 
     A larger chunk has more activations and fewer generators' states, and where a tower has a single full chunk left,
     no later one adds to gradients: so the peak may fall as well as rise. What surely does not fall is that of each
-    tower's first chunk in a phase, and of the loss, but for the states.
+    tower's first chunk in a phase, and of the loss, but for the states; where chunks are retained, that of the loss,
+    for which chunks these are, and whether a tower has others, goes with the size.
     """
 
     def __init__(self, workload: Workload, fake: FakeStep | None = None):
@@ -159,7 +160,7 @@ class _Chunks:
     def _lasting(self, size: int) -> int:
         """The highest of what there is of larger chunks too."""
         first = {(segment.phase, segment.tower): segment.peak_bytes for segment in self.forecast(size).timeline[::-1]}
-        return max(first.values())
+        return first["loss", None] if self.workload.retain_chunks else max(first.values())
 
 
 def last_true(fits: Callable[[int], bool], largest: int) -> int:

@@ -76,9 +76,15 @@ def test_the_largest_chunk_and_the_most_retained_are_those_of_all_that_are_tried
         return [min(peaks.values()), *drawn]
 
     by_chunk = peaks("chunk_size", range(1, workload.rows[1] + 1), workload)
-    for budget in [*budgets(by_chunk), min(by_chunk.values()) - 1]:
-        fitting = [size for size, peak in by_chunk.items() if peak <= budget]
-        assert largest_chunk(budget_bytes=budget, **same) == max(fitting, default=0)
+    kept = {"retain_chunks": dice.choice([1, 2, 5])}
+    ways = [({}, workload, by_chunk), (kept, replace(workload, **kept), None)]
+    ways += [({"step": "accumulation"}, Workload(step="accumulation", chunk_size=1, **same), None)]
+    for options, other, found in ways:
+        most = other.rows[0 if options.get("step") else 1]
+        by_size = found or peaks("chunk_size", range(1, most + 1), other)
+        for budget in [*budgets(by_size), min(by_size.values()) - 1]:
+            fitting = [size for size, peak in by_size.items() if peak <= budget]
+            assert largest_chunk(budget_bytes=budget, **options, **same) == max(fitting, default=0)
     chunked = replace(workload, chunk_size=dice.randint(1, workload.rows[1]))
     by_retained = peaks("retain_chunks", range(chunked.chunk_count + 1), chunked)
     least, same["chunk_size"] = min(by_retained.values()), chunked.chunk_size
