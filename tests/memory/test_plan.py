@@ -96,6 +96,7 @@ def test_the_largest_chunk_and_the_most_retained_are_those_of_all_that_are_tried
         choose_retained(least - 1, **same)
 
 
+@pytest.mark.slow
 def test_a_budget_between_the_peaks_of_one_row_and_of_more_has_a_chunk():
     """At many rows one row a chunk is not the smallest step: 8,192 generators' states are 40 MiB."""
     same = {"config": "mini", "batch_size": 4_096, "query_length": 32, "passage_length": 32, "optimizer": "adamw"}
