@@ -23,6 +23,7 @@ from gclib.support.words import format_bytes
 TILE_SIDES = (None, 4_096, 1_024)  # the dense loss, then tiles of which one takes 64 and 4 MiB in float32
 USUAL_CHUNKS = tuple(sorted({*range(1, 17), *(round(2 ** (n / 8)) for n in range(32, 105))}))  # up to 8,192
 NEARLY = 1.01  # of the least time: such plans count as equally quick
+MOST_TRIED = 64  # counts of retained chunks, where each forecast runs the whole step with fake tensors
 MOST_TILES = 4_096  # beyond this a forecast, which runs each tile once with fake tensors, takes minutes
 
 
@@ -91,7 +92,9 @@ def choose_retained(budget_bytes: int, **same: Any) -> int:
 
 
 def _most_retained(workload: Workload, budget_bytes: int, fake: FakeStep | None = None) -> int:
-    """The peak rises with what is retained, but for one fall where a tower's last full chunk is."""
+    """The peak rises with what is retained, but for one fall where a tower's last full chunk is. Chunks of unlike rows
+    are tried one by one, up to `MOST_TRIED`; of more it is taken to rise.
+    """
     fake = fake or fake_step(workload)
 
     def peak(count: int) -> int:
@@ -102,6 +105,8 @@ def _most_retained(workload: Workload, budget_bytes: int, fake: FakeStep | None 
         groups = chunk_groups(workload.rows, workload.widths, workload.chunk_rows, 0)
         groups.sort(key=lambda group: -group[1] * (workload.widths[group[0]] or 1))
         starts = [0, *accumulate(count for _, _, count, _ in groups)]
+    elif workload.chunk_count <= MOST_TRIED:
+        starts = list(range(workload.chunk_count + 1))
     for start, stop in reversed(list(zip(starts, [*starts[1:], workload.chunk_count + 1], strict=True))):
         if peak(start) <= budget_bytes:
             return start + last_true(lambda n, start=start: peak(start + n) <= budget_bytes, stop - start - 1)

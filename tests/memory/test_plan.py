@@ -97,6 +97,19 @@ def test_the_largest_chunk_and_the_most_retained_are_those_of_all_that_are_tried
 
 
 @pytest.mark.slow
+def test_rows_of_unlike_lengths_retain_the_most_of_all_counts_that_are_tried():
+    same = {"config": "tiny", "batch_size": 6, "chunk_size": 3}
+    same |= {"query_length": [3, 30, 9, 4, 12, 7], "passage_length": [20, 5, 28, 6, 3, 11]}
+    count = Workload(step="grad_cache", **same).chunk_count
+    peaks = [forecast_step("grad_cache", retain_chunks=n, **same).peak_bytes for n in range(count + 1)]
+    for budget in sorted(set(peaks)):
+        most = max(n for n, each in enumerate(peaks) if each <= budget)
+        assert choose_retained(budget, **same) == most
+    with pytest.raises(ValueError, match=f"at least the {min(peaks)} bytes"):
+        choose_retained(min(peaks) - 1, **same)
+
+
+@pytest.mark.slow
 def test_a_budget_between_the_peaks_of_one_row_and_of_more_has_a_chunk():
     """At many rows one row a chunk is not the smallest step: 8,192 generators' states are 40 MiB."""
     same = {"config": "mini", "batch_size": 4_096, "query_length": 32, "passage_length": 32, "optimizer": "adamw"}
