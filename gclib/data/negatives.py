@@ -132,18 +132,21 @@ def _rankings(pairs: Sequence[TextPair], passages: Sequence[str], depth: int) ->
     with _absent("jax"):
         import bm25s
 
-    def tokens(texts: Sequence[str]) -> Any:
+    def words_of(texts: Sequence[str]) -> list[list[str]]:
         without_humps = [_HUMP.sub(" ", text) for text in texts]
-        return bm25s.tokenize(without_humps, token_pattern=_WORD.pattern, stopwords="english", show_progress=False)
+        same = {"token_pattern": _WORD.pattern, "stopwords": "english"}
+        return bm25s.tokenize(without_humps, return_ids=False, show_progress=False, **same)
 
     index = bm25s.BM25()
-    index.index(tokens(passages), show_progress=False)
-    queries, k = tokens([pair.query for pair in pairs]), min(depth, len(passages))
-    best = index.retrieve(queries, k=k, show_progress=False, backend_selection="numpy")
+    index.index(words_of(passages), show_progress=False)
     rankings = []
-    for numbers, scores in zip(best.documents, best.scores, strict=True):
-        order = np.lexsort((numbers, -scores))
-        rankings.append([int(numbers[place]) for place in order if scores[place] > 0])
+    for words in words_of([pair.query for pair in pairs]):
+        known = index.get_tokens_ids(words)
+        scores = index.get_scores(known) if known else np.zeros(1, np.float32)
+        # The depth-th best score and not its place decides: which of equal ones a partial sort finds, a processor does.
+        least = np.partition(scores, -depth)[-depth] if depth < len(scores) else 0
+        found = np.flatnonzero((scores > 0) & (scores >= least))
+        rankings.append(found[np.lexsort((found, -scores[found]))][:depth].tolist())
     return rankings
 
 

@@ -10,7 +10,14 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gclib.data.negatives import false_negative_mask, mine_hard_negatives, normal_form, pair_ids, twin_numbers
+from gclib.data.negatives import (
+    _rankings,
+    false_negative_mask,
+    mine_hard_negatives,
+    normal_form,
+    pair_ids,
+    twin_numbers,
+)
 from gclib.data.pairs import TextPair
 from gclib.losses.dense import contrastive_loss
 from gclib.losses.masks import SameIds
@@ -47,6 +54,15 @@ def test_negatives_that_pairs_have_already_are_replaced_however_many():
     pairs = topical_pairs()
     own = [TextPair(pair.query, pair.passage, ("old",) * (number % 3)) for number, pair in enumerate(pairs)]
     assert mine_hard_negatives(own, per_query=1, seed=0) == mine_hard_negatives(pairs, per_query=1, seed=0)
+
+
+def test_of_passages_as_near_as_each_other_the_first_are_candidates():
+    """Three in depth of 40 equal ones: by number, and not as a partial sort happens to leave them on this processor."""
+    passages = [f"same words {number}" for number in range(40)]
+    pairs = [TextPair(query, passage) for query, passage in zip(["same words", "words"] * 20, passages, strict=True)]
+    assert _rankings(pairs, passages, 3) == [[0, 1, 2]] * 40
+    assert _rankings([TextPair("unheard of", "x")], passages, 3) == [[]]
+    assert _rankings([TextPair("7 words", "x")], passages, 100) == [[7, *(n for n in range(40) if n != 7)]]
 
 
 def test_humps_and_underscores_part_words():
