@@ -140,7 +140,7 @@ def test_50_random_moves_of_all_controls_raise_nothing(memory_lab):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("moves", "lengths"), [(70, [16]), pytest.param(1000, [16, 32], marks=pytest.mark.deep)])
+@pytest.mark.parametrize(("moves", "lengths"), [(25, [16]), pytest.param(1000, [16, 32], marks=pytest.mark.deep)])
 def test_random_moves_that_are_each_drawn_raise_nothing_and_the_same_again_leak_nothing(moves, lengths, memory_lab):
     process = psutil.Process()
     memory_lab.model.options = [("tiny", "tiny")]
