@@ -459,7 +459,7 @@ largest_chunk = Exercise(
         ),
     ),
     hints=(
-        "forecast_peak costs milliseconds: you can simply ask it about every chunk.",
+        "forecast_peak takes a fraction of a second: you can simply ask it about every chunk.",
         "Of all chunks from 1 to batch_size keep those that fit; the largest of them, or 0 where there is none.",
         "return max((c for c in range(1, batch_size + 1) if forecast_peak(c) <= budget), default=0)",
     ),

@@ -141,7 +141,10 @@ def sentence_of(walk: Walk, index: int) -> str:
     if moment.phase == "first_forward":
         if moment.piece in moment.graph_bytes:
             return f"The encoder runs with a graph: autograd now remembers {graphs} for the backward."
-        return "The encoder runs without a graph: autograd remembers nothing, and only the representations stay."
+        return (
+            "The encoder runs without a graph: autograd remembers nothing, and only the representations stay, "
+            "beside the random state that will draw the same dropout again."
+        )
     if moment.phase == "loss":
         if len(moment.graph_bytes) == 1:
             return f"The loss looks at the representations. Its own graph, {own}, is the only one that is alive."
@@ -158,7 +161,7 @@ def sentence_of(walk: Walk, index: int) -> str:
         return "No graph and no cache is left: only the gradient of the parameters."
     if title_of(walk, index) == _END:
         return f"Every row has been encoded twice. As the step returns, it lets go of the cache, {cache}."
-    return f"No graph is alive. All that the second half needs of the first is the gradient cache, {cache}."
+    return f"No graph is alive. The second half needs the gradient cache, {cache}, and each chunk's random state."
 
 
 def describe_moment(walk: Walk, index: int) -> str:
