@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 
 import torch
 import transformers
+from torch.nn.utils.rnn import pad_sequence
 from tqdm import tqdm
 
 from gclib.course.experiments.recipes import QUICK, RECIPES, Recipe, TableSetting
@@ -34,6 +35,7 @@ from gclib.training.retrieval import retrieval_metrics
 KS = (1, 5, 20, 100)
 POINTS = 40  # of a learning curve that is kept
 SEEDS = (0, 1, 2)
+_BATCH = {"truncation": True, "padding": "longest", "return_tensors": "pt"}  # how `tokenize_texts` asks
 
 
 class Point(NamedTuple):
@@ -163,8 +165,32 @@ def train_encoder(
 
 
 def pairs_and_tokenizer(setting: TableSetting) -> tuple[list[TextPair], list[TextPair], Any]:
-    """Training pairs, test pairs, and a tokenizer trained on the former; read once for all rows of a setting."""
+    """Training pairs, test pairs, and a tokenizer trained on the former; read once for all rows of a setting.
+
+    The tokenizer keeps the tokens of each text that a batch was made of: rows train on the same texts again and again.
+    """
     return _texts(setting.train_pairs, setting.test_pairs, setting.vocab_size, *setting.lengths().values())
+
+
+class _TokenizedOnce:
+    """A tokenizer whose padded batches are laid out of the tokens that it keeps of each text; else the tokenizer."""
+
+    def __init__(self, tokenizer: Any):
+        self.tokenizer, self.rows = tokenizer, {}
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.__dict__["tokenizer"], name)
+
+    def __call__(self, texts: Sequence[str], **options: Any) -> Any:
+        if options != _BATCH | {"max_length": (length := options.get("max_length"))}:
+            return self.tokenizer(texts, **options)
+        if new := [text for text in dict.fromkeys(texts) if (text, length) not in self.rows]:
+            tokens = self.tokenizer(new, truncation=True, max_length=length)["input_ids"]
+            self.rows |= {(text, length): torch.tensor(row) for text, row in zip(new, tokens, strict=True)}
+        rows = [self.rows[text, length] for text in texts]
+        padded = pad_sequence(rows, batch_first=True, padding_value=self.tokenizer.pad_token_id)
+        ends = torch.tensor([[len(row)] for row in rows])
+        return {"input_ids": padded, "attention_mask": (torch.arange(padded.shape[1]) < ends).long()}
 
 
 def fresh_encoder(setting: TableSetting, seed: int) -> Encoder:
@@ -209,7 +235,7 @@ def _texts(
         return [TextPair(p.query[: 8 * query_length], p.passage[: 8 * passage_length]) for p in pairs]
 
     pairs = load("train", train_pairs)
-    return pairs, load("test", test_pairs), train_tokenizer(pairs, vocab_size=vocab_size)
+    return pairs, load("test", test_pairs), _TokenizedOnce(train_tokenizer(pairs, vocab_size=vocab_size))
 
 
 def _bar(setting: TableSetting, rows: Sequence[Recipe], progress: bool) -> Any:

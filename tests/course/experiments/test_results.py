@@ -11,6 +11,7 @@ from gclib.course.experiments import results
 from gclib.course.experiments.recipes import RECIPES, TableSetting
 from gclib.course.experiments.results import POINTS, Point, fresh_encoder, race, saved_results, table1, thin
 from gclib.data import card
+from gclib.data.tokens import tokenize_texts
 from gclib.training.loop import TrainingRecord
 
 TINY = TableSetting(
@@ -171,3 +172,14 @@ def test_the_help_says_what_is_trained_and_where_it_is_kept(capsys, monkeypatch)
     told = capsys.readouterr().out
     assert "Train the same small encoder four times" in told and "order of the pairs (default: 0)" in told
     assert str(command.cache_folder()) in told
+
+
+def test_the_tokenizer_that_keeps_tokens_gives_the_batches_of_the_one_that_does_not():
+    """Repeated texts, some cut and some padded, an empty one, and two lengths of the same text."""
+    kept = results.pairs_and_tokenizer(TINY)[2]
+    texts = [pair.passage for pair in results.pairs_and_tokenizer(TINY)[0][:6]] + ["one", "", "one"]
+    for length, chosen in ((12, texts), (40, texts[3:]), (12, texts[::-1]), (9, texts[-1:])):
+        got, wanted = (tokenize_texts(chosen, tokenizer, length) for tokenizer in (kept, kept.tokenizer))
+        assert got.keys() == wanted.keys()
+        assert all(torch.equal(got[key], wanted[key]) and got[key].dtype == wanted[key].dtype for key in wanted)
+    assert kept(texts[:2])["input_ids"] == kept.tokenizer(texts[:2])["input_ids"]

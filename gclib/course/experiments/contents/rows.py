@@ -111,14 +111,9 @@ def texts_of(row: Row, setting: TableSetting) -> list[list[TextPair]]:
 
     Raises ValueError where the setting's pairs give too few groups for as many pairs again.
     """
-    pairs = pairs_and_tokenizer(setting)[0]
     if row.data == CLEAN:
         return [[pair] for pair in _with_negatives(setting, row.hard_negatives)]
-    groups = apart(filter(None, map(PLANTERS[row.data], pairs)))
-    count = len(pairs) // len(groups[0]) if groups else 1
-    if len(groups) < count:
-        raise refuse("setting", f"must have pairs for {count} groups with {row.data}", f"those for {len(groups)}")
-    return groups[:count]
+    return list(_planted(setting, row.data))
 
 
 def batches_of(row: Row, setting: TableSetting, seed: int) -> Iterator[list[TextPair]]:
@@ -152,3 +147,13 @@ def _all_batches(row: Row, setting: TableSetting, seed: int) -> Iterator[list[Te
 def _with_negatives(setting: TableSetting, count: int) -> Sequence[TextPair]:
     pairs = pairs_and_tokenizer(setting)[0]
     return mine_hard_negatives(pairs, per_query=count, seed=0) if count else pairs
+
+
+@functools.lru_cache(maxsize=4)
+def _planted(setting: TableSetting, data: str) -> Sequence[list[TextPair]]:
+    pairs = pairs_and_tokenizer(setting)[0]
+    groups = apart(filter(None, map(PLANTERS[data], pairs)))
+    count = len(pairs) // len(groups[0]) if groups else 1
+    if len(groups) < count:
+        raise refuse("setting", f"must have pairs for {count} groups with {data}", f"those for {len(groups)}")
+    return groups[:count]

@@ -143,6 +143,7 @@ def budget_bytes(setting: TableSetting) -> int:
     return _forecast_plain(SMALL, setting)
 
 
+@functools.cache
 def chunk_for(row: Row, setting: TableSetting) -> int | None:
     """The largest chunk with which the row's step keeps to the budget; None where its plain step does."""
     budget = budget_bytes(setting)
