@@ -220,25 +220,6 @@ class _Walk:
         self.note(names.name)
         yield names.counted
 
-    def _weak(self, reference: weakref.ref) -> Iterator[Any]:
-        yield reference()
-
-    def _wrapped(self, thing: Any) -> Iterator[Any]:
-        yield thing.__func__
-
-    def _getter(self, thing: Any) -> Iterator[Any]:
-        yield thing.__reduce__()[1]
-
-    def _property(self, thing: property) -> Iterator[Any]:
-        yield thing.fget, thing.fset, thing.fdel
-
-    def _method(self, method: MethodType) -> Iterator[Any]:
-        yield method.__self__
-        yield method.__func__
-
-    def _partial(self, thing: partial) -> Iterator[Any]:
-        yield thing.func, thing.args, dict(thing.keywords)
-
     def _enum(self, thing: enum.Enum) -> Iterator[Any]:
         self.note(str(thing))
         yield type(thing)
@@ -291,12 +272,12 @@ _KINDS: tuple[tuple[Any, Callable], ...] = (
     (enum.Enum, _Walk._enum),
     (type, _Walk._class),
     (FunctionType, _Walk._function),
-    (MethodType, _Walk._method),
-    (_exactly(partial), _Walk._partial),
-    (_exactly(weakref.ref), _Walk._weak),
-    ((staticmethod, classmethod), _Walk._wrapped),
-    (_exactly(property), _Walk._property),
-    (_exactly(attrgetter, itemgetter, methodcaller), _Walk._getter),
+    (MethodType, lambda walk, method: [method.__self__, method.__func__]),
+    (_exactly(partial), lambda walk, thing: [thing.func, thing.args, dict(thing.keywords)]),
+    (_exactly(weakref.ref), lambda walk, reference: [reference()]),
+    ((staticmethod, classmethod), lambda walk, thing: [thing.__func__]),
+    (_exactly(property), lambda walk, thing: [thing.fget, thing.fset, thing.fdel]),
+    (_exactly(attrgetter, itemgetter, methodcaller), lambda walk, getter: [getter.__reduce__()[1]]),
     (_exactly(np.ndarray), _Walk._array),
     (_exactly(*SEQUENCES), _Walk._sequence),
     (_exactly(*MAPPINGS), _Walk._mapping),
