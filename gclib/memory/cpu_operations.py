@@ -9,7 +9,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
+
+from gclib.memory.ledger import UncompiledMode
 
 _PARAMETERS = {  # where the weight and the bias stand among the operation's arguments
     torch.ops.aten.native_layer_norm.default: (2, 3),
@@ -17,13 +18,8 @@ _PARAMETERS = {  # where the weight and the bias stand among the operation's arg
 }
 
 
-class CpuKernels(TorchDispatchMode):
+class CpuKernels(UncompiledMode):
     """Inside, normalizations of fake tensors return what a processor's return."""
-
-    @classmethod
-    def _should_skip_dynamo(cls) -> bool:
-        """As for the ledger: nothing here is compiled."""
-        return False
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))

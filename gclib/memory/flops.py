@@ -16,22 +16,20 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils.flop_counter import (
-    FlopCounterMode,
-    flop_registry,
-    sdpa_backward_flop_count,
-    sdpa_flop_count,
-    shape_wrapper,
-)
+from torch.utils.flop_counter import FlopCounterMode, flop_registry, sdpa_backward_flop, sdpa_flop, shape_wrapper
 
 from gclib.chunks import Chunk, check_plan, plan_chunks, price_of_a_call, schedule
 from gclib.memory.fake_modules import fake_copy, padded_tokens
-from gclib.memory.ledger import ASKED_DEVICE
+from gclib.memory.ledger import ASKED_DEVICE, UncompiledMode
 from gclib.support.validation import int_at_least, one_of, positive_int, positive_number, refuse
 from gclib.towers import as_tower_list
 
 WIDTHS = (4, 8, 12, 20)  # three for the parabola, one to see whether it holds
+# The CPU's own attention kernel, which torch's counter does not know, costs what the other fused kernels do.
+CPU_ATTENTION = {
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: sdpa_flop.__wrapped__,
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: sdpa_backward_flop.__wrapped__,
+}
 
 
 @dataclass(frozen=True)
@@ -126,19 +124,19 @@ def count_flops(call: Callable[[], object]) -> int:
     """
     if not callable(call):
         raise refuse("call", "must be callable without arguments", type(call).__name__)
-    with FlopCounterMode(display=False, custom_mapping=_kernels()) as counter:
+    with FlopCounterMode(display=False, custom_mapping=CPU_ATTENTION) as counter:
         call()
     return counter.get_total_flops()
 
 
-class FlopsByPhase(TorchDispatchMode):
+class FlopsByPhase(UncompiledMode):
     """FLOPs of a step by (phase, tower, chunk), as `count_flops` counts them."""
 
     def __init__(self) -> None:
         super().__init__()
         self.totals: Counter[tuple] = Counter()
         self._place: tuple = ("start", None, None)
-        kernels = {kernel: shape_wrapper(formula) for kernel, formula in _kernels().items()}
+        kernels = {kernel: shape_wrapper(formula) for kernel, formula in CPU_ATTENTION.items()}
         self._formulas = {**flop_registry, **kernels}
 
     def step(self, step: Callable[..., Tensor], *arguments: Any, on_phase: Callable[..., None], **options: Any) -> Any:
@@ -150,11 +148,6 @@ class FlopsByPhase(TorchDispatchMode):
 
         with self:
             return step(*arguments, on_phase=noted, **options)
-
-    @classmethod
-    def _should_skip_dynamo(cls) -> bool:
-        """As for the ledger: nothing here is compiled."""
-        return False
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func is ASKED_DEVICE and isinstance(args[0], FakeTensor):
@@ -302,20 +295,3 @@ def _checked_reps(reps: Any, rows: int) -> Tensor:
         got = f"shape {tuple(reps.shape)}" if isinstance(reps, Tensor) else type(reps).__name__
         raise refuse("encoder", f"must return representations (rows, D) for its {rows} rows", got)
     return reps
-
-
-def _kernels() -> dict[Any, Callable[..., int]]:
-    """The formulas of the CPU's own attention kernel, which torch's counter does not know."""
-    aten = torch.ops.aten
-    return {
-        aten._scaled_dot_product_flash_attention_for_cpu: _attention,
-        aten._scaled_dot_product_flash_attention_for_cpu_backward: _attention_backward,
-    }
-
-
-def _attention(query_shape: Any, key_shape: Any, value_shape: Any, *rest: Any, **named: Any) -> int:
-    return sdpa_flop_count(query_shape, key_shape, value_shape)
-
-
-def _attention_backward(grad_shape: Any, query_shape: Any, key_shape: Any, value_shape: Any, *_: Any, **named: Any):
-    return sdpa_backward_flop_count(grad_shape, query_shape, key_shape, value_shape)
