@@ -128,14 +128,10 @@ def _record(case: CalibratedStep, encoder: Encoder) -> RecordedStep:
     encoder.zero_grad(set_to_none=True)
     with record_memory(encoder, device="cuda") as ledger:
         run(ledger.on_phase)
-    starts = [start for start, _ in ledger.pieces]
-    held = [event.total_bytes for event in ledger.events]
-    pieces = [
-        RecordedPiece(**place, ledger_bytes=tuple(held[start:stop]), allocator_bytes=tuple(totals.get(number, ())))
-        for number, ((start, place), stop) in enumerate(
-            zip(ledger.pieces, [*starts[1:], len(held)], strict=True), start=-1
-        )
-    ]
+    pieces = []
+    for number, piece in enumerate(ledger.timeline, start=-1):
+        held = tuple(piece.kind_bytes.sum(axis=1).tolist())
+        pieces.append(RecordedPiece(piece.phase, piece.tower, piece.chunk, held, tuple(totals.get(number, ()))))
     assert [(piece.phase, piece.tower, piece.chunk) for piece in pieces[1:]] == places
     named = ("requested_bytes.all.peak", "allocated_bytes.all.peak", "reserved_bytes.all.peak")
     return RecordedStep(case, tuple(pieces), ledger.at_peak(), *(peaks[name] for name in named))

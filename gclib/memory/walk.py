@@ -69,7 +69,7 @@ def record_walk(
             ledger.on_phase(phase, **named)
             saved.enter(phase, (named.get("tower"), named.get("chunk")))
 
-        with torch.autograd.graph.saved_tensors_hooks(saved.pack, _unpack):
+        with torch.autograd.graph.saved_tensors_hooks(saved.pack, lambda handle: handle):
             step(encoders, inputs, loss_fn, on_phase=on_phase, **options)
         on_phase(AFTER)
     return _walk_of(ledger.timeline[1:], saved.peaks)
@@ -114,10 +114,6 @@ class _Saved:
     def _note(self) -> None:
         if sum(self._bytes.values()) >= sum(self.peaks[-1].values()):
             self.peaks[-1] = {piece: size for piece, size in self._bytes.items() if size}
-
-
-def _unpack(handle: Tensor) -> Tensor:
-    return handle
 
 
 def _walk_of(segments: Sequence[Any], peaks: Sequence[dict[Piece, int]]) -> Walk:
