@@ -140,11 +140,7 @@ ENCODERS = [
     Architecture("XLM-R", "XLMRobertaConfig", SIZE | {"pad_token_id": 0}, pooling="cls"),
     Architecture("CamemBERT", "CamembertConfig", SIZE | {"pad_token_id": 0}),
     Architecture("ALBERT", "AlbertConfig", SIZE | {"embedding_size": 16}),
-    Architecture(
-        "DistilBERT",
-        "DistilBertConfig",
-        {"dim": 32, "hidden_dim": 48, "n_layers": 2, "n_heads": 2, "vocab_size": 64},
-    ),
+    Architecture("DistilBERT", "DistilBertConfig", SIZE | {"hidden_dim": 48}),
     Architecture("ELECTRA", "ElectraConfig", SIZE | {"embedding_size": 16}),
     Architecture("MPNet", "MPNetConfig", SIZE | {"pad_token_id": 0}),
     Architecture("DeBERTa", "DebertaConfig", SIZE | {"relative_attention": True, "pos_att_type": ["c2p", "p2c"]}),
@@ -221,29 +217,11 @@ LANGUAGE_MODELS = [
     (
         "GPT-Neo",
         "GPTNeoConfig",
-        {
-            "hidden_size": 32,
-            "num_layers": 2,
-            "num_heads": 2,
-            "vocab_size": 64,
-            "attention_types": [[["global", "local"], 1]],
-            "window_size": 4,
-        },
+        SIZE | {"intermediate_size": None, "attention_types": [[["global", "local"], 1]], "window_size": 4},
     ),
     ("GPT-J", "GPTJConfig", GPT | {"rotary_dim": 8}),
     ("GPT-NeoX", "GPTNeoXConfig", SIZE),
-    (
-        "OPT",
-        "OPTConfig",
-        {
-            "hidden_size": 32,
-            "num_hidden_layers": 2,
-            "num_attention_heads": 2,
-            "ffn_dim": 48,
-            "vocab_size": 64,
-            "word_embed_proj_dim": 32,
-        },
-    ),
+    ("OPT", "OPTConfig", SIZE | {"ffn_dim": 48, "word_embed_proj_dim": 32}),
     ("BLOOM", "BloomConfig", {"hidden_size": 32, "n_layer": 2, "n_head": 2, "vocab_size": 64}),
     ("LLaMA", "LlamaConfig", GROUPED),
     ("Mistral", "MistralConfig", GROUPED | {"sliding_window": 4}),
@@ -282,51 +260,47 @@ DECODERS = [
 
 
 STAGES = {"hidden_sizes": [8, 16], "depths": [1, 1]}
+CONVNEXT = STAGES | {"num_stages": 2, "image_size": 32}
+PICTURE_MODELS = [
+    ("ViT", "ViTConfig", PICTURE, "cls"),
+    ("DeiT", "DeiTConfig", PICTURE, "cls"),
+    ("BEiT", "BeitConfig", PICTURE, "own"),
+    (
+        "Swin",
+        "SwinConfig",
+        {"embed_dim": 8, "depths": [2], "num_heads": [2], "window_size": 2, "image_size": 16, "patch_size": 2},
+        "own",
+    ),
+    ("ConvNeXt", "ConvNextConfig", CONVNEXT, "own"),
+    ("ConvNeXt V2", "ConvNextV2Config", CONVNEXT, "own"),
+    ("ResNet", "ResNetConfig", STAGES | {"embedding_size": 8}, "flat"),
+    ("DINOv2", "Dinov2Config", PICTURE, "own"),
+    ("DINOv3", "DINOv3ViTConfig", PICTURE | {"num_register_tokens": 2}, "own"),
+    ("ViT-MAE, random masks", "ViTMAEConfig", PICTURE, "cls"),
+]
+SOUND_MODELS = [
+    ("Wav2Vec2", "Wav2Vec2Config", QUIET),
+    ("Wav2Vec2, SpecAugment", "Wav2Vec2Config", {"mask_time_length": 2, "mask_time_prob": 0.3}),
+    (
+        "Wav2Vec2, layer norm",
+        "Wav2Vec2Config",
+        QUIET | {"feat_extract_norm": "layer", "do_stable_layer_norm": True},
+    ),
+    ("HuBERT", "HubertConfig", QUIET),
+    ("WavLM", "WavLMConfig", QUIET),
+]
 CLIP = {"projection_dim": 16}
 CLIP_TEXT, CLIP_PICTURE = SIZE | CLIP | {"max_position_embeddings": 20, "eos_token_id": 2}, PICTURE | CLIP
 SIGLIP_TEXT = SIZE | {"max_position_embeddings": 20, "projection_size": 32}
 OTHERS = [
-    Architecture("ViT", "ViTConfig", PICTURE, kind="pictures", pooling="cls"),
-    Architecture("DeiT", "DeiTConfig", PICTURE, kind="pictures", pooling="cls"),
-    Architecture("BEiT", "BeitConfig", PICTURE, kind="pictures", pooling="own"),
-    Architecture(
-        "Swin",
-        "SwinConfig",
-        {"embed_dim": 8, "depths": [2], "num_heads": [2], "window_size": 2, "image_size": 16, "patch_size": 2},
-        kind="pictures",
-        pooling="own",
+    *(
+        Architecture(name, config, settings, kind="pictures", pooling=pooling)
+        for name, config, settings, pooling in PICTURE_MODELS
     ),
-    Architecture(
-        "ConvNeXt", "ConvNextConfig", STAGES | {"num_stages": 2, "image_size": 32}, kind="pictures", pooling="own"
+    *(
+        Architecture(name, config, WAVE | settings, kind="waves", pooling="frames")
+        for name, config, settings in SOUND_MODELS
     ),
-    Architecture(
-        "ConvNeXt V2",
-        "ConvNextV2Config",
-        STAGES | {"num_stages": 2, "image_size": 32},
-        kind="pictures",
-        pooling="own",
-    ),
-    Architecture("ResNet", "ResNetConfig", STAGES | {"embedding_size": 8}, kind="pictures", pooling="flat"),
-    Architecture("DINOv2", "Dinov2Config", PICTURE, kind="pictures", pooling="own"),
-    Architecture("DINOv3", "DINOv3ViTConfig", PICTURE | {"num_register_tokens": 2}, kind="pictures", pooling="own"),
-    Architecture("ViT-MAE, random masks", "ViTMAEConfig", PICTURE, kind="pictures", pooling="cls"),
-    Architecture("Wav2Vec2", "Wav2Vec2Config", WAVE | QUIET, kind="waves", pooling="frames"),
-    Architecture(
-        "Wav2Vec2, SpecAugment",
-        "Wav2Vec2Config",
-        WAVE | {"mask_time_length": 2, "mask_time_prob": 0.3},
-        kind="waves",
-        pooling="frames",
-    ),
-    Architecture(
-        "Wav2Vec2, layer norm",
-        "Wav2Vec2Config",
-        WAVE | QUIET | {"feat_extract_norm": "layer", "do_stable_layer_norm": True},
-        kind="waves",
-        pooling="frames",
-    ),
-    Architecture("HuBERT", "HubertConfig", WAVE | QUIET, kind="waves", pooling="frames"),
-    Architecture("WavLM", "WavLMConfig", WAVE | QUIET, kind="waves", pooling="frames"),
     Architecture(
         "Whisper encoder",
         "WhisperConfig",
