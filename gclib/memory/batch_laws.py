@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from gclib.chunks import Chunk
 from gclib.distributed import world_size
 from gclib.memory.fake_modules import fake_copy
-from gclib.memory.fake_steps import FakeStep, cache_of, relative
+from gclib.memory.fake_steps import FakeStep, Total, loss_events, relative
 from gclib.memory.flops import FlopsByPhase
 from gclib.memory.laws import CHECKED, FEW, MANY, Law, LawBroken, Piece
 from gclib.memory.ledger import KINDS, record_memory
@@ -324,7 +324,7 @@ class BatchStep(FakeStep):
 
     def _run_at(self, place: int, width: int | None) -> dict[str, np.ndarray]:
         """Value at no rows and growth a row, (events, 2), of each piece at one width; room_at as it is."""
-        laws = {(m["phase"], m["first"]): (m, law) for m, law in self._fitted(place, width)}
+        laws = {(m["phase"], m["first"]): (m, law) for m, law in self._fitted(place, width, retained=True)}
         flops = self._counter.totals
         marks, law = laws["first_forward", True]
         lines = {"forward": law}
@@ -358,15 +358,6 @@ class BatchStep(FakeStep):
         }
         seen |= {f"{phase} FLOPs": np.array([flops.get((phase, 0, 0), 0)]) for phase in RETAINED}
         return seen | {"room_at": np.array([forward.room_at])}
-
-    def _fitted(self, place: int, width: int | None) -> Any:
-        """`_chunk_laws` of retained chunks, without its check: `_checked_fit` makes one."""
-        pieces = self._chunk_run(place, width, (FEW, MANY), retained=True)
-        for phase in sorted({phase for phase, _ in pieces}):
-            first, later = pieces[phase, True], pieces[phase, False]
-            law = Law.line(first.as_later(), later.kind_bytes)
-            for piece, fitted in ((first, law.beside(first.kind_bytes, first.room_at)), (later, law)):
-                yield {"phase": phase, "first": piece is first, "room_at": piece.room_at}, fitted
 
     def _as_chunk_laws(self, place: int, width: int | None, fit: Mapping[str, np.ndarray]) -> ChunkLaws:
         forward, room_at = fit["forward"], int(fit["room_at"][0, 0])
@@ -469,14 +460,12 @@ class MeasuredStep(BatchStep):
         longest = sorted(range(tower.rows), key=lambda row: -lengths[row])
         picked = Chunk(tuple(longest[n % tower.rows] for n in range(2 * MEASURED)), tower.width)
         halves = [tuple(range(first, first + MEASURED))[::-1] for first in (0, MEASURED)]
-        counter, total, modules = FlopsByPhase(), _Total(), modules_of(tower.encoder)
+        counter, total, modules = FlopsByPhase(), Total(), modules_of(tower.encoder)
         with _put_back(modules, tower), record_memory(*modules) as ledger:
             inputs = take(tower.inputs, picked, tower.trimmed)
             options = {"plan": [Chunk(half, untrimmed_width(inputs)) for half in halves], "retain_chunks": 2}
             options |= {"verify": "never", "on_phase": ledger.on_phase}
-            counter.step(
-                grad_cache_step, [tower.encoder], [take(tower.inputs, picked, tower.trimmed)], total, **options
-            )
+            counter.step(grad_cache_step, [tower.encoder], [inputs], total, **options)
         events = {piece.phase: seen.sum(axis=1) for piece, seen in relative(ledger) if piece.chunk == 1}
         flops = [counter.totals[phase, 0, 1] / MEASURED for phase in RETAINED]
         return total.row, self._scaled(tower, modules, events, total.row, flops)
@@ -508,30 +497,14 @@ class MeasuredStep(BatchStep):
         )
 
 
-class _Total(nn.Module):
-    """The sum of representations; it keeps what a row is. It could be trained, so that frozen encoders may be run."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.unused = nn.Parameter(torch.zeros(()))
-
-    def forward(self, reps: Tensor) -> Tensor:
-        self.row = tuple(reps.shape[1:]), reps.dtype
-        return reps.sum()
-
-
 def _real_loss(loss_fn: Any, towers: Sequence[Tower], kinds: Sequence[Any]) -> tuple[np.ndarray, np.ndarray]:
-    """As `FakeStep.cached_loss`, of a loss that can't be faked: it is taken, of zeros, and measured."""
+    """As `FakeStep.cached_loss`, of a loss that can't be faked: it is taken, of zeros, and measured; no copies."""
     modules = modules_of(loss_fn)
     with _put_back(modules, towers[0]), record_memory(*modules) as ledger:
         pairs = zip(towers, kinds, strict=True)
         reps = [torch.zeros(t.rows, *shape, dtype=kind, device=t.tensors[0].device) for t, (shape, kind) in pairs]
-        ledger.on_phase("first_forward", tensors=[("representations", rep) for rep in reps])
-        before = np.array(ledger.events[-1].kind_bytes, dtype=np.int64)
-        held = cache_of(reps, loss_fn, ledger)
-        events = ledger.timeline[-1].kind_bytes - before
-        del held
-    return events, np.zeros_like(before)
+        events, _ = loss_events(reps, loss_fn, ledger)
+    return events, np.zeros_like(events[-1])
 
 
 @contextmanager

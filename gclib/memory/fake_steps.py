@@ -6,8 +6,7 @@ Fake tensors have shapes, dtypes and devices, and no numbers. What is run is `gc
 import math
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager, nullcontext, suppress
-from dataclasses import dataclass
+from contextlib import ExitStack, contextmanager, suppress
 from functools import lru_cache
 from typing import Any
 
@@ -45,15 +44,6 @@ def relative(ledger: MemoryLedger) -> Events:
     start, *pieces = ledger.timeline
     ends = [start.kind_bytes[0], *(piece.kind_bytes[-1] for piece in pieces)]
     return [(piece, piece.kind_bytes - before) for piece, before in zip(pieces, ends, strict=False)]
-
-
-@dataclass(frozen=True)
-class Place:
-    """Where in a step a piece of its timeline belongs: phase, tower and chunk."""
-
-    phase: str
-    tower: int | None
-    chunk: int | None
 
 
 class _Described:
@@ -132,9 +122,6 @@ class FakeStep:
     def _parameter_bytes(self) -> np.ndarray:
         with self._faked(), record_memory(*self.modules) as ledger:
             return np.array(ledger.events[0].kind_bytes, dtype=np.int64)
-
-    def _rehearsal(self) -> Any:
-        return rehearsal(self.ranks) if self.ranks > 1 else nullcontext()
 
     @property
     def trained(self) -> list[nn.Parameter]:
@@ -253,8 +240,10 @@ class FakeStep:
 
     def whole(
         self, step: str, queries: int, negatives: int, widths: tuple[int | None, ...]
-    ) -> list[tuple[Place, np.ndarray]]:
-        """The naive step's pieces; or those of accumulation's first and later chunk of this many queries."""
+    ) -> list[tuple[dict[str, Any], np.ndarray]]:
+        """The naive step's pieces, each with its phase, tower and chunk; or those of accumulation's first and later
+        chunk of this many queries.
+        """
         single = queries == 1
         if not single:
             self._check_loss(queries, negatives, widths)
@@ -268,7 +257,7 @@ class FakeStep:
             return laws
 
         laws = self._kept(("whole", step, negatives, widths, single), fit, with_loss=True)
-        return [(Place(**place), law.at(FEW if single else queries)) for place, law in laws]
+        return [(place, law.at(FEW if single else queries)) for place, law in laws]
 
     def _check_loss(self, queries: int, negatives: int, widths: tuple[int | None, ...]) -> None:
         """Raise LawBroken for a loss that takes other operations for this many queries than for a few: tiles do."""
@@ -321,7 +310,7 @@ class FakeStep:
             if reps.requires_grad:
                 reps.register_hook(lambda gradient: ledger.name_copies(gradient))
 
-        ledger = self.run(grad_cache_step, [sum(sizes)], [width], [encoder], _Total(), on_encoded=on_encoded, **options)
+        ledger = self.run(grad_cache_step, [sum(sizes)], [width], [encoder], Total(), on_encoded=on_encoded, **options)
         room = sum(sizes) * self.row_bytes(encoder, width)
         starts = [start for start, _ in ledger.pieces[1:]]
         pieces = {}
@@ -332,6 +321,15 @@ class FakeStep:
         return pieces
 
     def _chunk_laws(self, encoder: int, width: int | None, retained: bool, single: bool) -> PlacedLaws:
+        """The laws of chunks, once a first forward of CHECKED rows lies on its own. Raises LawBroken where not."""
+        laws = self._fitted(encoder, width, retained, single)
+        if not single:
+            seen = self._chunk_run(encoder, width, (CHECKED,), retained, until="loss")["first_forward", True]
+            law = next(law for marks, law in laws if marks["first"] and marks["phase"] == "first_forward")
+            law.check(CHECKED, seen.kind_bytes)
+        return laws
+
+    def _fitted(self, encoder: int, width: int | None, retained: bool, single: bool = False) -> PlacedLaws:
         """For each phase, a law of later chunks, and a law of the first beside it."""
         pieces = self._chunk_run(encoder, width, (1, 1) if single else (FEW, MANY), retained)
         laws: PlacedLaws = []
@@ -342,15 +340,7 @@ class FakeStep:
             for piece, fitted in ((first, beside), (later, law)):
                 marks = {"room_at": piece.room_at, "encoded_at": piece.encoded_at}
                 laws.append(({"phase": phase, "first": piece is first, **marks}, fitted))
-        if not single:
-            self._check_forward(encoder, width, retained, laws)
         return laws
-
-    def _check_forward(self, encoder: int, width: int | None, retained: bool, laws: list) -> None:
-        """A first forward of CHECKED rows lies on its law. Raises LawBroken where it does not."""
-        seen = self._chunk_run(encoder, width, (CHECKED,), retained, until="loss")["first_forward", True]
-        law = next(law for marks, law in laws if marks["first"] and marks["phase"] == "first_forward")
-        law.check(CHECKED, seen.kind_bytes)
 
     def row_of(self, tower: int, width: int) -> tuple[tuple[int, ...], torch.dtype]:
         """Shape behind the rows, and dtype, of the tower's representations."""
@@ -376,29 +366,18 @@ class FakeStep:
         with self.lock:
             asked = (tuple(rows), tuple(widths))
             if self._last_loss is None or self._last_loss[0] != asked:
-                self._last_loss = (asked, self._loss_law(*asked).at(rows[0]))
+                each = rows[1] // rows[0]  # passages a query, which losses of one law have in common
+                law = HeldLaw(lambda n: self._cached_loss((n, each * n), asked[1]))
+                law = self._loss_laws.setdefault((each, asked[1]), law)
+                self._last_loss = (asked, law.at(rows[0]))
             return self._last_loss[1]
-
-    def _loss_law(self, rows: tuple[int, ...], widths: tuple[int | None, ...]) -> HeldLaw:
-        """The law of losses with as many passages a query."""
-        each = rows[1] // rows[0]
-        if (each, widths) not in self._loss_laws:
-            self._loss_laws[each, widths] = HeldLaw(lambda n: self._cached_loss((n, each * n), widths))
-        return self._loss_laws[each, widths]
 
     def _cached_loss(self, rows: Sequence[int], widths: Sequence[int | None]) -> tuple[np.ndarray, np.ndarray]:
         kinds = [self.row_of(tower, width) for tower, width in enumerate(widths)]
         loss = [self.loss] if isinstance(self.loss, nn.Module) else []
         with self._faked(), record_memory(*loss) as ledger:
             reps = [torch.empty(count, *shape, dtype=dtype) for count, (shape, dtype) in zip(rows, kinds, strict=True)]
-            ledger.on_phase("first_forward", tensors=[("representations", rep) for rep in reps])
-            before = np.array(ledger.events[-1].kind_bytes, dtype=np.int64)
-            held = cache_of(reps, self.loss, ledger)
-            events = ledger.timeline[-1].kind_bytes - before
-            torch.clear_autocast_cache()
-            copies = events[-1] + before - np.array(ledger.events[-1].kind_bytes, dtype=np.int64)
-            del held
-        return events, copies
+            return loss_events(reps, self.loss, ledger)
 
     def _once(self, key: str, compute: Callable[[], Any]) -> Any:
         with self.lock:
@@ -418,7 +397,7 @@ class FakeStep:
             self.mode,
             context,
             kernels,
-            self._rehearsal(),
+            rehearsal(self.ranks),
         ):
             for module in self.modules:
                 module.zero_grad(set_to_none=True)
@@ -435,17 +414,30 @@ def _rows(queries: int, negatives: int) -> tuple[int, int]:
     return queries, queries * (1 + negatives)
 
 
-def cache_of(reps: list[Tensor], loss: Any, ledger: MemoryLedger) -> list[Any]:
-    """Step 2. Its representations are let go of, as the step does; loss and caches are returned."""
+def loss_events(reps: list[Tensor], loss: Any, ledger: MemoryLedger) -> tuple[np.ndarray, np.ndarray]:
+    """Step 2: its bytes relative to its start, and by kind those of autocast's copies at its end.
+
+    The list is emptied, for its representations are let go of, as the step does; loss and caches stay.
+    """
+    ledger.on_phase("first_forward", tensors=[("representations", rep) for rep in reps])
+    before = np.array(ledger.events[-1].kind_bytes, dtype=np.int64)
     leaves = [rep.requires_grad_() for rep in reps]
     reps.clear()
     value = take_loss(leaves, loss, None, ledger.on_phase)
     cache_gradients(value, None, leaves, ledger.on_phase)
-    return [value.detach(), *(leaf.grad for leaf in leaves)]
+    held = [value.detach(), *(leaf.grad for leaf in leaves)]
+    del value, leaves
+    events = ledger.timeline[-1].kind_bytes - before
+    torch.clear_autocast_cache()
+    copies = events[-1] + before - np.array(ledger.events[-1].kind_bytes, dtype=np.int64)
+    del held
+    return events, copies
 
 
-class _Total(nn.Module):
-    """A loss for runs that ask only about the encoder; for the number in it, one that is frozen is run too."""
+class Total(nn.Module):
+    """The sum of representations, a loss for runs that ask only about the encoder; it keeps what a row is. For the
+    number in it, which could be trained, a frozen encoder is run too.
+    """
 
     def __init__(self) -> None:
         super().__init__()
@@ -453,6 +445,7 @@ class _Total(nn.Module):
 
     def forward(self, reps: Tensor) -> Tensor:
         """The sum of all numbers."""
+        self.row = tuple(reps.shape[1:]), reps.dtype
         return reps.sum()
 
 

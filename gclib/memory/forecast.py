@@ -18,7 +18,7 @@ import torch
 from torch import nn
 
 from gclib.memory.fake_modules import check_inputs
-from gclib.memory.fake_steps import FakeStep, Place, fake_step, relative
+from gclib.memory.fake_steps import FakeStep, fake_step, relative
 from gclib.memory.laws import LawBroken
 from gclib.memory.ledger import KINDS, Segment
 from gclib.memory.workload import Workload
@@ -152,14 +152,14 @@ class _Assembly:
         inputs = sum(self.fake.input_bytes(tower, self.rows[tower], self.widths[tower]) for tower in (0, 1))
         self.add("first_forward", _only(inputs=inputs, states=self.fake.state_bytes()))
 
-    def whole(self, queries: int) -> list[tuple[Place, np.ndarray]]:
+    def whole(self, queries: int) -> list[tuple[dict[str, Any], np.ndarray]]:
         """The pieces of the naive step, or of accumulation's first and later chunk of this many queries."""
         return self.fake.whole(self.workload.step, queries, self.workload.negatives, self.widths)
 
     def naive(self) -> None:
         """The whole batch at once."""
         for place, events in self.whole(self.rows[0]):
-            self.add(place.phase, events, tower=place.tower, rows=self.rows[0])
+            self.add(**place, events=events, rows=self.rows[0])
 
     def accumulation(self) -> None:
         """First chunk, like later chunks, a short last one."""
@@ -168,13 +168,13 @@ class _Assembly:
         full, short = divmod(self.rows[0], size)
         for which, count, repeats in ((0, size, 1), (1, size, full - 1), (1, short, 1)):
             if count and repeats:
-                self.add_chunks([piece for piece in self.whole(count) if piece[0].chunk == which], count, repeats)
+                self.add_chunks([piece for piece in self.whole(count) if piece[0]["chunk"] == which], count, repeats)
 
     def add_chunks(self, pieces: list, rows: int, repeats: int) -> None:
         """Accumulation's chunk, piece after piece; later chunks leave nothing behind, so one stands for all."""
         for place, events in pieces:
-            held = self.now + events
-            self.timeline.append(Segment(place.phase, place.tower, place.chunk, rows, repeats, held, 0 * events[-1]))
+            held = {"kind_bytes": self.now + events, "net_bytes": 0 * events[-1]}
+            self.timeline.append(Segment(**place, rows=rows, repeats=repeats, **held))
             self.now = self.now + events[-1]
 
     def grad_cache(self) -> None:
