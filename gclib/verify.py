@@ -55,9 +55,9 @@ def check_towers(
     inputs: Any,
     loss_fn: Any,
     *,
-    mask: Any,
-    on_phase: Any,
-    scaler: Any,
+    mask: Any = None,
+    on_phase: Any = None,
+    scaler: Any = None,
     in_chunks: bool = True,
     token_inputs: Any = None,
 ) -> list[Tower]:
@@ -120,15 +120,10 @@ def check_inputs(inputs: Any, tower: int) -> int:
         raise refuse(name, "must be on one device, and not on meta", f"{sorted(map(str, devices))}")
     if any(tensor.is_inference() for tensor in tensors.values()):
         raise refuse(name, "must not be made under inference_mode, or be cloned outside of it", "an inference tensor")
-    if isinstance(inputs, Mapping):
-        _check_token_ids(inputs, name)
-    return first
-
-
-def _check_token_ids(inputs: Mapping, name: str) -> None:
-    ids = inputs.get("input_ids")
+    ids = inputs.get("input_ids") if isinstance(inputs, Mapping) else None
     if isinstance(ids, Tensor) and (ids.is_floating_point() or ids.dtype == torch.bool):
         raise refuse(f"{name}['input_ids']", "must be whole numbers (torch.long)", str(ids.dtype))
+    return first
 
 
 def _check_devices(tower: Tower) -> None:
@@ -495,10 +490,8 @@ def _check_company(tower: Tower, size: int) -> None:
     count, planned = max(2, min(size, SAMPLED)), [row for chunk in tower.chunks for row in chunk.rows]
     order, width = planned or range(tower.rows), max((chunk.width for chunk in tower.chunks), default=tower.width)
     rows = [order[place * (tower.rows - 1) // (count - 1)] for place in range(count)]
-    backwards, twice = (
-        rows[::-1],
-        [[rows[min(place // 2 * 2 + odd, count - 1)] for place in range(count)] for odd in (0, 1)],
-    )
+    backwards = rows[::-1]
+    twice = [[rows[min(place // 2 * 2 + odd, count - 1)] for place in range(count)] for odd in (0, 1)]
     with torch.no_grad(), _generators_kept(tower) as again:
         encoded = lambda rows: again(lambda: _encode_rows(tower, rows, width))  # noqa: E731
         together, drew = again(lambda: _encode_rows(tower, rows, width), told=True)
