@@ -82,14 +82,14 @@ def plan_alike(encoders: Any, inputs: Any, loss_fn: Any, *, budget_bytes: int, o
 
 def default_budget(encoders: Any, inputs: Any, loss_fn: Any, optimizer: Any = None) -> int:
     """The budget that `plan_step` takes where none is given."""
-    towers = check_towers(encoders, inputs, loss_fn, mask=None, on_phase=None, scaler=None)
+    towers = check_towers(encoders, inputs, loss_fn)
     return StartBytes.of(towers, loss_fn, optimizer).default_budget(towers[0].tensors[0].device)
 
 
 def _planned(encoders: Any, inputs: Any, loss_fn: Any, budget: int | None, optimizer: Any, *, alike: bool) -> StepPlan:
     if budget is not None:
         positive_int("budget_bytes", budget)
-    towers = _untrimmed_where_padded(check_towers(encoders, inputs, loss_fn, mask=None, on_phase=None, scaler=None))
+    towers = _untrimmed_where_padded(check_towers(encoders, inputs, loss_fn))
     start = StartBytes.of(towers, loss_fn, optimizer)
     budget = start.default_budget(towers[0].tensors[0].device) if budget is None else budget
     fake = batch_step(towers)
@@ -122,15 +122,10 @@ def _as_plan(cost: "BatchCost", best: "Candidate", loss: LossBytes, tile: Any, b
             f"{chunks.count:,} chunks of at most {sizes} {unit} take {takes} with {kept} of them retained: {ratio:.2f} "
             "of the naive step's time, by counted FLOPs and the price of calls."
         )
+    cut_by = {"chunk_size": None, cut.name: cut.value}
+    step = "naive" if cut.whole else "grad_cache"
     return StepPlan(
-        "naive" if cut.whole else "grad_cache",
-        cut.value if cut.name == "chunk_size" else None,
-        best.retained,
-        tile,
-        peak,
-        ratio,
-        reason,
-        chunk_tokens=cut.value if cut.name == "chunk_tokens" else None,
+        step, **cut_by, retain_chunks=best.retained, tile_size=tile, peak_bytes=peak, time_ratio=ratio, reason=reason
     )
 
 
@@ -174,9 +169,8 @@ class StartBytes:
         trained = {id(p): p for m in modules.values() for p in m.parameters() if p.requires_grad}.values()
         missing = sum(p.nbytes for p in trained if p.grad is None)
         present = any(p.grad is not None for p in trained)
-        coming = missing * present
         moments, count = _moments(optimizer)
-        coming += sum(moments * p.nbytes + count for p in trained)
+        coming = missing * present + sum(moments * p.nbytes + count for p in trained)
         return cls(ledger.events[-1].total_bytes, coming, present)
 
     def default_budget(self, device: torch.device) -> int:
