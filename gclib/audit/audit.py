@@ -16,6 +16,7 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -272,7 +273,7 @@ def _exam(step: Any, encoders: Any, inputs: Any, loss_fn: Any, *, seed: int, tol
             if not isinstance(encoder, nn.Module):
                 rule = "must be a torch module, so that its gradients can be read"
                 raise refuse(f"encoders[{number}]", rule, type(encoder).__name__)
-    check_towers(encoders, inputs, loss_fn, mask=None, on_phase=None, scaler=None, in_chunks=False)
+    check_towers(encoders, inputs, loss_fn, in_chunks=False)
     for number, given in enumerate(inputs):
         if any(tensor.grad_fn is not None for tensor in named_tensors(given).values()):
             rule = "must not have a graph of their own: detach them, or make that part of the encoder"
@@ -318,8 +319,7 @@ def _find_own_leaves(exam: Exam) -> tuple[Exam, float]:
         leaves = [leaf for leaf in leaves_of(loss) if id(leaf) not in known]
         hidden = tuple(leaf for leaf in leaves if originals.get(id(leaf)) is None)
         found = [originals.get(id(leaf)) if originals.get(id(leaf)) is not None else leaf for leaf in leaves]
-    for leaf in found:
-        own.setdefault(id(leaf), leaf)
+    own |= {id(leaf): leaf for leaf in found}
     for leaf in _trained(exam.encoders):
         own.pop(id(leaf), None)
     return replace(exam, own=tuple(own.values()), hidden=hidden), float(loss.detach())
@@ -328,6 +328,20 @@ def _find_own_leaves(exam: Exam) -> tuple[Exam, float]:
 def _naive(encoders: Sequence[Any], inputs: Sequence[Any], loss_fn: Any) -> Tensor:
     """The oracle: everything with its graph, one loss, one backward."""
     loss = loss_fn(*map(_encode, encoders, inputs))
+    loss.backward()
+    return loss
+
+
+def kept_graphs_step(
+    encoders: Sequence[Any], inputs: Sequence[Any], loss_fn: Any, *, plan: Sequence[Sequence[Chunk]]
+) -> Tensor:
+    """The oracle where random numbers are drawn: each tower's chunks in their order, all graphs kept, one backward."""
+    reps = []
+    for encoder, given, chunks in zip(encoders, inputs, plan, strict=True):
+        parts = torch.cat([_encode(encoder, take(given, chunk)) for chunk in chunks])
+        order = torch.tensor([row for chunk in chunks for row in chunk.rows], device=parts.device)
+        reps.append(parts[order.argsort()])
+    loss = loss_fn(*reps)
     loss.backward()
     return loss
 
@@ -368,8 +382,7 @@ def _sit(step: Step, exam: Exam, training: bool) -> Sitting | None:
     """
     faults: dict[str, str] = {}
     with exam.working(training) as working:
-        options = {"mask": None, "on_phase": None, "scaler": None, "in_chunks": False}
-        for tower in check_towers(exam.encoders, working.inputs, working.loss_fn, **options):
+        for tower in check_towers(exam.encoders, working.inputs, working.loss_fn, in_chunks=False):
             faults = faults_of(tower) | faults
         before = generator_states(*exam.encoders)
         with torch.no_grad():
@@ -594,18 +607,8 @@ def _judge_randomness(sitting: Sitting) -> list[Finding]:
 
 def _judge_kept_graphs(exam: Exam, outcome: Outcome, plan: Sequence[Sequence[Chunk]]) -> list[Finding]:
     """With dropout on: the gradient against the same chunks' kept graphs."""
-
-    def kept(encoders: Sequence[Any], inputs: Sequence[Any], loss_fn: Any) -> Tensor:
-        reps = []
-        for encoder, given, chunks in zip(encoders, inputs, plan, strict=True):
-            parts = torch.cat([_encode(encoder, take(given, chunk)) for chunk in chunks])
-            order = torch.tensor([row for chunk in chunks for row in chunk.rows], device=parts.device)
-            reps.append(parts[order.argsort()])
-        loss = loss_fn(*reps)
-        loss.backward()
-        return loss
-
-    error = _worst_error(outcome.encoders, _run(kept, exam, True).encoders)
+    truth = _run(partial(kept_graphs_step, plan=plan), exam, True)
+    error = _worst_error(outcome.encoders, truth.encoders)
     if error <= exam.tolerance:
         return []
     return [Finding("gradient under dropout", f"it is off by {error:.2g} from the same chunks with their graphs kept.")]
@@ -643,9 +646,8 @@ def _close(exam: Exam, one: float, other: float) -> bool:
 
 
 def _alike(first: Tensor, second: Tensor) -> bool:
-    return first.shape == second.shape and bool(
-        torch.allclose(first.double(), second.double(), rtol=1e-6, atol=1e-9, equal_nan=True)
-    )
+    one, two = first.double(), second.double()
+    return one.shape == two.shape and torch.allclose(one, two, rtol=1e-6, atol=1e-9, equal_nan=True)
 
 
 def _dtype_name(dtype: torch.dtype | None) -> str:

@@ -165,11 +165,8 @@ def working_copy(tensor: Tensor) -> Tensor:
 
 
 def copy_inputs(inputs: Any) -> Any:
-    """One tower's inputs, each tensor a working copy. Raises ValueError for tensors with a graph of their own."""
+    """One tower's inputs, each tensor a working copy."""
     if isinstance(inputs, Tensor):
-        if inputs.grad_fn is not None:
-            rule = "must not have a graph of their own: detach them, or make that part of the encoder"
-            raise refuse("inputs", rule, "a tensor with a grad_fn")
         return working_copy(inputs)
     if isinstance(inputs, Mapping):
         return {name: copy_inputs(value) for name, value in inputs.items()}

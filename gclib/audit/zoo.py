@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from gclib.audit.architectures import ARCHITECTURES, PAIRS, Architecture
+from gclib.audit.audit import kept_graphs_step
 from gclib.audit.gradients import gradients_of, worst_error
 from gclib.chunks import plan_chunks
 from gclib.losses.module import ContrastiveLoss
@@ -124,20 +125,14 @@ def keep_graphs_step(
     encoders: Sequence[nn.Module], inputs: Sequence[Any], loss_fn: Callable[..., Tensor], *, trimmed: bool
 ) -> Tensor:
     """What the cached step must equal where random numbers are drawn: its chunks in its order, all graphs kept."""
-    reps = []
-    for encoder, batch in zip(encoders, inputs, strict=True):
+    plan = []
+    for batch in inputs:
         mask = batch.get("attention_mask")
-        parts, order = [], []
         cut = trimmed and "input_ids" in batch and mask is not None
-        last = [int(row.nonzero().max()) + 1 for row in mask] if cut else [1] * ROWS
-        for chunk in plan_chunks(last, chunk_size=CHUNK, sort=cut):
-            rows = torch.tensor(chunk.rows)
-            parts.append(encoder(**{k: v[rows, : chunk.width] if cut else v[rows] for k, v in batch.items()}))
-            order += chunk.rows
-        reps.append(torch.cat(parts)[torch.tensor(order).argsort()])
-    loss = loss_fn(*reps)
-    loss.backward()
-    return loss.detach()
+        width = 1 if mask is None else mask.shape[1]
+        lengths = [int(row.nonzero().max()) + 1 for row in mask] if cut else [width] * ROWS
+        plan.append(plan_chunks(lengths, chunk_size=CHUNK, sort=cut))
+    return kept_graphs_step(encoders, inputs, loss_fn, plan=plan)
 
 
 class InDouble(TorchFunctionMode):
