@@ -91,15 +91,6 @@ class _CachedDistance(torch.autograd.Function):
 
 
 @dataclass(frozen=True)
-class _Block:
-    """C_q queries against C_p passages."""
-
-    rows: slice
-    columns: slice
-    named: dict[str, int]
-
-
-@dataclass(frozen=True)
 class _Blocks:
     """The distance, taken in blocks of pairs, always in the same order: so one recorded state replays them all."""
 
@@ -117,8 +108,8 @@ class _Blocks:
         """The distance's parameters, whose devices its forward may draw random numbers on."""
         return list(self.distance.parameters()) if isinstance(self.distance, nn.Module) else []
 
-    def each(self, query_reps: Tensor, passage_reps: Tensor, *, again: bool) -> Iterator[_Block]:
-        """Row after row of blocks, and how on_phase names them."""
+    def each(self, query_reps: Tensor, passage_reps: Tensor, *, again: bool) -> Iterator[tuple[slice, slice, dict]]:
+        """Row after row of blocks: its queries, its passages, and how on_phase names it."""
         rows, columns = (
             [chunk.index(reps.device) for chunk in plan_chunks([1] * len(reps), chunk_size=size, sort=False)]
             for reps, size in zip((query_reps, passage_reps), self.sizes, strict=True)
@@ -126,18 +117,18 @@ class _Blocks:
         total = len(rows) * len(columns)
         for number in range(total):
             named = {"chunk": number + again * total, "chunks": 2 * total}
-            yield _Block(rows[number // len(columns)], columns[number % len(columns)], named)
+            yield rows[number // len(columns)], columns[number % len(columns)], named
 
     def evaluate(self, query_reps: Tensor, passage_reps: Tensor) -> Tensor:
         """d_ij = Phi(f(s_i), g(t_j)), equation (10): (B, N), without a graph."""
         distances = None
-        for block in self.each(query_reps, passage_reps, again=False):
-            self.report("loss", **block.named)
+        for rows, columns, named in self.each(query_reps, passage_reps, again=False):
+            self.report("loss", **named)
             with torch.no_grad():
-                part = self.of(query_reps[block.rows], passage_reps[block.columns])
+                part = self.of(query_reps[rows], passage_reps[columns])
             if distances is None:
                 distances = part.new_empty(len(query_reps), len(passage_reps))
-            distances[block.rows, block.columns] = part
+            distances[rows, columns] = part
         return distances
 
     def replay(
@@ -145,16 +136,16 @@ class _Blocks:
     ) -> tuple[Tensor, Tensor]:
         """Backpropagate w block by block, equations (12)-(13): Phi's parameters add to .grad; u and v are returned."""
         gradients = torch.zeros_like(query_reps), torch.zeros_like(passage_reps)
-        for block in self.each(query_reps, passage_reps, again=True):
-            self.report("loss", **block.named, tensors=[("cache", cache)])
-            queries = query_reps[block.rows].detach().requires_grad_()
-            passages = passage_reps[block.columns].detach().requires_grad_()
+        for rows, columns, named in self.each(query_reps, passage_reps, again=True):
+            self.report("loss", **named, tensors=[("cache", cache)])
+            queries = query_reps[rows].detach().requires_grad_()
+            passages = passage_reps[columns].detach().requires_grad_()
             part = self.of(queries, passages)
             if first is not None:
-                check_again("distance", part, first[block.rows, block.columns])
+                check_again("distance", part, first[rows, columns])
             if part.requires_grad:
-                part.backward(cache[block.rows, block.columns])
-            for gradient, at, leaf in zip(gradients, (block.rows, block.columns), (queries, passages), strict=True):
+                part.backward(cache[rows, columns])
+            for gradient, at, leaf in zip(gradients, (rows, columns), (queries, passages), strict=True):
                 if leaf.grad is not None:
                     gradient[at] += leaf.grad
             del part
