@@ -278,9 +278,19 @@ class Softmax:
         """Whether there is a second direction."""
         return len(self.maxima) > 1
 
-    def of_tile(self, block: Logits, tile: Tile, logits: Tensor, scratch: Tensor) -> Tensor:
-        """dLoss/dlogits of one tile over the temperature; the logits, or with two directions `scratch`, hold it."""
-        return _gradient_of_logits(block, tile, logits, self, scratch)
+    @shape_checked
+    def of_tile(self, block: Logits, tile: Tile, logits: Float[Tensor, "R C"], scratch: Tensor) -> Float[Tensor, "R C"]:
+        """dLoss/dlogits of one tile over the temperature: the logits or, with two directions, `scratch` hold it."""
+        of_columns = None
+        if self.symmetric and tile.slot == 0:
+            maximum, scale = self.maxima[1][tile.columns], self.scales[1][tile.columns]
+            of_columns = _kept_exponentials(logits, maximum.unsqueeze(0), _shaped(scratch, logits.shape)).mul_(scale)
+        maximum, scale = self.maxima[0][tile.rows], self.scales[0][tile.rows].unsqueeze(1)
+        of_rows = _kept_exponentials(block.weigh(tile, logits), maximum.unsqueeze(1), logits)
+        gradient = of_rows.mul_(scale) if of_columns is None else of_columns.addcmul_(of_rows, scale)
+        if tile.holds_positives:
+            gradient.diagonal().copy_(self.of_positives[tile.rows])
+        return gradient
 
 
 @dataclass
@@ -320,23 +330,6 @@ def add_gradients(logits: Logits, softmax: Softmax, gradients: Gradients) -> Non
             gradients.queries[rows] += of_rows.total()
     if gradients.temperature is not None:
         gradients.temperature -= of_temperature.total()
-
-
-@shape_checked
-def _gradient_of_logits(
-    block: Logits, tile: Tile, logits: Float[Tensor, "R C"], softmax: Softmax, scratch: Tensor
-) -> Float[Tensor, "R C"]:
-    """dLoss/dlogits of one tile over the temperature, in place of the logits or, with two directions, in `scratch`."""
-    of_columns = None
-    if softmax.symmetric and tile.slot == 0:
-        maximum, scale = softmax.maxima[1][tile.columns], softmax.scales[1][tile.columns]
-        of_columns = _kept_exponentials(logits, maximum.unsqueeze(0), _shaped(scratch, logits.shape)).mul_(scale)
-    maximum, scale = softmax.maxima[0][tile.rows], softmax.scales[0][tile.rows].unsqueeze(1)
-    of_rows = _kept_exponentials(block.weigh(tile, logits), maximum.unsqueeze(1), logits)
-    gradient = of_rows.mul_(scale) if of_columns is None else of_columns.addcmul_(of_rows, scale)
-    if tile.holds_positives:
-        gradient.diagonal().copy_(softmax.of_positives[tile.rows])
-    return gradient
 
 
 def _kept_exponentials(logits: Tensor, maximum: Tensor, out: Tensor) -> Tensor:
