@@ -89,8 +89,3 @@ class Directions:
     def copies(self) -> int:
         """How often a softmax counts the positive: query to passage, and under the same sum passage to query."""
         return 2 if self.both and self.joint else 1
-
-    @property
-    def within(self) -> tuple[str, ...]:
-        """Those of one kind of text among itself."""
-        return tuple(name for name in self.names if name not in (QP, PQ))

@@ -57,15 +57,12 @@ class Rule:
                 if tensor.device != device:
                     raise refuse("mask", f"must be a rule on {device}", tensor.device)
 
-    def with_known(self, queries: Known, passages: Known) -> "Rule":
-        """The same rule of other texts."""
-        other = copy.copy(self)
-        other.queries, other.passages = queries, passages
-        return other
-
     def __getitem__(self, part: tuple[slice, slice]) -> "Rule":
         queries, passages = part
-        return self.with_known(tuple(t[queries] for t in self.queries), tuple(t[passages] for t in self.passages))
+        rule = copy.copy(self)
+        rule.queries = tuple(tensor[queries] for tensor in self.queries)
+        rule.passages = tuple(tensor[passages] for tensor in self.passages)
+        return rule
 
     def __or__(self, other: "Rule") -> "Rule":
         return Rules((self, other))
@@ -87,9 +84,7 @@ class SameIds(Rule):
     """
 
     def __init__(self, query_ids: Tensor | Sequence[int], passage_ids: Tensor | Sequence[int]):
-        query_ids, passage_ids = (
-            _ids(name, ids) for name, ids in (("query_ids", query_ids), ("passage_ids", passage_ids))
-        )
+        query_ids, passage_ids = _ids("query_ids", query_ids), _ids("passage_ids", passage_ids)
         group = _group_size("passage_ids", query_ids, passage_ids)
         self.queries = query_ids, passage_ids[::group].contiguous()
         self.passages = query_ids.repeat_interleave(group), passage_ids
@@ -224,12 +219,11 @@ class _Matrix(Rule):
 
 def as_rule(mask: Any, queries: int, passages: int, device: torch.device) -> Rule | None:
     """The rule, or the (B, N) bool tensor as one, or None; ValueError for what is neither or doesn't fit the batch."""
-    if mask is None or isinstance(mask, Rule):
-        if mask is not None:
-            mask.check(queries, passages, device)
+    if isinstance(mask, Rule):
+        mask.check(queries, passages, device)
         return mask
     check_mask(mask, queries, passages, device)
-    return _Matrix(mask)
+    return None if mask is None else _Matrix(mask)
 
 
 def refuse_matrix(mask: Any) -> None:

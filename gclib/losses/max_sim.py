@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from gclib.losses.tiled import refuse_second_derivative
+from gclib.losses.tiled import like, refuse_second_derivative
 from gclib.support.validation import describe, positive_int, positive_number, refuse
 
 
@@ -93,13 +93,7 @@ class _TiledMaxSim(torch.autograd.Function):
                     of_queries[rows] += (pull @ right.flatten(0, 1)).view_as(left)
                 if of_passages is not None:
                     of_passages[columns] += (pull.T @ left.flatten(0, 1)).view_as(right)
-        gradients = zip((of_queries, of_passages), (queries, passages), strict=True)
-        return (
-            *(None if gradient is None else gradient.to(reps.dtype) for gradient, reps in gradients),
-            None,
-            None,
-            None,
-        )
+        return like(queries, of_queries), like(passages, of_passages), None, None, None
 
 
 def _tiles(queries: Tensor, passages: Tensor, side: int) -> Iterator[tuple[slice, slice]]:
