@@ -249,7 +249,9 @@ def _once_more_around(
     of_positives = new_zeros(*own.positives.shape) if set(ring.names) & {PP, POSITIVES} else None
     of_own = Side(new_zeros(*queries.shape), of_positives, None)
     of_temperature = new_zeros() if with_temperature else None
-    columns, arriving = _columns_of(softmax) if ring.directions.both else None, []
+    # (b, 2): maximum and scale of this rank's columns, as they travel
+    columns = torch.stack([softmax.maxima[-1], softmax.scales[-1]], dim=1) if ring.directions.both else None
+    arriving = []
     for hop in range(ring.size):
         last = hop + 1 == ring.size
         leaving = [*here, *([] if columns is None else [columns])]
@@ -274,11 +276,6 @@ def _once_more_around(
     if of_positives is not None:
         of_texts[0][:: ring.group_size] += of_positives
     return of_own.queries, of_texts[0], of_temperature
-
-
-def _columns_of(softmax: Softmax) -> Tensor:
-    """(b, 2): maximum and scale of this rank's columns, as they travel."""
-    return torch.stack([softmax.maxima[-1], softmax.scales[-1]], dim=1)
 
 
 def _with_columns(softmax: Softmax, columns: Tensor | None) -> Softmax:
