@@ -179,10 +179,11 @@ def rows_of_ranks(*tensors: Tensor, group: Any = None) -> list[int]:
 
 def numbers_of_ranks(own: Sequence[int], device: torch.device, *, group: Any = None) -> list[list[int]]:
     """Every rank's ints, equally many on each, in one small message; a card waits until they are read."""
-    if is_rehearsal():
-        return [list(own)] * world_size()
+    ranks = world_size(group)
+    if ranks == 1 or is_rehearsal():
+        return [list(own)] * ranks
     numbers = torch.tensor(own, device=device)
-    received = [torch.empty_like(numbers) for _ in range(world_size(group))]
+    received = [torch.empty_like(numbers) for _ in range(ranks)]
     with waiting_for_ranks("the exchange of shapes"):
         all_gather(received, numbers, group=group)
     return [part.tolist() for part in received]
@@ -370,25 +371,21 @@ def own_sync_off(encoders: Sequence[Any]) -> Iterator[None]:
     """
     units = [unit for unit in sharded_units(encoders) if unit not in _kept]
     task = torch._C._current_graph_task_id()
+
+    def shard_again(unit: Any, inputs: Any, output: Any) -> None:
+        """Not while a backward inside of this one runs the unit (checkpointing)."""
+        if torch._C._current_graph_task_id() == task:
+            unit.reshard()
+
     with ExitStack() as stack:
         for module in data_parallel(encoders):
             stack.enter_context(module.no_sync())
         for unit in units if task != -1 else ():
             if unit not in roots_of(units):
-                stack.callback(unit.register_forward_hook(_sharding_again(task)).remove)
+                stack.callback(unit.register_forward_hook(shard_again).remove)
         for unit in units:
             stack.callback(unit.reshard)
         yield
-
-
-def _sharding_again(task: int) -> Any:
-    """A forward hook that shards the unit again; not while a backward inside of this one runs it (checkpointing)."""
-
-    def shard_again(unit: Any, inputs: Any, output: Any) -> None:
-        if torch._C._current_graph_task_id() == task:
-            unit.reshard()
-
-    return shard_again
 
 
 def roots_of(units: Sequence[Any]) -> list[Any]:
@@ -425,7 +422,8 @@ def weights_kept(*modules: nn.Module, reduce_once: bool = True) -> Iterator[None
         yield
         for unit in roots_of(units) if reduce_once else ():
             unit.set_requires_gradient_sync(True)
-            _reduce_what_is_held(unit)
+            # What FSDP does when a backward through this root is over, without a public name: what is held is reduced.
+            unit._get_fsdp_state()._root_post_backward_final_callback()
     except BaseException:
         for unit in roots_of(units):
             for name in names[unit]:
@@ -447,8 +445,3 @@ def _set_keeping(units: Sequence[Any], on: bool, reduce_once: bool) -> None:
         unit.set_reshard_after_backward(not on, recurse=False)
         unit.set_requires_gradient_sync(not (on and reduce_once), recurse=False)
         unit.reshard()
-
-
-def _reduce_what_is_held(root: Any) -> None:
-    """What FSDP does when a backward through this root is over: reduce what its units hold. It has no public name."""
-    root._get_fsdp_state()._root_post_backward_final_callback()

@@ -1,13 +1,12 @@
 """The chunks of a run that leaves them to the machine (`--chunk-size auto`): planned once, for the longest texts."""
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from gclib.data.pairs import TextPair
-from gclib.distributed import Rank, all_gather
+from gclib.distributed import Rank, numbers_of_ranks
 from gclib.memory.plan import StepPlan
 from gclib.memory.step_plan import default_budget, plan_alike
 from gclib.support.modules import training_mode
@@ -37,7 +36,8 @@ def planned_chunks(
         training_mode([encoder, loss_fn], True),
         torch.autocast(rank.device.type, dtype=torch.bfloat16, enabled=autocast),
     ):
-        budget = _least(default_budget(towers, inputs, loss_fn, optimizer) // _sharing(rank), rank)
+        budget = default_budget(towers, inputs, loss_fn, optimizer) // _sharing(rank)
+        budget = min(least for [least] in numbers_of_ranks([budget], rank.device))
         plan = plan_alike(towers, inputs, loss_fn, budget_bytes=budget, optimizer=optimizer)
     if plan.tile_size != settings.tile_size:
         rule = "must be given: the logits leave no room for a chunk; there is with"
@@ -60,13 +60,3 @@ def _full(rows: int, width: int, device: torch.device) -> dict[str, Tensor]:
 def _sharing(rank: Rank) -> int:
     """The processes that share this one's memory: on processors all of them, at worst."""
     return rank.world_size if rank.device.type == "cpu" else 1
-
-
-def _least(own: int, rank: Rank) -> int:
-    """The least of all processes' numbers."""
-    if rank.world_size == 1:
-        return own
-    number = torch.tensor([own], device=rank.device)
-    received: list[Any] = [torch.empty_like(number) for _ in range(rank.world_size)]
-    all_gather(received, number)
-    return min(int(each) for each in received)
