@@ -31,6 +31,14 @@ class Preset:
     settings: Mapping[str, Any] = field(default_factory=dict)
 
 
+QWEN3_LARGE = {  # what the larger ones have in common
+    "vocab_size": 151_665,
+    "num_hidden_layers": 36,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 8,
+    "head_dim": 128,
+    "max_position_embeddings": 40_960,
+}
 PRESETS: dict[str, Preset] = {
     "bert-base-uncased": Preset(
         "BertConfig", "cls", 108_891_648, "google-bert/bert-base-uncased, the encoder of DPR (Karpukhin et al. 2020)"
@@ -146,32 +154,14 @@ PRESETS: dict[str, Preset] = {
         "last",
         4_021_774_336,
         "Qwen/Qwen3-Embedding-4B",
-        {
-            "vocab_size": 151_665,
-            "hidden_size": 2560,
-            "intermediate_size": 9728,
-            "num_hidden_layers": 36,
-            "num_attention_heads": 32,
-            "num_key_value_heads": 8,
-            "head_dim": 128,
-            "max_position_embeddings": 40_960,
-        },
+        QWEN3_LARGE | {"hidden_size": 2560, "intermediate_size": 9728},
     ),
     "qwen3-8b": Preset(
         "Qwen3Config",
         "last",
         7_567_295_488,
         "Qwen/Qwen3-Embedding-8B",
-        {
-            "vocab_size": 151_665,
-            "hidden_size": 4096,
-            "intermediate_size": 12_288,
-            "num_hidden_layers": 36,
-            "num_attention_heads": 32,
-            "num_key_value_heads": 8,
-            "head_dim": 128,
-            "max_position_embeddings": 40_960,
-        },
+        QWEN3_LARGE | {"hidden_size": 4096, "intermediate_size": 12_288},
     ),
     "e5-mistral-7b": Preset(
         "MistralConfig",
