@@ -36,12 +36,12 @@ def command(arguments: argparse.Namespace) -> int:
         settings = settings_for(typed_settings(arguments))
         with fewer_words(quiet=True):
             metrics = evaluate(settings, arguments.split)
-    except ValueError as error:
-        return _failed(2, error)
-    except (OSError, MemoryError, RuntimeError) as error:
-        if not is_of_the_machine(error):
+    except (ValueError, OSError, MemoryError, RuntimeError) as error:
+        refused = isinstance(error, ValueError)
+        if not refused and not is_of_the_machine(error):
             raise
-        return _failed(1, error)
+        print(error_line("evaluate", error), file=sys.stderr)
+        return 2 if refused else 1
     print(format_table(["metric", settings.model], [[name, f"{value:.3f}"] for name, value in metrics.items()]))
     return 0
 
@@ -82,8 +82,3 @@ def evaluate(settings: Settings, split: str = "test") -> dict[str, float]:
         encoder.to(rank.device)
         lengths = {"query_length": settings.query_length, "passage_length": settings.passage_length}
         return retrieval_metrics((encoder, encoder), prefixed(pairs, settings), tokenizer, **lengths)
-
-
-def _failed(status: int, error: BaseException) -> int:
-    print(error_line("evaluate", error), file=sys.stderr)
-    return status
