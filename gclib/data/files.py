@@ -225,7 +225,7 @@ def _dataset(name_or_folder: str, config: str | None, split: str) -> Any:
         rule = f"{missing}, and {what} needs the datasets library (pip install datasets)"
         raise refuse("name_or_folder", rule, f"{name_or_folder!r} and no such library") from error
     try:
-        if _was_saved_to_disk(name_or_folder):
+        if any(Path(name_or_folder, name).is_file() for name in ("state.json", "dataset_dict.json")):  # saved to disk
             splits = datasets.load_from_disk(name_or_folder)
         else:
             splits = datasets.load_dataset(name_or_folder, config)
@@ -238,11 +238,6 @@ def _dataset(name_or_folder: str, config: str | None, split: str) -> Any:
         rule = f"must be a retrieval set that can be read ({error.__cause__ or error}{missing})"
         raise refuse("name_or_folder", rule, name_or_folder) from error
     return splits[one_of("split", split, tuple(splits))] if isinstance(splits, dict) else splits
-
-
-def _was_saved_to_disk(folder: str) -> bool:
-    """Whether `save_to_disk` wrote the folder: a set, or a dictionary of splits."""
-    return any(Path(folder, name).is_file() for name in ("state.json", "dataset_dict.json"))
 
 
 def _is_blank(value: Any) -> bool:

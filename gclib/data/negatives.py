@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from gclib.data.pairs import TextPair, check_pairs
+from gclib.data.pairs import TextPair, check_pairs, texts_of
 from gclib.support.validation import int_at_least, positive_int, refuse
 
 DEPTH = 4  # candidates that each hard negative is drawn from: the best DEPTH * per_query
@@ -98,7 +98,7 @@ def pair_ids(pairs: Sequence[TextPair]) -> tuple[list[int], list[int]]:
     right for a query by way of a third pair. Raises ValueError for no pairs, or unlike numbers of negatives.
     """
     size = 2 + len(check_pairs(pairs)[0].negatives)
-    numbers = twin_numbers([text for pair in pairs for text in (pair.query, pair.passage, *pair.negatives)])
+    numbers = twin_numbers(texts_of(pairs))
     return numbers[::size], [number for place, number in enumerate(numbers) if place % size]
 
 

@@ -25,7 +25,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from gclib.data.negatives import twin_numbers
-from gclib.data.pairs import TextPair, check_pairs
+from gclib.data.pairs import TextPair, check_pairs, texts_of
 from gclib.support.validation import int_at_least, positive_int, refuse
 
 _NONE: frozenset[int] = frozenset()
@@ -69,8 +69,8 @@ def draw_batches(
         first, count = texts.own_faults[0], len(texts.own_faults)
         warnings.warn(f"{count} pairs have a hard negative that is right for their own query: {first}", stacklevel=2)
     drawn = _epoch(texts, batch_size, seed, epoch)
-    _tell(texts, drawn)
-    batches = itertools.islice(_drawn(pairs, texts, drawn, seed, epoch), batch, None)
+    warned = _tell(texts, drawn)
+    batches = itertools.islice(_drawn(pairs, texts, drawn, warned, seed, epoch), batch, None)
     return ((number, members[rows]) for number, members in batches)
 
 
@@ -224,7 +224,7 @@ class _Texts:
 
     @classmethod
     def of(cls, pairs: Sequence[TextPair], ids: Sequence[Hashable] | None = None) -> "_Texts":
-        numbers = twin_numbers([text for pair in pairs for text in (pair.query, pair.passage, *pair.negatives)])
+        numbers = twin_numbers(texts_of(pairs))
         size = 2 + len(pairs[0].negatives)
         rows = [numbers[start : start + size] for start in range(0, len(numbers), size)]
         repeated = {number for number, count in Counter(numbers).items() if count > 1}
@@ -243,9 +243,9 @@ class _Texts:
                 faults.append(f"pairs[{place}]")
         shared = [] if ids is None else [key for key, count in Counter(ids).items() if count > 1 and key is not None]
         numbers_of_ids = {key: frozenset((-2 - place,)) for place, key in enumerate(shared)}
-        for place, number in ((place, numbers_of_ids.get(key, _NONE)) for place, key in enumerate(ids or ())):
+        for place, key in enumerate(ids or ()):
             for texts in (own, right, held):
-                texts[place] |= number
+                texts[place] |= numbers_of_ids.get(key, _NONE)
         shared_by = "text" if ids is None else "text or id"
         return cls(own, right, held, Counter(itertools.chain.from_iterable(own)), faults, shared_by)
 
@@ -262,14 +262,12 @@ class _Texts:
 
 
 def _drawn(
-    pairs: Sequence[TextPair], texts: _Texts, first: list[list[int]], seed: int, epoch: int
+    pairs: Sequence[TextPair], texts: _Texts, batches: list[list[int]], warned: bool, seed: int, epoch: int
 ) -> Iterator[tuple[int, list[TextPair]]]:
-    warned, batches = any(map(texts.meeting, first)), first
     for number in itertools.count(epoch):
         if number > epoch:
-            batches = _epoch(texts, len(first[0]), seed, number)
-            if not warned:
-                warned = _tell(texts, batches)
+            batches = _epoch(texts, len(batches[0]), seed, number)
+            warned = warned or _tell(texts, batches)
         for batch in batches:
             yield number, [pairs[row] for row in batch]
 
