@@ -146,25 +146,14 @@ _ALWAYS: dict[Any, Callable] = {
     torch.dropout: fused_dropout,
     F.scaled_dot_product_attention: fused_attention,
 }
+_COPIED = (F.cosine_similarity, F.layer_norm, torch.layer_norm, F.group_norm)
+_COPIED += (torch.exp, torch.pow, torch.rsqrt, torch.logsumexp, torch.log, torch.log1p, torch.reciprocal)
+_COPIED += (Tensor.exp, Tensor.pow, Tensor.__pow__, Tensor.rsqrt, Tensor.logsumexp, Tensor.log)
+_WIDENED = (F.softmax, torch.softmax, Tensor.softmax, F.log_softmax, torch.log_softmax, Tensor.log_softmax)
+_WIDENED += (torch.sum, Tensor.sum, torch.cumsum, Tensor.cumsum, torch.prod, Tensor.prod)
 _UNDER_AUTOCAST: dict[Any, Callable] = {
     F.normalize: _normalized,
     F.cross_entropy: _cross_entropy,
-    F.cosine_similarity: _in_float32(F.cosine_similarity),
-    **{function: _in_float32(function) for function in (F.layer_norm, torch.layer_norm, F.group_norm)},
-    **{
-        function: _in_float32(function)
-        for function in (torch.exp, torch.pow, torch.rsqrt, torch.logsumexp, torch.log, torch.log1p, torch.reciprocal)
-    },
-    **{
-        function: _in_float32(function)
-        for function in (Tensor.exp, Tensor.pow, Tensor.__pow__, Tensor.rsqrt, Tensor.logsumexp, Tensor.log)
-    },
-    **{
-        function: _to_float32(function)
-        for function in (F.softmax, torch.softmax, Tensor.softmax, F.log_softmax, torch.log_softmax, Tensor.log_softmax)
-    },
-    **{
-        function: _to_float32(function)
-        for function in (torch.sum, Tensor.sum, torch.cumsum, Tensor.cumsum, torch.prod, Tensor.prod)
-    },
+    **{function: _in_float32(function) for function in _COPIED},
+    **{function: _to_float32(function) for function in _WIDENED},
 }

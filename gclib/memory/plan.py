@@ -237,7 +237,11 @@ def _cached(budget_bytes: int, naive_bytes: int, tile: int | None, chunks: _Chun
 
     @cache
     def plan(size: int) -> StepPlan:
-        return _with_retained(budget_bytes, tile, chunks.of(size), chunks.fake, price)
+        """For these chunks, with as many of them retained as fit."""
+        retained = _most_retained(chunks.of(size), budget_bytes, chunks.fake)
+        workload = replace(chunks.of(size), retain_chunks=retained)
+        peak = forecast_workload(workload, chunks.fake).peak_bytes
+        return StepPlan("grad_cache", workload.chunk_size, retained, tile, peak, price.time_ratio(workload), "")
 
     def quick(sizes: Iterable[int], limit: float) -> int:
         return max(size for size in sizes if chunks.fits(size, budget_bytes) and plan(size).time_ratio <= limit)
@@ -253,16 +257,6 @@ def _cached(budget_bytes: int, naive_bytes: int, tile: int | None, chunks: _Chun
         f"retained: {best.time_ratio:.2f} of the naive step's time, by counted FLOPs and the price of calls."
     )
     return replace(best, reason=reason)
-
-
-def _with_retained(
-    budget_bytes: int, tile: int | None, workload: Workload, fake: FakeStep, price: "StepPrice"
-) -> StepPlan:
-    """The plan for these chunks, with as many of them retained as fit."""
-    retained = _most_retained(workload, budget_bytes, fake)
-    workload = replace(workload, retain_chunks=retained)
-    peak = forecast_workload(workload, fake).peak_bytes
-    return StepPlan("grad_cache", workload.chunk_size, retained, tile, peak, price.time_ratio(workload), "")
 
 
 @dataclass(frozen=True)

@@ -26,7 +26,7 @@ PHASE_WORDS = {
     "replay": "second forward\nand backward",
     "average": "average of\ngradients",
 }
-TOWER_WORDS = ("queries", "passages")
+TOWER_WORDS = {None: "", 0: "queries", 1: "passages"}
 
 
 @dataclass(frozen=True)
@@ -238,7 +238,7 @@ def _phase_label(panels: Sequence[Panel], replays: bool) -> str:
     if first.phase == "first_forward" and not replays:
         words = "forward"
     pieces = sum(len(panel.pieces) for panel in panels)
-    tower = "" if first.tower is None else _tower_word(first.tower)
+    tower = TOWER_WORDS.get(first.tower, f"tower {first.tower}")
     times = f"× {pieces:,}" if pieces > 1 else ""
     below = " ".join(part for part in (tower, times) if part)
     return f"{words}\n{below}" if below else words
@@ -246,7 +246,3 @@ def _phase_label(panels: Sequence[Panel], replays: bool) -> str:
 
 def _chunk_label(panel: Panel) -> str:
     return f"… × {len(panel.pieces):,}" if panel.between else f"chunk {panel.pieces.start + 1:,}"
-
-
-def _tower_word(tower: int) -> str:
-    return TOWER_WORDS[tower] if tower < len(TOWER_WORDS) else f"tower {tower}"
