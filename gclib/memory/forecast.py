@@ -124,7 +124,7 @@ def forecast_workload(workload: Workload, fake: FakeStep | None = None) -> Memor
             return MemoryForecast(workload.step, _Assembly(fake, start, workload).lay() + after)
         except LawBroken:
             pass
-    return MemoryForecast(workload.step, _fake_run(fake, start, workload) + after, exact_law=False)
+    return MemoryForecast(workload.step, _Assembly(fake, start, workload).run() + after, exact_law=False)
 
 
 class _Assembly:
@@ -139,6 +139,19 @@ class _Assembly:
     def lay(self) -> list[Segment]:
         """The step's timeline: its pieces laid end to end, each from its law."""
         {"naive": self.naive, "accumulation": self.accumulation, "grad_cache": self.grad_cache}[self.workload.step]()
+        return self.timeline
+
+    def run(self) -> list[Segment]:
+        """The same for rows of unlike lengths, and where no law holds: the whole step is run with fake tensors."""
+        workload, options = self.workload, {}
+        if workload.step == "accumulation":
+            options["chunk_size"] = workload.chunk_rows[0]
+            _refuse_too_many(-(-workload.batch_size // workload.chunk_rows[0]))
+        elif workload.step == "grad_cache":
+            options = {"plan": workload.chunks(), "retain_chunks": workload.retain_chunks}
+            _refuse_too_many(sum(map(len, options["plan"])))
+        for piece, events in relative(self.fake.run(STEPS[workload.step], self.rows, self.widths, **options)):
+            self.add(piece.phase, events, tower=piece.tower, chunk=piece.chunk)
         return self.timeline
 
     def add(self, phase: str, events: np.ndarray, *, tower=None, chunk=None, rows=None, repeats: int = 1) -> None:
@@ -242,23 +255,6 @@ def chunk_groups(
     for number, (tower, size, count) in enumerate(groups):
         split += [(tower, size, retained[number], True), (tower, size, count - retained[number], False)]
     return [group for group in split if group[2]]
-
-
-def _fake_run(fake: FakeStep, start: np.ndarray, workload: Workload) -> list[Segment]:
-    """The whole step with fake tensors: for rows of unlike lengths, and where no law holds."""
-    options: dict[str, Any] = {}
-    if workload.step == "accumulation":
-        options["chunk_size"] = workload.chunk_rows[0]
-        _refuse_too_many(-(-workload.batch_size // workload.chunk_rows[0]))
-    elif workload.step == "grad_cache":
-        options = {"plan": workload.chunks(), "retain_chunks": workload.retain_chunks}
-        _refuse_too_many(sum(map(len, options["plan"])))
-    ledger = fake.run(STEPS[workload.step], workload.rows, workload.widths, **options)
-    now, timeline = start, [_start(start)]
-    for segment, events in relative(ledger):
-        timeline.append(Segment(segment.phase, segment.tower, segment.chunk, None, 1, now + events, events[-1]))
-        now = now + events[-1]
-    return timeline
 
 
 def _average(fake: FakeStep, start: np.ndarray, workload: Workload) -> Segment:
