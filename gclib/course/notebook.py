@@ -24,11 +24,12 @@ from gclib.audit.gradients import compare_gradients, gradients_by_part, gradient
 from gclib.course import plots
 from gclib.course.chapters import PROJECT
 from gclib.course.checks.predictions import after_prediction, predict, recall, show_back
-from gclib.course.memory_lab.answers import LabSettings
+from gclib.course.memory_lab.answers import LabSettings, forecast_of, obstacle
 from gclib.course.memory_lab.run import LiveRun
 from gclib.course.widgets.base import Lab
 from gclib.data.pairs import TextPair, load_pairs
 from gclib.data.tokens import train_tokenizer
+from gclib.memory.devices import memory_of, ram_bytes
 from gclib.memory.ledger import record_memory
 from gclib.memory.recording import Recording
 from gclib.memory.recording import load_recordings as read_recordings
@@ -111,9 +112,12 @@ def peak_of(step: Callable, *modules: nn.Module) -> int:
 def run_here(settings: LabSettings) -> LiveRun:
     """One real step of these settings on this machine; the run that is returned has its ledger.
 
-    Raises RuntimeError, in the run's own words, where the step did not finish.
+    Raises RuntimeError, in words, where the step would not fit into what is free here, or did not finish.
     """
     run = LiveRun(settings)
+    card_free = memory_of(run.device)[0] if run.device.type == "cuda" else None
+    if refusal := obstacle(forecast_of(run.settings), ram_bytes()[1], card_free_bytes=card_free):
+        raise RuntimeError(refusal)
     if run.run().ending != "finished":
         raise RuntimeError(run.result.error)
     return run

@@ -34,6 +34,8 @@ AuditLab(encoders, texts, ContrastiveLoss(0.1, learnable=True), seed=2)""",
 }
 
 
+WIDE_TEXT = "\n".join("|" + cell * 40 for cell in ("unbreakable_word|", "---|", "0.123456789|"))
+
 # What a person can work. A number's readout is a field too; a choice's is not, as typing there does nothing.
 CONTROLS = "button, select, input, textarea, summary, [role=slider], [role=textbox]"
 LOOKS = "looks = element => (({outlineStyle, outlineWidth}) => [outlineStyle, outlineWidth])(getComputedStyle(element))"
@@ -68,9 +70,19 @@ def gallery(chromium, lab, lab_folder):
 def write_gallery(folder: Path, names: Iterable[str], file: str = "gallery.ipynb") -> str:
     """A notebook that shows these widgets, a cell each; its name. A file of its own gets a kernel of its own."""
     notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(WIDGETS[name]) for name in names])
+    notebook.cells += [nbformat.v4.new_markdown_cell(text) for text in ("A short text.", WIDE_TEXT)]
     notebook.metadata.kernelspec = {"display_name": "Python 3 (ipykernel)", "language": "python", "name": "python3"}
     nbformat.write(notebook, folder / file)
     return file
+
+
+def test_a_text_wider_than_the_page_is_reached_by_tab_and_a_short_one_is_not(gallery):
+    short, wide = (gallery.page.locator(".jp-MarkdownCell .jp-RenderedMarkdown").nth(place) for place in (0, 1))
+    wide.scroll_into_view_if_needed()
+    wait_until(lambda: wide.get_attribute("tabindex") == "0", lambda: wide.evaluate("text => text.outerHTML"))
+    assert wide.evaluate("text => text.scrollWidth > text.clientWidth") and short.get_attribute("tabindex") is None
+    wide.press("ArrowRight")
+    wait_until(lambda: wide.evaluate("text => text.scrollLeft") > 0, lambda: "an arrow key does not scroll it")
 
 
 def answers(page, cell, handle) -> bool:

@@ -103,6 +103,13 @@ def test_a_real_step_has_the_peak_of_its_forecast():
     assert run.result.ending == "finished" and run.ledger.peak_bytes == forecast_of(settings).peak_bytes
 
 
+def test_a_step_that_would_not_fit_is_refused_before_it_starts(monkeypatch):
+    monkeypatch.setattr(notebook, "ram_bytes", lambda: (2**34, 2**20))
+    monkeypatch.setattr(notebook.LiveRun, "run", lambda self: pytest.fail("it was started"))
+    with pytest.raises(RuntimeError, match=r"^Not run: the forecast is .* this machine has 1.00 MiB free"):
+        notebook.run_here(LabSettings(step="naive", model="tiny", batch_size=64, length=32))
+
+
 def test_a_step_that_fails_says_why(monkeypatch):
     def fail(self):
         raise MemoryError("not enough of it")

@@ -26,7 +26,7 @@ PICTURE = ROOT / "notebooks" / "images" / "naive_and_cached.png"
 ST = "sentence-transformers' cached loss"
 PLACES = {
     "notebooks/": "the course, one chapter a notebook; `solutions/` has the worked answers",
-    "data/": "the data card, and steps recorded on graphics cards",
+    "data/": "the data card; trainings, and steps on graphics cards, as recorded",
     "tests/": "mirrors gclib; `project/` holds README, pins and notebooks together",
 }
 

@@ -193,7 +193,7 @@ def _part(fake: FakeStep, settings: LabSettings, step: str, single: bool, table:
         pieces = []
         for same in zip(*runs, strict=True):
             place, events = same[0][0], table.sequence(_differences([events for _, events in same]))
-            pieces.append({"phase": place.phase, "tower": place.tower, "chunk": place.chunk, "events": events})
+            pieces.append(place | {"events": events})
         return pieces
     chunks = {}
     for tower in (0, 1):

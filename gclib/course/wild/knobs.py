@@ -48,7 +48,7 @@ KNOBS: dict[str, tuple[str, ...]] = {
         '`across="gather"` or `across="ring"`',
         "`gather_across_devices`",
         "its distributed loss",
-        "`--gather-with-grad`, with `--local-loss`",
+        "always; their gradient: `--gather-with-grad`, with `--local-loss`",
         "always, under DDP",
         "`gather_across_devices`",
     ),

@@ -46,7 +46,7 @@ function mend(root) {
 
 function onKey(event) {
   const { target } = event;
-  const own = target.closest?.(".jupyter-widgets, .widget-slider, .widget-radio");
+  const own = target.closest?.(".jupyter-widgets, .widget-slider, .widget-radio, .jp-RenderedMarkdown[tabindex]");
   if (own) target.toggleAttribute("data-lm-suppress-shortcuts", !event.ctrlKey && !event.metaKey);
   if (event.key === "Enter" && target.matches?.(".gclib-prediction input[type=radio]")) {
     target.closest(".gclib-prediction").querySelector("button").click();
