@@ -71,8 +71,8 @@ fair_schedule = Exercise(
         ),
         Misconception(
             "rate in proportion to the batch",
-            "It looks as if the rate grew with the batch itself. Asked for is the square root of the ratio (with "
-            "AdamW here the linear rule is worse at 128, and learns nothing at 512).",
+            "It looks as if the rate grew with the batch itself. Asked for is the square root of the ratio: for "
+            "a batch 64 times as large 8 times the rate, and not 64 times.",
             lambda b, r, steps, rate: (steps * r // b, rate * b / r),
         ),
         Misconception(

@@ -141,10 +141,7 @@ def sentence_of(walk: Walk, index: int) -> str:
     if moment.phase == "first_forward":
         if moment.piece in moment.graph_bytes:
             return f"The encoder runs with a graph: autograd now remembers {graphs} for the backward."
-        return (
-            "The encoder runs without a graph: autograd remembers nothing, and only the representations stay, "
-            "beside the random state that will draw the same dropout again."
-        )
+        return "The encoder runs without a graph: only the representations stay, and the random state it began with."
     if moment.phase == "loss":
         if len(moment.graph_bytes) == 1:
             return f"The loss looks at the representations. Its own graph, {own}, is the only one that is alive."
