@@ -364,8 +364,8 @@ def test_a_chapter_has_its_measured_box_and_its_cells_in_order(path):
     assert re.search(r"<!-- measured -->[\d.]+ minutes, [\d,]+ MiB at the peak<!-- /measured -->", box)
     minutes = float(re.search(r"measured -->([\d.]+) minutes", box)[1])
     # Chapter 06 plans three large jobs; 10, 12 and 14 train their rows, if they did not before; 13 has real weights and
-    # two ranks.
-    most = {"00": 1.0, "01": 1.0, "06": 2.5, "10": 3.0, "12": 3.0, "13": 3.0, "14": 3.0}
+    # two ranks. 05 took 0.6 minutes on one machine and 1.6 on a slower one.
+    most = {"00": 1.0, "01": 1.0, "05": 2.0, "06": 2.5, "10": 3.0, "12": 3.0, "13": 3.0, "14": 3.0}
     assert minutes <= most.get(path.stem[:2], 1.5)
 
 
