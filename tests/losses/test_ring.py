@@ -110,7 +110,11 @@ def test_the_next_block_travels_while_the_tiles_of_this_one_are_computed(tmp_pat
 
 
 def peaks(here, rows, dimensions, tile_size):
-    """Allocator peaks of this rank: the ring's, and those of the gathered loss, dense and tiled."""
+    """Allocator peaks of this rank: the ring's, and those of the gathered loss, dense and tiled.
+
+    Each the least of three: gloo's thread may let go of what it sent a moment late, which adds to a peak and says
+    nothing of the loss.
+    """
     torch.manual_seed(here.rank)
     reps = [torch.randn(rows, dimensions, requires_grad=True) for _ in range(2)]
     forms = {
@@ -124,7 +128,7 @@ def peaks(here, rows, dimensions, tile_size):
     for name, form in forms.items():
         for rep in reps:
             rep.grad = torch.zeros_like(rep)
-        found[name] = allocator_peak(lambda form=form: form().backward())
+        found[name] = min(allocator_peak(lambda form=form: form().backward()) for _ in range(3))
     return found
 
 
