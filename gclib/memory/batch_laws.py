@@ -275,10 +275,11 @@ class BatchStep(FakeStep):
             key, rows = (place, alone), 1 if alone else CHECKED
             fit = self._laws.get(("fit", *key))
             if fit is None or self._laws["checked", *key] < (width or 0):
-                seen = self._one_chunk(place, width, rows)
+                seen = self._one_chunk(place, width, rows, whole=True)
                 if fit is None:
                     fit = self._fit_alone(place, width) if alone else self._quick_fit(place, width, seen)
                 if not alone and not _on_laws(seen, fit, width, rows):
+                    self._unlike.add(place)
                     fit = self._fit(place, width)
                 if not _on_laws(seen, fit, width, rows):
                     raise LawBroken
@@ -325,7 +326,6 @@ class BatchStep(FakeStep):
     def _run_at(self, place: int, width: int | None) -> dict[str, np.ndarray]:
         """Value at no rows and growth a row, (events, 2), of each piece at one width; room_at as it is."""
         laws = {(m["phase"], m["first"]): (m, law) for m, law in self._fitted(place, width, retained=True)}
-        flops = self._counter.totals
         marks, law = laws["first_forward", True]
         lines = {"forward": law}
         for first, name in ((True, "first"), (False, "later")):
@@ -333,22 +333,23 @@ class BatchStep(FakeStep):
                 lines[name] = laws["backward", first][1]
         lines = {f"{name}{end}": _line(law, kinds) for name, law in lines.items() for end, kinds in PARTS.items()}
         for phase in RETAINED:
-            few, many = (flops.get((phase, place_, chunk), 0) for place_, chunk in ((0, 0), (0, 1)))
+            few, many = (laws[phase, first][0]["flops"] if (phase, first) in laws else 0 for first in (True, False))
             slope = (many - few) / (MANY - FEW)
             lines[f"{phase} FLOPs"] = np.array([[few - FEW * slope, slope]])
         return lines | {"room_at": np.array([[marks["room_at"], 0]])}
 
-    def _chunk_run(self, *chunk: Any, **options: Any) -> dict[tuple[str, bool], Piece]:
-        """As `FakeStep` runs it; bytes of a piece before its copies were named are these copies."""
-        pieces = super()._chunk_run(*chunk, **options)
+    def _read_chunks(self, *chunk: Any) -> dict[tuple[str, bool], Piece]:
+        """As `FakeStep` reads them, with FLOPs; bytes of a piece before its copies were named are these copies."""
+        pieces = super()._read_chunks(*chunk)
         for piece in pieces.values():
             unnamed = piece.kind_bytes[: int((piece.kind_bytes[:, COPIES] > 0).argmax())]
             unnamed[:, COPIES], unnamed[:, :COPIES] = unnamed.sum(axis=1), 0
-        return pieces
+        totals = self._counter.totals
+        return {(phase, first): replace(p, flops=totals[phase, 0, 1 - first]) for (phase, first), p in pieces.items()}
 
-    def _one_chunk(self, place: int, width: int | None, rows: int) -> dict[str, np.ndarray]:
+    def _one_chunk(self, place: int, width: int | None, rows: int, whole: bool = False) -> dict[str, np.ndarray]:
         """(events,) of each piece of one chunk, and of FLOPs; room_at as it is."""
-        pieces, flops = self._chunk_run(place, width, (rows,), retained=True), self._counter.totals
+        pieces = self._chunk_run(place, width, (rows,), retained=True, whole=whole)
         forward, backward = pieces["first_forward", True], pieces.get(("backward", True))
         seen = {"forward": forward.kind_bytes}
         if backward is not None:
@@ -356,7 +357,10 @@ class BatchStep(FakeStep):
         seen = {
             f"{name}{end}": each[:, kinds].sum(axis=1) for name, each in seen.items() for end, kinds in PARTS.items()
         }
-        seen |= {f"{phase} FLOPs": np.array([flops.get((phase, 0, 0), 0)]) for phase in RETAINED}
+        seen |= {
+            f"{phase} FLOPs": np.array([pieces[phase, True].flops if (phase, True) in pieces else 0])
+            for phase in RETAINED
+        }
         return seen | {"room_at": np.array([forward.room_at])}
 
     def _as_chunk_laws(self, place: int, width: int | None, fit: Mapping[str, np.ndarray]) -> ChunkLaws:

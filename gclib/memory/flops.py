@@ -11,6 +11,7 @@ forward of all chunks / tokens of the padded batch; r = the share of the former 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -19,6 +20,7 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode, flop_registry, sdpa_backward_flop, sdpa_flop, shape_wrapper
 
 from gclib.chunks import Chunk, check_plan, plan_chunks, price_of_a_call, schedule
+from gclib.memory.depth import over_depth
 from gclib.memory.fake_modules import fake_copy, padded_tokens
 from gclib.memory.ledger import ASKED_DEVICE, UncompiledMode
 from gclib.support.validation import int_at_least, one_of, positive_int, positive_number, refuse
@@ -179,12 +181,16 @@ def encoder_cost(encoder: nn.Module) -> EncoderCost:
             reps = _checked_reps(outputs.pop(), rows)
             return forward, count_flops(reps.sum().backward) if trained else 0, reps.shape[1]
 
-    by_width = {width: counts(2, width) for width in WIDTHS}
-    laws = [FlopsLaw.through({width: count[n] // 2 for width, count in by_width.items()}) for n in (0, 1)]
-    for rows in (1, 3):
-        if counts(rows, WIDTHS[-1])[:2] != tuple(law.at(rows, WIDTHS[-1]) for law in laws):
-            raise refuse("encoder", "must cost FLOPs that are linear in the rows", f"others for {rows} of them")
-    return EncoderCost(*laws, dimensions=by_width[WIDTHS[0]][2])
+    def deeper(few: tuple[int, ...], more: tuple[int, ...], times: int) -> tuple[int, ...]:
+        return tuple(count + times * (other - count) for count, other in zip(few, more, strict=True))
+
+    for read in (lambda *shape: over_depth(copy, partial(counts, *shape), deeper), counts):
+        by_width = {width: read(2, width) for width in WIDTHS}
+        laws = [FlopsLaw.through({width: count[n] // 2 for width, count in by_width.items()}) for n in (0, 1)]
+        off = (n for n in (1, 3) if counts(n, WIDTHS[-1])[:2] != tuple(law.at(n, WIDTHS[-1]) for law in laws))
+        if (rows := next(off, None)) is None:
+            return EncoderCost(*laws, dimensions=by_width[WIDTHS[0]][2])
+    raise refuse("encoder", "must cost FLOPs that are linear in the rows", f"others for {rows} of them")
 
 
 def forecast_flops(

@@ -10,6 +10,7 @@ no line through whole numbers runs are seen; and a forward of another number of 
 not, `LawBroken` is raised, and the whole step is run with fake tensors.
 """
 
+import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -18,6 +19,7 @@ import numpy as np
 from gclib.memory.ledger import KINDS
 
 FEW, CHECKED, MANY = 2, 5, 4_101  # rows; 4,099 is a prime
+LEAST = 16  # events that are taken for those of a layer
 _ACTIVATIONS = KINDS.index("activations")
 _GRADIENTS = KINDS.index("gradients")
 _REPRESENTATIONS = KINDS.index("representations")
@@ -80,6 +82,49 @@ class Law:
             raise LawBroken
 
 
+def grown(few: np.ndarray, more: np.ndarray, times: int, places: int = 1) -> np.ndarray:
+    """(events, kinds): `few` with what `more` has beside it put in so many times, each on top of the one before.
+
+    What was put in, at so many places at most, must repeat the events in front of it, moved, and move all behind it.
+    Raises LawBroken where it does not, or is so short (LEAST) that it may look so by chance.
+    """
+    if len(few) == len(more) == 1:
+        return few + times * (more - few)
+    inserted = _inserted(few, more, places)
+    if inserted is None:
+        raise LawBroken
+    parts, done, shift = [], 0, np.zeros_like(few[0])
+    for at, block, net in inserted:
+        parts += [few[done:at] + shift, *(block + shift + n * net for n in range(times))]
+        done, shift = at, shift + times * net
+    return np.concatenate([*parts, few[done:] + shift])
+
+
+def _inserted(few: np.ndarray, more: np.ndarray, places: int) -> list[tuple[int, np.ndarray, np.ndarray]] | None:
+    """Where in `few` events were put in, which (before anything else had moved them), and what they move all behind
+    them by: as many at once as can be. None where `more` is not such a `few`.
+    """
+    same = _length(np.append((more[: len(few)] == few[: len(more)]).all(axis=1), values=False))
+    rest, moved = few[same:], more[same:]
+    if not len(rest) and not len(moved):
+        return []
+    sizes = range(min(same, len(moved) - len(rest)), LEAST - 1, -1) if places else ()
+    for size in sizes:
+        repeated = more[same : same + size] - more[same - size : same]
+        net = repeated[0]
+        fits = not len(rest) or (moved[size] - rest[0] == net).all()
+        if fits and (repeated == net).all():
+            behind = _inserted(rest, moved[size:] - net, places - 1)
+            if behind is not None:
+                return [(same, moved[:size], net), *((same + at, block, further) for at, block, further in behind)]
+    return None
+
+
+def _length(same: np.ndarray) -> int:
+    """How many are true before the first that is not."""
+    return len(same) if same.all() else int(same.argmin())
+
+
 class HeldLaw:
     """Values at n that `compute` gives, in whole; below an n at which their law was held against them, the law does.
 
@@ -121,12 +166,34 @@ class Piece:
 
     room_at: None, or the event at which the room for all representations is allocated; its bytes are left out of
     `kind_bytes` because they go with the tower's rows and not with the chunk's. encoded_at: None, or the first event
-    after the encoder's forward, when autocast's copies are let go of.
+    after the encoder's forward, when autocast's copies are let go of. flops: where they were counted.
     """
 
     kind_bytes: np.ndarray
     room_at: int | None = None
     encoded_at: int | None = None
+    flops: int = 0
+
+    def grown(self, more: "Piece", times: int) -> "Piece":
+        """The piece of a deeper encoder, from this one's and that of one deeper by so many layers as come on `times`
+        over (`gclib.memory.depth`). Raises LawBroken where they do not show it.
+        """
+        marks = ((self.room_at, more.room_at), (self.encoded_at, more.encoded_at))
+        if any((few is None) != (deeper is None) for few, deeper in marks):
+            raise LawBroken
+        room_at, encoded_at = (None if few is None else few + times * (deeper - few) for few, deeper in marks)
+        parts, start = [], np.zeros_like(self.kind_bytes[0])
+        for own, other in zip(self._parts(), more._parts(), strict=True):
+            parts.append(start + grown(*(events - before for events, before in (own, other)), times))
+            start = parts[-1][-1]
+        return Piece(np.concatenate(parts), room_at, encoded_at, self.flops + times * (more.flops - self.flops))
+
+    def _parts(self) -> list[tuple[np.ndarray, np.ndarray | int]]:
+        """The events of the forward, the one at its end and those behind it, each with the bytes before it."""
+        at = len(self.kind_bytes) if self.encoded_at is None else self.encoded_at
+        cuts = [0, at, at + 1, len(self.kind_bytes)]
+        parts = [(self.kind_bytes[start:end], start) for start, end in itertools.pairwise(cuts)]
+        return [(events, self.kind_bytes[start - 1] if start else 0) for events, start in parts if len(events)]
 
     def with_room(self, room_bytes: int) -> np.ndarray:
         """The events with this many bytes of room: for one event an activation, then representations."""

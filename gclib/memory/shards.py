@@ -12,6 +12,7 @@ from typing import Any
 
 from torch import nn
 
+from gclib.memory.depth import layers_of
 from gclib.memory.fake_steps import FakeStep, fake_step
 from gclib.memory.forecast import MemoryForecast, forecast_workload
 from gclib.memory.ledger import KINDS
@@ -103,11 +104,6 @@ def rank_bytes(encoders: Sequence[nn.Module], *, ranks: int, rank: int = 0, opti
         most_whole=2 * root + 4 * largest,
         kept_whole=whole + sum(p.nbytes for p in trained) + 2 * max(root, largest),
     )
-
-
-def layers_of(encoder: nn.Module) -> list[nn.Module]:
-    """The entries of its longest ModuleList: what one calls `fully_shard` on, before the encoder itself."""
-    return list(max((part for part in encoder.modules() if isinstance(part, nn.ModuleList)), key=len, default=()))
 
 
 def _stored_bytes(parameter: nn.Parameter, ranks: int) -> int:

@@ -11,7 +11,8 @@ from torch import nn
 from gclib import ContrastiveLoss, Encoder, average_gradients, forecast_step, record_memory
 from gclib.course.ranks.shards import Watch
 from gclib.distributed import rehearsal, weights_kept, world_size
-from gclib.memory.shards import layers_of, rank_bytes
+from gclib.memory.depth import layers_of
+from gclib.memory.shards import rank_bytes
 from gclib.steps import STEPS
 from tests.memory.test_ledger import batch
 

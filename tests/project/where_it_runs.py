@@ -11,7 +11,7 @@ class NotHere(ModuleNotFoundError):
 if find_spec("gclib") is None:
     words = f"""gclib, the course's library, is missing in Python {sys.version.split()[0]}, {sys.executable}.
 If you have it elsewhere: Kernel > Change Kernel, or start JupyterLab by typing `make lab` in the project's folder.
-To put it here (Python 3.11 or newer), type in a terminal, in that folder: {sys.executable} -m pip install -e .[course]
+To put it here (Python 3.11 or newer), type in a terminal, there: "{sys.executable}" -m pip install -e ".[course]"
 Then Kernel > Restart Kernel, and run this cell again."""
     if "google.colab" in sys.modules:
         words = """Colab has no gclib yet. Type in a cell, with the project's address on GitHub for OWNER/NAME:

@@ -215,8 +215,8 @@ padded_tokens = Exercise(
         ),
         Misconception(
             "shortest first",
-            "It looks as if the shortest came first. Then the short last chunk holds the longest rows, the sum is "
-            "another one, and the largest chunk, which decides whether the step fits, comes last.",
+            "It looks as if the shortest came first. Then the short last chunk holds the longest rows, and the "
+            "sum is another one: longest first.",
             lambda lengths, size: _each_at_its_longest(_in_chunks(sorted(lengths), size)),
         ),
         Misconception(

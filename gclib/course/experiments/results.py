@@ -13,6 +13,7 @@ import hashlib
 import json
 import statistics
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -107,7 +108,8 @@ def race(
             bar.set_description(f"{recipe.name}, seed {seed}")
             result = run(recipe, setting, seed=seed, on_record=lambda _, rows=recipe.batch_size: bar.update(rows))
             body = json.dumps(dataclasses.asdict(result)).encode()
-            write_checked(paths[recipe, seed], {"row": recipe.name}, body)
+            with suppress(OSError):  # where nothing can be written, it is trained again
+                write_checked(paths[recipe, seed], {"row": recipe.name}, body)
             results[recipe, seed] = result
     return [results[row] for row in rows]
 

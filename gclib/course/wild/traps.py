@@ -183,7 +183,7 @@ TRAPS = (
     Trap(
         "1/W of the gradient",
         averaged_over_ranks,
-        "GradCache's distributed loss lacks the factor W that its README asks the caller for",
+        "GradCache's distributed loss lacks the factor W, and its README does not add it there",
         "say the scale in one place, and test gradients by size",
     ),
     Trap(

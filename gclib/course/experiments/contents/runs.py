@@ -15,7 +15,7 @@ import hashlib
 import json
 import time
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -104,7 +104,8 @@ def trainings(
             bar.set_description(f"{row.name}, seed {seed}")
             results[row, seed] = train_row(row, setting, seed=seed, on_update=bar.update)
             body = json.dumps(dataclasses.asdict(results[row, seed])).encode()
-            write_checked(paths[row, seed], {"row": row.name}, body)
+            with suppress(OSError):  # where nothing can be written, it is trained again
+                write_checked(paths[row, seed], {"row": row.name}, body)
     return list(results.values())
 
 
