@@ -65,8 +65,9 @@ def random_shapes(count):
 @pytest.mark.slow
 @pytest.mark.parametrize(("size", "tied"), [("tiny", True), ("mini", False)])
 @pytest.mark.parametrize("step", STEPS)
-def test_equal_to_the_byte(step, tied, size):
-    for batch_size, chunk, negatives, retained in random_shapes(7):
+@pytest.mark.parametrize("count", [1, pytest.param(15, marks=pytest.mark.deep)])
+def test_equal_to_the_byte(count, step, tied, size):
+    for batch_size, chunk, negatives, retained in random_shapes(count):
         encoders, loss = built(size, tied), ContrastiveLoss()
         options = {} if step == "naive" else {"chunk_size": chunk}
         if step == "grad_cache":

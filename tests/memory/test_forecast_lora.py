@@ -34,6 +34,7 @@ CASES = {
     "a decoder in bfloat16, untied": ("mistral", LoRA(4), {"dtype": torch.bfloat16, "tied": False, **CACHED}),
 }
 QUICK = {("rank 16, dropout", True), ("a sliding window", "reentrant")}
+DEEP = ((), (pytest.mark.deep,))  # every second one
 BOTH = [(name, kind) for name in CASES for kind in (True, "reentrant")]
 BOTH += [(name, False) for name in ("rank 16, dropout", "naive", "a decoder", "float32 pairs beside bfloat16")]
 
@@ -47,7 +48,11 @@ def adapted(model, lora, checkpointing, dtype):
 
 @pytest.mark.filterwarnings("ignore:None of the inputs have requires_grad")
 @pytest.mark.parametrize(
-    ("name", "checkpointing"), [pytest.param(*c, marks=() if c in QUICK else pytest.mark.slow) for c in BOTH]
+    ("name", "checkpointing"),
+    [
+        pytest.param(*c, marks=() if c in QUICK else (pytest.mark.slow, *DEEP[place % 2]))
+        for place, c in enumerate(BOTH)
+    ],
 )
 def test_equal_to_the_byte(name, checkpointing):
     model, lora, options = CASES[name]

@@ -102,7 +102,7 @@ CASES = [
 
 
 @pytest.mark.slow
-@a_share(("name", "step", "options"), NARROWED, CASES, one_in=2)
+@a_share(("name", "step", "options"), NARROWED, CASES, one_in=4)
 def test_equal_to_the_byte(step, options, name):
     lengths = (None, None) if name.endswith("vision") else (8, 12)
     assert_equal(*both(step, name, lengths=lengths, **options))
@@ -166,7 +166,7 @@ OPTIONS = {
 
 
 @pytest.mark.slow
-@a_share(("name", "option"), ["modernbert-base", "qwen3-0.6b"], OPTIONS, one_in=2)
+@a_share(("name", "option"), ["modernbert-base", "qwen3-0.6b"], OPTIONS, one_in=4)
 def test_every_option_of_gradient_caching(option, name):
     """Two layers are one of each kind; ModernBERT's pattern of four is in `test_equal_to_the_byte`."""
     by_law = option != "checkpointing and autocast"  # copies that a recomputation makes outlive its chunk: no law holds

@@ -50,7 +50,7 @@ def peaks_of_a_rank(here, cases):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("ranks", [2, 3])
+@pytest.mark.parametrize("ranks", [pytest.param(2, marks=pytest.mark.deep), 3])
 def test_a_rank_s_forecast_is_its_ledger_to_the_byte(tmp_path, ranks):
     run = run_ranks(peaks_of_a_rank, ranks, tmp_path, CASES)
     averaged = set()

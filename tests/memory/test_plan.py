@@ -57,7 +57,7 @@ def ratio(costs, rows, widths, size, retained, call_tokens=128):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("seed", [*range(3), *(pytest.param(seed, marks=pytest.mark.deep) for seed in range(3, 60))])
+@pytest.mark.parametrize("seed", [0, *(pytest.param(seed, marks=pytest.mark.deep) for seed in range(1, 60))])
 def test_the_largest_chunk_and_the_most_retained_are_those_of_all_that_are_tried(seed):
     """Peaks fall as well as rise: a larger chunk has fewer generators' states, and no later chunk that adds."""
     dice = random.Random(seed)
@@ -121,8 +121,8 @@ def test_a_budget_between_the_peaks_of_one_row_and_of_more_has_a_chunk():
 
 
 JOBS = [
-    *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(3)),
-    *(pytest.param(seed, marks=[pytest.mark.slow, pytest.mark.deep]) for seed in range(3, 100)),
+    *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(2)),
+    *(pytest.param(seed, marks=[pytest.mark.slow, pytest.mark.deep]) for seed in range(2, 100)),
 ]
 
 

@@ -15,6 +15,7 @@ import psutil
 import pytest
 import torch
 from helpers.page import alt_of, text_of
+from helpers.shares import a_share
 
 from gclib import ContrastiveLoss, Encoder, forecast_step
 from gclib.course.memory_lab import answers as lab
@@ -130,10 +131,10 @@ def move(memory_lab, draw):
 
 
 @pytest.mark.slow
-def test_50_random_moves_of_all_controls_raise_nothing(memory_lab):
+def test_random_moves_of_all_controls_raise_nothing(memory_lab):
     draw = random.Random(1)
     memory_lab.model.options = [(name, name) for name in ("tiny", "mini", "clip-vit-b-32-text")]
-    for _ in range(50):
+    for _ in range(30):
         move(memory_lab, draw)  # quicker than laws are read off: only where the controls come to rest, one is
     memory_lab.wait()
     assert text_of(memory_lab.forecast).startswith("Peak ") or " must " in text_of(memory_lab.forecast)
@@ -364,8 +365,10 @@ def test_the_table_says_what_the_picture_says(memory_lab):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("precision", list(lab.PRECISIONS))
-@pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
+@pytest.mark.parametrize(
+    ("precision", "optimizer"),
+    [*((precision, "adamw") for precision in lab.PRECISIONS), (next(iter(lab.PRECISIONS)), "sgd")],
+)
 @pytest.mark.parametrize("step", list(lab.STEP_WORDS))
 def test_a_run_in_every_precision_takes_what_was_forecast(step, precision, optimizer):
     settings = LabSettings(step, "tiny", 7, 3, 16, None, 8, 1, precision, optimizer)
@@ -1063,8 +1066,9 @@ def test_the_bytes_of_a_run_are_streamed_to_the_picture_and_leave_with_the_next_
     assert memory_lab.picture.live["bytes"] == [] and memory_lab.progress.value == 0
 
 
-@pytest.mark.parametrize("step", list(lab.STEP_WORDS))
-@pytest.mark.parametrize("change", [{}, {"symmetric": True, "negatives": 2}, {"device": "cuda"}])
+@a_share(
+    ("step", "change"), list(lab.STEP_WORDS), [{}, {"symmetric": True, "negatives": 2}, {"device": "cuda"}], one_in=3
+)
 def test_a_tile_that_holds_all_logits_takes_the_same_whatever_its_side(step, change):
     settings = LabSettings(step, "tiny", 12, 5, 16, 64, **change)
     own = forecast_workload(settings.workload).timeline
@@ -1074,9 +1078,9 @@ def test_a_tile_that_holds_all_logits_takes_the_same_whatever_its_side(step, cha
         assert np.array_equal(shared.kind_bytes[-1], piece.kind_bytes[-1])
 
 
-@pytest.mark.parametrize("step", list(lab.STEP_WORDS))
-@pytest.mark.parametrize(
-    "change",
+@a_share(
+    ("step", "change"),
+    list(lab.STEP_WORDS),
     [
         {"negatives": 2},
         {"tied": False},
@@ -1086,6 +1090,7 @@ def test_a_tile_that_holds_all_logits_takes_the_same_whatever_its_side(step, cha
         {"lora_rank": 8},
         {"lora_rank": 8, "tied": False, "checkpointing": True, "precision": "pure bf16", "negatives": 1},
     ],
+    one_in=2,
 )
 def test_a_run_with_more_takes_what_was_forecast_to_the_byte(step, change):
     settings = LabSettings(step, "tiny", 7, 3, 16, retain_chunks=1, **change)
