@@ -1,6 +1,7 @@
 """The experiment, small: rows, their cache, and the commands that print them: `gclib.course.experiments.results`."""
 
 import dataclasses
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -126,6 +127,8 @@ def test_a_race_trains_what_is_missing_and_says_how_far_it_is(monkeypatch, capsy
     assert "1536/1536" in capsys.readouterr().err
     assert race(TINY, recipes=only, seeds=(0, 1))[1].curve == trained[1].curve
     assert [(r.recipe, r.seed) for r in saved_results(TINY, seeds=(1, 5))] == [(only[0], 1), (only[1], 1)]
+    monkeypatch.setattr(results, "write_checked", Mock(side_effect=PermissionError("a cache that others own")))
+    assert race(TINY, recipes=only[:1], seeds=(7,))[0].seed == 7
 
 
 def test_refusals():

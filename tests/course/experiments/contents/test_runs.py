@@ -1,6 +1,7 @@
 """Trained rows, their bytes and their cache: `gclib.course.experiments.contents.runs`."""
 
 import dataclasses
+from unittest.mock import Mock
 
 import pytest
 
@@ -51,6 +52,8 @@ def test_a_row_is_trained_once_and_again_where_it_depends_on_something_else(tmp_
     for path in tmp_path.glob("contents-*.json"):
         path.write_bytes(path.read_bytes()[:-5])
     assert saved_trainings(TINY, (row,)) == []
+    monkeypatch.setattr(runs, "write_checked", Mock(side_effect=PermissionError("a cache that others own")))
+    assert trainings(TINY, (row,), seeds=(0,), progress=False)[0].seed == 0
 
 
 @pytest.mark.slow
