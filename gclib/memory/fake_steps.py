@@ -36,6 +36,9 @@ Events = list[tuple[Segment, np.ndarray]]  # a run's pieces, each with its bytes
 PlacedLaws = list[tuple[dict[str, Any], Law]]  # where in the step a piece stands, and its law
 
 
+KNOWN_CODE = frozenset(("gclib", "torch", "transformers", "peft"))  # whose layers differ in what can be seen of them
+
+
 class PhaseReached(Exception):
     """Raised where a run has shown what was asked of it."""
 
@@ -104,6 +107,8 @@ class FakeStep:
         self._last_loss: tuple[Any, tuple[np.ndarray, ...]] | None = None
         self._loss_laws: dict[Any, HeldLaw] = {}
         self.encoders, self.loss = fake_encoders(workload, self.mode), fake_copy(workload.loss, self.mode)
+        parts = (type(part).__module__.split(".")[0] for encoder in self.encoders for part in encoder.modules())
+        self.of_known_code = workload.encoders is None and KNOWN_CODE.issuperset(parts)
 
     @property
     def modules(self) -> list[nn.Module]:
@@ -351,15 +356,17 @@ class FakeStep:
         }
 
     def _chunk_laws(self, encoder: int, width: int | None, retained: bool, single: bool) -> PlacedLaws:
-        """The laws of chunks, once a first forward of CHECKED rows, or of the one, lies on its own. Raises LawBroken
-        where not.
+        """The laws of chunks, once a chunk of CHECKED rows, or of the one, lies on its own with all layers: its first
+        forward where the encoder was made of a config by known code, all of it where somebody's own code may treat
+        some layers otherwise. Raises LawBroken where not.
         """
         laws = self._fitted(encoder, width, retained, single)
-        rows = 1 if single else CHECKED
-        seen = self._chunk_run(encoder, width, (rows,), retained, until="loss")["first_forward", True]
-        law = next(law for marks, law in laws if marks["first"] and marks["phase"] == "first_forward")
+        rows, until = 1 if single else CHECKED, "loss" if self.of_known_code else ""
+        seen = self._chunk_run(encoder, width, (rows,), retained, until=until, whole=True)
         try:
-            law.check(FEW if single else rows, seen.kind_bytes)
+            for marks, law in laws:
+                if marks["first"] and (marks["phase"], True) in seen:
+                    law.check(FEW if single else rows, seen[marks["phase"], True].kind_bytes)
         except LawBroken:
             return self._whole_again(encoder, lambda: self._chunk_laws(encoder, width, retained, single))
         return laws

@@ -10,6 +10,7 @@ forward of all chunks / tokens of the padded batch; r = the share of the former 
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -184,13 +185,17 @@ def encoder_cost(encoder: nn.Module) -> EncoderCost:
     def deeper(few: tuple[int, ...], more: tuple[int, ...], times: int) -> tuple[int, ...]:
         return tuple(count + times * (other - count) for count, other in zip(few, more, strict=True))
 
-    for read in (lambda *shape: over_depth(copy, partial(counts, *shape), deeper), counts):
+    def fit(read: Callable[[int, int], tuple[int, ...]]) -> EncoderCost:
         by_width = {width: read(2, width) for width in WIDTHS}
         laws = [FlopsLaw.through({width: count[n] // 2 for width, count in by_width.items()}) for n in (0, 1)]
-        off = (n for n in (1, 3) if counts(n, WIDTHS[-1])[:2] != tuple(law.at(n, WIDTHS[-1]) for law in laws))
-        if (rows := next(off, None)) is None:
-            return EncoderCost(*laws, dimensions=by_width[WIDTHS[0]][2])
-    raise refuse("encoder", "must cost FLOPs that are linear in the rows", f"others for {rows} of them")
+        for rows in (1, 3):
+            if counts(rows, WIDTHS[-1])[:2] != tuple(law.at(rows, WIDTHS[-1]) for law in laws):
+                raise refuse("encoder", "must cost FLOPs that are linear in the rows", f"others for {rows} of them")
+        return EncoderCost(*laws, dimensions=by_width[WIDTHS[0]][2])
+
+    with suppress(ValueError):
+        return fit(lambda *shape: over_depth(copy, partial(counts, *shape), deeper))
+    return fit(counts)
 
 
 def forecast_flops(

@@ -7,7 +7,8 @@ is the largest of these lines and not a line itself.
 
 Whether there is such a line is tested: `FEW` and `MANY` are a prime number of rows apart, so that values between which
 no line through whole numbers runs are seen; and a forward of another number of rows must lie on it. Where one does
-not, `LawBroken` is raised, and the whole step is run with fake tensors.
+not (nor with all layers read, see `gclib.memory.depth`), `LawBroken` is raised, and the whole step is run with fake
+tensors.
 """
 
 import itertools
@@ -19,7 +20,7 @@ import numpy as np
 from gclib.memory.ledger import KINDS
 
 FEW, CHECKED, MANY = 2, 5, 4_101  # rows; 4,099 is a prime
-LEAST = 16  # events that are taken for those of a layer
+LEAST = 16  # events: fewer are not taken for a layer's
 _ACTIVATIONS = KINDS.index("activations")
 _GRADIENTS = KINDS.index("gradients")
 _REPRESENTATIONS = KINDS.index("representations")
@@ -86,7 +87,8 @@ def grown(few: np.ndarray, more: np.ndarray, times: int, places: int = 1) -> np.
     """(events, kinds): `few` with what `more` has beside it put in so many times, each on top of the one before.
 
     What was put in, at so many places at most, must repeat the events in front of it, moved, and move all behind it.
-    Raises LawBroken where it does not, or is so short (LEAST) that it may look so by chance.
+    Raises LawBroken where it does not, or is so short (LEAST) that it may look so by chance. An event that stands alone
+    goes along a line.
     """
     if len(few) == len(more) == 1:
         return few + times * (more - few)

@@ -6,15 +6,19 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
+from gclib import ContrastiveLoss, forecast_step, record_memory
 from gclib.memory.batch_laws import BatchStep, Entries, _Subject
 from gclib.memory.depth import _first_layers, layers_of
 from gclib.memory.fake_steps import FakeStep
+from gclib.memory.flops import encoder_cost
 from gclib.memory.laws import FEW, MANY
 from gclib.memory.workload import Workload
 from gclib.models.adapters import LoRA
 from gclib.models.encoder import config_for
 from gclib.models.presets import PRESETS
+from gclib.steps import STEPS
 
 OPTIONS = {
     "float32": {},
@@ -139,3 +143,84 @@ def test_layers_that_are_not_alike_are_seen_and_those_that_only_look_so_too(kind
     few = BatchStep(_Subject([encoder], None, "cpu"), [Entries("mapping", ENTRIES)])
     assert same(few.chunk_laws(0, 16), whole.chunk_laws(0, 16))
     assert few._unlike == ({0} if kind == "otherwise from the sixth on" else set())
+
+
+def checkpointed(hidden, kept):
+    """What a model's own forward may do: from the sixth layer on, activations are computed again."""
+    if len(kept) < 5 or not torch.is_grad_enabled():
+        return hidden
+    return checkpoint(lambda x: torch.tanh(x * 2) + x, hidden, use_reentrant=False)
+
+
+class WithoutGraph(Layers):
+    """Its lower half is frozen by its code, not by its weights."""
+
+    def forward(self, input_ids, attention_mask):
+        hidden = attention_mask[..., None] * torch.ones(16)
+        for number, layer in enumerate(self.layers):
+            with torch.set_grad_enabled(torch.is_grad_enabled() and number >= 4):
+                hidden = layer(hidden)
+        return hidden.mean(dim=1)
+
+
+class Beside(Layers):
+    """Norms in a list of their own, of which the later ones are frozen; layers by number."""
+
+    def __init__(self, layers):
+        super().__init__(layers)
+        self.norms = nn.ParameterList(torch.ones(16) for _ in layers)
+        for norm in self.norms[4:]:
+            norm.requires_grad_(False)
+
+    def forward(self, input_ids, attention_mask):
+        hidden = attention_mask[..., None] * torch.ones(16)
+        for layer, norm in zip(self.layers, self.norms, strict=False):
+            hidden = layer(hidden) * norm
+        return hidden.mean(dim=1)
+
+
+class ByNumber(Layers):
+    """It counts on the number of its layers."""
+
+    def forward(self, input_ids, attention_mask):
+        hidden = attention_mask[..., None] * torch.ones(16)
+        for number in range(8):
+            hidden = self.layers[number](hidden)
+        return hidden.mean(dim=1)
+
+
+UNLIKE = {
+    "checkpointed": lambda: Layers(alike(), checkpointed),
+    "without a graph": lambda: WithoutGraph(alike()),
+    "a list beside": lambda: Beside(alike()),
+    "by number": lambda: ByNumber(alike()),
+}
+STEPS_ASKED = {"retained": {"retain_chunks": 1, "chunk_size": 3}, "replayed": {"chunk_size": 3}, "naive": {}}
+
+
+@pytest.mark.parametrize("asked", STEPS_ASKED)
+@pytest.mark.parametrize("kind", UNLIKE)
+def test_layers_that_only_a_graph_or_another_list_tells_apart_are_seen(kind, asked):
+    torch.manual_seed(0)
+    encoder, loss, options = UNLIKE[kind](), ContrastiveLoss(), STEPS_ASKED[asked]
+    step = "naive" if asked == "naive" else "grad_cache"
+    same = {"batch_size": 6, "query_length": 5, "passage_length": 7}
+    told = forecast_step(step, encoders=[encoder] * 2, loss=loss, **same, **options)
+    inputs = [
+        {name: torch.ones(6, width, dtype=torch.int64) for name in ("input_ids", "attention_mask")} for width in (5, 7)
+    ]
+    options = options | ({"verify": "never"} if options else {})
+    with record_memory(encoder, loss) as ledger:
+        STEPS[step]([encoder] * 2, inputs, loss, on_phase=ledger.on_phase, **options)
+    assert told.exact_law and highest(told.timeline) == highest(ledger.timeline)
+
+
+def highest(timeline):
+    """The most bytes of each phase."""
+    phases = {segment.phase for segment in timeline} - {"start"}
+    return {phase: max(one.peak_bytes for one in timeline if one.phase == phase) for phase in phases}
+
+
+def test_flops_of_encoders_that_count_on_their_layers_are_those_of_all():
+    costs = [encoder_cost(make(alike())) for make in (Layers, ByNumber)]
+    assert costs[0] == costs[1] and costs[0].forward.per_token == 8 * 3 * 2 * 2 * 16 * 32

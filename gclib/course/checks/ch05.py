@@ -206,8 +206,8 @@ first_forward = Exercise(
         ),
         Misconception(
             "an inference tensor",
-            "torch.inference_mode() goes too far here: its tensors can never be part of a graph, so the loss's "
-            "backward leaves no gradient in them, and there is nothing to cache. Use torch.no_grad().",
+            "torch.inference_mode() goes too far here: its tensors can never be part of a graph, so no "
+            "gradient of theirs can be cached. Use torch.no_grad().",
             _under_inference_mode,
         ),
         Misconception(
