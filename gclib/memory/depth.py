@@ -3,8 +3,8 @@
 Reading an encoder's events with fake tensors takes time with each of its layers, and these are alike but for a few. So
 it is cut to its first layers and read at two depths, and what the deeper reading has more is repeated up to the whole
 depth (`gclib.memory.laws.grown`). Layers may take turns (five of one kind, then one of another): then a turn is what is
-repeated. Where layers share parameters, or the readings show no such repetition, the whole encoder is read.
-`gclib.memory.fake_steps` holds a forward of the whole encoder against what it took from here.
+repeated. Where layers share parameters, or the readings show no such repetition, the whole encoder is read. Whoever
+reads so holds a run of the whole encoder against what came of it; `gclib.memory.fake_steps` says of how much.
 """
 
 from collections.abc import Callable, Iterator, Mapping
