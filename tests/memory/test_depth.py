@@ -28,18 +28,13 @@ OPTIONS = {
     "checkpointing on a card": {"gradient_checkpointing": True, "device": "cuda", "dtype": torch.bfloat16},
     "LoRA": {"lora": LoRA(rank=4)},
 }
-QUICK = [
-    ("bert-base-uncased", "float32"),
-    ("bert-base-uncased", "autocast"),
-    ("clip-vit-b-32-text", "LoRA"),
-    ("clip-vit-b-32-vision", "card"),
-    ("qwen3-0.6b", "checkpointing on a card"),
-]
+QUICK = [("bert-base-uncased", "float32"), ("bert-base-uncased", "autocast"), ("clip-vit-b-32-text", "LoRA")]
+EIGHT = [*QUICK, ("clip-vit-b-32-vision", "card"), ("qwen3-0.6b", "checkpointing on a card")]
 SHALLOW = ("minilm-l6", "distilbert-base")  # these are read whole
 EVERY = [(name, options) for name in PRESETS if name not in SHALLOW for options in OPTIONS]
-CASES = [pytest.param(*each, 8) for each in QUICK] + [
-    pytest.param(*each, None, marks=pytest.mark.deep) for each in EVERY
-]
+DEEP = pytest.mark.deep
+CASES = [pytest.param(*each, 8, marks=() if each in QUICK else DEEP) for each in EIGHT]
+CASES += [pytest.param(*each, None, marks=DEEP) for each in EVERY]
 
 
 def fake_step(name: str, options: str, layers: int | None) -> tuple[FakeStep, int | None]:
@@ -53,6 +48,7 @@ def fake_step(name: str, options: str, layers: int | None) -> tuple[FakeStep, in
     return FakeStep(Workload(step="grad_cache", config=config, pooling="mean", **same, **OPTIONS[options])), width
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "options", "layers"), CASES)
 def test_few_layers_give_every_event_of_all(name, options, layers):
     fake, width = fake_step(name, options, layers)
@@ -132,6 +128,7 @@ def same(few, whole) -> bool:
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ODD)
 def test_layers_that_are_not_alike_are_seen_and_those_that_only_look_so_too(kind):
     make, expected = ODD[kind]
@@ -198,7 +195,10 @@ UNLIKE = {
 STEPS_ASKED = {"retained": {"retain_chunks": 1, "chunk_size": 3}, "replayed": {"chunk_size": 3}, "naive": {}}
 
 
-@pytest.mark.parametrize("asked", STEPS_ASKED)
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "asked", [pytest.param(asked, marks=() if asked == "replayed" else DEEP) for asked in STEPS_ASKED]
+)
 @pytest.mark.parametrize("kind", UNLIKE)
 def test_layers_that_only_a_graph_or_another_list_tells_apart_are_seen(kind, asked):
     torch.manual_seed(0)
@@ -221,6 +221,7 @@ def highest(timeline):
     return {phase: max(one.peak_bytes for one in timeline if one.phase == phase) for phase in phases}
 
 
+@pytest.mark.slow
 def test_flops_of_encoders_that_count_on_their_layers_are_those_of_all():
     costs = [encoder_cost(make(alike())) for make in (Layers, ByNumber)]
     assert costs[0] == costs[1] and costs[0].forward.per_token == 8 * 3 * 2 * 2 * 16 * 32
