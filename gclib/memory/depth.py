@@ -45,8 +45,8 @@ def over_depth(encoder: nn.Module, read: Callable[[], T], grow: Callable[[T, T, 
 
 
 def _first_layers(encoder: nn.Module, layers: nn.ModuleList) -> tuple[int, int]:
-    """A depth (2 or more) that has every kind of layer and ends as the encoder does, and how many layers make a turn:
-    of all such, those that take the fewest layers to read.
+    """A depth that has every kind of layer, two turns of those that take turns, and ends as the encoder does; and how
+    many layers make a turn. Of all such, those that take the fewest layers to read.
     """
     kinds = [_kind(layer, place) for place, layer in enumerate(layers)]
     owners = [id(p) for _, p in encoder.named_parameters(remove_duplicate=False)]
@@ -58,7 +58,7 @@ def _first_layers(encoder: nn.Module, layers: nn.ModuleList) -> tuple[int, int]:
     def least(turn: int) -> int:
         unlike = (place + 1 for place in range(len(kinds) - turn) if kinds[place] != kinds[place + turn])
         first = max(unlike, default=0)
-        return max(2, first + turn + (len(kinds) - first) % turn)
+        return first + 2 * turn + (len(kinds) - first) % turn
 
     turn = min(turns, key=lambda turn: 2 * least(turn) + turn)
     return least(turn), turn

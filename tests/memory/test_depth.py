@@ -30,6 +30,7 @@ OPTIONS = {
 }
 QUICK = [("bert-base-uncased", "float32"), ("bert-base-uncased", "autocast"), ("clip-vit-b-32-text", "LoRA")]
 EIGHT = [*QUICK, ("clip-vit-b-32-vision", "card"), ("qwen3-0.6b", "checkpointing on a card")]
+IN_LONG_TURNS = ("modernbert-base", "embeddinggemma-300m")  # two turns and three are most of their layers: read whole
 SHALLOW = ("minilm-l6", "distilbert-base")  # these are read whole
 EVERY = [(name, options) for name in PRESETS if name not in SHALLOW for options in OPTIONS]
 DEEP = pytest.mark.deep
@@ -52,10 +53,11 @@ def fake_step(name: str, options: str, layers: int | None) -> tuple[FakeStep, in
 @pytest.mark.parametrize(("name", "options", "layers"), CASES)
 def test_few_layers_give_every_event_of_all(name, options, layers):
     fake, width = fake_step(name, options, layers)
+    shallow = 1 if name in IN_LONG_TURNS else 2
     for sizes, retained in (((FEW, MANY), False), ((FEW, MANY), True), ((1, 1), False)):
         before = fake.runs
         few = fake._chunk_run(0, width, sizes, retained)
-        assert fake.runs == before + 2, "the whole encoder was read where few layers do"
+        assert fake.runs == before + shallow, "the whole encoder was read where few layers do, or these in vain"
         whole = fake._read_chunks(0, width, sizes, retained, "")
         assert few.keys() == whole.keys()
         for key, piece in few.items():
@@ -110,9 +112,9 @@ ODD = {
     "alike": (lambda: Layers(alike()), (2, 1)),
     "with its layers' mean": (lambda: Layers(alike(), lambda hidden, kept: sum([hidden, *kept]) / 2), (2, 1)),
     "otherwise from the sixth on": (lambda: Layers(alike(), lambda h, kept: h if len(kept) < 5 else h * 2), (2, 1)),
-    "in turns": (lambda: Layers([layer for _ in range(5) for layer in (*alike(1), *alike(1, 64))]), (2, 2)),
-    "one wider": (lambda: Layers([*alike(3), *alike(1, 64), *alike(9)]), (5, 1)),
-    "some frozen": (lambda: Layers([*(layer.requires_grad_(False) for layer in alike(2)), *alike(9)]), (3, 1)),
+    "in turns": (lambda: Layers([layer for _ in range(5) for layer in (*alike(1), *alike(1, 64))]), (4, 2)),
+    "one wider": (lambda: Layers([*alike(3), *alike(1, 64), *alike(9)]), (6, 1)),
+    "some frozen": (lambda: Layers([*(layer.requires_grad_(False) for layer in alike(2)), *alike(9)]), (4, 1)),
     "shared weights": (shared, None),
     "one layer again and again": (lambda: Layers(alike(1) * 8), None),
     "too small to tell": (lambda: Layers([nn.Linear(16, 16) for _ in range(8)]), (2, 1)),
