@@ -262,7 +262,7 @@ class FakeStep:
             try:
                 for (_, law), (_, events) in zip(laws, seen, strict=True):
                     law.check(FEW if single else rows, events)
-            except LawBroken:
+            except (LawBroken, ValueError):  # other pieces, say
                 return self._whole_again(0, fit)
             return laws
 
