@@ -76,10 +76,10 @@ def measured_table() -> str:
 
 def card_table() -> str:
     """What was measured on graphics cards: tiles beside others, and forecasts that were made without a card."""
-    beside_words = "over the dense loss: time, bytes | over sentence-transformers' strips: time, bytes"
-    rows = [f"| B | `tiled_contrastive_loss` | {beside_words} |", "|---|---|---|---|"]
     table = rows_of("tiled_cuda")
     tiled = [row for row in table if row["version"] == "tiled" and row["seconds"] and int(row["batch_size"]) >= 32_768]
+    strips = f"over sentence-transformers' strips of {int(tiled[0]['tile_size']):,} rows: time, bytes"
+    rows = [f"| B | `tiled_contrastive_loss` | over the dense loss: time, bytes | {strips} |", "|---|---|---|---|"]
     for row in tiled:
         others = [find_row(table, name, row["batch_size"]) for name in ("dense", STRIPS)]
         own = f"{float(row['seconds']):.2f} s, {int(row['allocated_peak_bytes']) / 2**20:,.0f} MiB"
@@ -118,7 +118,8 @@ def card_steps() -> str:
     rounds["naive, padded"] = float(find_row(table, ours, size[0])["over_naive"])
     rivals = {"naive, padded": "the naive step", "official GradCache": "official GradCache"}
     rivals["sentence-transformers cached"] = ST
-    rows = ["| `grad_cache_step`, seconds, peak | over | time, within a round | peak bytes |", "|---|---|---|---|"]
+    rows = [f"| `grad_cache_step`, seconds, peak | over | time, median of {first['rounds']} rounds | peak bytes |"]
+    rows.append("|---|---|---|---|")
     ratios = [(rounds[key], peaks[ours] / peaks[key], words) for key, words in rivals.items()]
     for number, (time, share, words) in enumerate(sorted(ratios, reverse=True)):
         own = f"{seconds[ours]:.2f} s, {peaks[ours]:.1f} GiB" if number == 0 else ""

@@ -445,8 +445,8 @@ encode_sorted = Exercise(
         ),
         Misconception(
             "put back with the order itself",
-            "The rows were put back with reps[order]. That sorts a second time; what takes them back is the inverse: "
-            "order.argsort(), or writing result[order] = reps.",
+            "The rows were put back with reps[order]. That moves them by the same permutation once more; what takes "
+            "them back is the inverse: order.argsort(), or writing result[order] = reps.",
             _Encode(back="order"),
         ),
         Misconception(

@@ -107,21 +107,24 @@ def error_of(predicted: Prediction, found: str) -> str:
 
 
 def predictions_page(folder: Path = NOTEBOOKS) -> str:
-    """The reader's predictions of all chapters beside what was found, as a table; says so where none is kept."""
-    asked = questions(folder)
-    kept = {number: recall(number) for number in {question.chapter for question in asked}}
-    mine = [question for question in asked if question.key in kept[question.chapter]]
-    count = f"{len(mine)} of {len(asked)} questions"
-    if not mine:
-        return f"You answered {count}. No prediction is kept, so there is nothing to look back on."
-    rows = []
-    for question in mine:
-        said = kept[question.chapter][question.key]
-        words = said if isinstance(said, str) else f"{said:,.4g}"
-        place = f"{question.chapter:02d} {question.key}"
-        rows.append([place, words, question.found or None, error_of(said, question.found)])
+    """The reader's predictions of all chapters beside what was found, as a table; says so where none is kept.
+
+    A box whose key the chapter makes as it runs (one for each case of a table) stands last of its chapter, and what was
+    found is left to the chapter.
+    """
+    asked, rows = questions(folder), []
+    for chapter in CHAPTERS:
+        kept = recall(chapter.number)
+        found = {question.key: question.found for question in asked if question.chapter == chapter.number}
+        for key in [*(key for key in found if key in kept), *(key for key in kept if key not in found)]:
+            said = kept[key]
+            words = said if isinstance(said, str) else f"{said:,.4g}"
+            off = error_of(said, found[key]) if key in found else "told there"
+            rows.append([f"{chapter.number:02d} {key}", words, found.get(key) or None, off])
+    if not rows:
+        return "No prediction is kept, so there is nothing to look back on."
     table = format_table(["chapter, question", "you said", "found", "you were"], rows)
-    return f"You answered {count}.\n\n{table}"
+    return f"Predictions that you kept: {len(rows)}.\n\n{table}"
 
 
 def certificate() -> str:

@@ -86,7 +86,7 @@ class LossForecast:
 
     parameters: the model's own, which are there during the loss. batch: texts and representations; when a chunk is
     replayed, the gradient cache stands where the representations stood, and is as large. Left out: the generator states
-    that each chunk keeps, under 1 % of all.
+    that each chunk keeps, up to 3 % more.
     """
 
     parameters: int

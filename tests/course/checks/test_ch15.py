@@ -129,7 +129,7 @@ def test_without_a_record_the_page_and_the_certificate_say_so():
 
 def test_the_page_without_any_notebook_says_so(tmp_path):
     assert record.questions(tmp_path / "none") == []
-    assert record.predictions_page(tmp_path / "none").startswith("You answered 0 of 0 questions.")
+    assert record.predictions_page(tmp_path / "none").startswith("No prediction is kept")
 
 
 def test_every_question_of_the_chapters_is_found_with_what_was_shown():
@@ -143,7 +143,15 @@ def test_kept_predictions_stand_beside_what_was_found():
     record_prediction(7, "ratio", "2")
     record_prediction(7, "sorted", 1.6)
     page = record.predictions_page()
-    assert "2 of " in page and "07 ratio" in page and "another" in page and "too high" in page
+    assert "kept: 2." in page and "07 ratio" in page and "another" in page and "too high" in page
+
+
+def test_a_prediction_whose_key_the_chapter_makes_as_it_runs_stands_on_the_page_too():
+    record_prediction(14, "case A", "gradient cache")
+    record_prediction(15, "claim 1", "it holds")
+    rows = record.predictions_page().splitlines()[-2:]
+    assert [row.split()[:3] for row in rows] == [["14", "case", "A"], ["15", "claim", "1"]]
+    assert all("told there" in row for row in rows)
 
 
 @pytest.mark.parametrize(
