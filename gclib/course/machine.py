@@ -16,12 +16,13 @@ from typing import Literal
 
 from gclib.memory.devices import ram_bytes
 from gclib.support import ROOT
+from gclib.support.files import cache_folder
 from gclib.support.validation import refuse
 from gclib.support.words import GiB, format_bytes
 
 PINS = ROOT / "constraints.txt"
 CORE = ("torch", "transformers", "tokenizers", "numpy", "bm25s", "tqdm", "psutil", "jaxtyping")
-COURSE = ("jupyterlab", "ipywidgets", "anywidget", "matplotlib")
+COURSE = ("jupyterlab", "ipywidgets", "anywidget", "matplotlib", "peft")
 SMALLEST_PYTHON = (3, 11)
 NEEDED_RAM_BYTES = 5 * GiB // 2  # chapter 13 takes most, 2.2 GiB, and JupyterLab is beside it
 EASY_RAM_BYTES = 4 * GiB
@@ -150,7 +151,7 @@ def _judge_packages(machine: Machine) -> Assessment:
     missing = [name for name in names if name not in machine.installed]
     found = f"{len(names) - len(missing)} of the {len(names)} that the course uses are installed"
     if missing:
-        means = f"Missing: {', '.join(missing)}. Run `make env`, or the two steps in the README."
+        means = f"Missing: {', '.join(missing)}. Run `make env`, or what the README has you type."
         return Assessment("Packages", found, "will not work", means)
     if not machine.pinned:
         means = "The list of tested versions (constraints.txt) is not beside the library, so none was compared."
@@ -190,9 +191,14 @@ def _judge_cores(machine: Machine) -> Assessment:
 def _judge_disk(machine: Machine) -> Assessment:
     found = f"{format_bytes(machine.free_disk_bytes)} free"
     if machine.free_disk_bytes < NEEDED_DISK_BYTES:
-        means = "The text pairs and the runs are cached in data/cache/: make about 1 GiB of room."
+        means = f"The text pairs and the runs are cached in {_cache()}: make about 1 GiB of room."
         return Assessment("Disk", found, "limited", means)
-    return Assessment("Disk", found, "works", "Room for the text pairs, which are cached in data/cache/.")
+    return Assessment("Disk", found, "works", f"Room for the text pairs, which are cached in {_cache()}.")
+
+
+def _cache() -> str:
+    folder = cache_folder()
+    return "data/cache/" if folder == ROOT / "data" / "cache" else str(folder)
 
 
 def _judge_gpu(machine: Machine) -> Assessment:

@@ -118,7 +118,9 @@ def card_steps() -> str:
     rounds["naive, padded"] = float(find_row(table, ours, size[0])["over_naive"])
     rivals = {"naive, padded": "the naive step", "official GradCache": "official GradCache"}
     rivals["sentence-transformers cached"] = ST
-    rows = [f"| `grad_cache_step`, seconds, peak | over | time, median of {first['rounds']} rounds | peak bytes |"]
+    rows = [
+        f"| `grad_cache_step`, seconds, peak | over | median ratio of time, {first['rounds']} rounds | peak bytes |"
+    ]
     rows.append("|---|---|---|---|")
     ratios = [(rounds[key], peaks[ours] / peaks[key], words) for key, words in rivals.items()]
     for number, (time, share, words) in enumerate(sorted(ratios, reverse=True)):

@@ -103,9 +103,8 @@ class Review:
         verdict = "It serves the brief" if self.passed else "It does not serve the brief"
         lines.append(f"\n{verdict}, and is worth {self.worth:.2f} of the best plan that was found.")
         if self.gain > 0.0005:
-            lines.append(
-                f"It is {self.gain:.1%} better than that plan: the search tries some sizes, and you hit another."
-            )
+            taken = "the simplest is taken of those within a hundredth, and not all sizes are tried"
+            lines.append(f"It is {self.gain:.1%} better than that plan: {taken}.")
         return "\n".join(lines)
 
     def _demands(self) -> list[str]:

@@ -51,8 +51,8 @@ tensor_bytes = Exercise(
         ),
         Misconception(
             "a whole byte for every number",
-            "Right for whole bytes. It looks as if a number that is smaller than a byte is given one: packed, only all "
-            "of them together fill whole bytes.",
+            "Right for whole bytes. It looks as if a number that is smaller than a byte is given one: packed, "
+            "several of them share a byte.",
             lambda shape, bits: math.prod(shape) * -(-bits // 8),
         ),
         Misconception(

@@ -383,12 +383,19 @@ labels_with_hard_negatives = Exercise(
         Misconception(
             "stretched to the last column",
             "Those are spread from the first column to the last (linspace): the steps are 1 + K.",
-            lambda batch_size, hard_negatives: torch.linspace(0, batch_size * (1 + hard_negatives), batch_size).long(),
+            lambda batch_size, hard_negatives: torch.linspace(
+                0, batch_size * (1 + hard_negatives) - 1, batch_size
+            ).long(),
         ),
-        Misconception(
-            "one-hot rows",
-            "Those are rows of zeros with a one: the number of the column is asked for.",
-            lambda batch_size, hard_negatives: torch.eye(batch_size).repeat_interleave(1 + hard_negatives, dim=1),
+        *(
+            Misconception(
+                f"one-hot rows of {numbers}",
+                "Those are rows of zeros with a one: the number of the column is asked for.",
+                lambda batch_size, hard_negatives, dtype=dtype: torch.eye(
+                    batch_size * (1 + hard_negatives), dtype=dtype
+                )[:: 1 + hard_negatives],
+            )
+            for numbers, dtype in {"integers": torch.int64, "floats": torch.float32}.items()
         ),
         Misconception(
             "every passage's query",
@@ -687,10 +694,16 @@ false_negative_mask = Exercise(
             _mask_of_column_i,
         ),
         Misconception(
-            "queries compared with passages",
-            "Nothing is masked: some queries are asked twice, and some right answers stand twice. A question never "
-            "reads like its answer: compare queries with queries, and passages with positives.",
+            "nothing masked",
+            "Nothing is masked: some queries are asked twice, and some right answers stand twice. Compare queries with "
+            "queries, and passages with positives.",
             lambda queries, passages: _mask(queries, passages, lambda i, j, group: False),
+        ),
+        Misconception(
+            "queries compared with passages",
+            "It looks as if a passage was masked where it reads like the query. Compare queries with queries, and "
+            "passages with positives.",
+            lambda queries, passages: _mask(queries, passages, lambda i, j, group: queries[i] == passages[j]),
         ),
     ),
     hints=(

@@ -15,7 +15,7 @@ from .judging import Inputs
 
 
 def _sizes(rng: np.random.Generator, *, ragged: bool, hard_negatives: tuple[int, int]) -> Inputs:
-    """Chunks of 3 to 6 queries; at least three whole ones, and with `ragged` a short one of 2 or more behind them."""
+    """Chunks of 4 to 6 queries; at least three whole ones, and with `ragged` a short one of 2 or more behind them."""
     chunk = int(rng.integers(4, 7))
     rest = int(rng.integers(2, chunk)) if ragged else 0
     low, high = hard_negatives

@@ -206,8 +206,8 @@ first_forward = Exercise(
         ),
         Misconception(
             "an inference tensor",
-            "torch.inference_mode() goes too far here: its tensors can never be part of a graph, so no "
-            "gradient of theirs can be cached. Use torch.no_grad().",
+            "torch.inference_mode() goes too far here: autograd may not save its tensors, so in the logits, products "
+            "of two of them, they count as constants, and no gradient comes to be cached. Use torch.no_grad().",
             _under_inference_mode,
         ),
         Misconception(
@@ -224,7 +224,8 @@ first_forward = Exercise(
         ),
         Misconception(
             "encoded twice",
-            "The encoder ran twice for each chunk, so the representations belong to other masks than their state.",
+            "The encoder ran twice for each chunk, once for nothing: that run drew masks too, and so the "
+            "representations are others than those that one forward gives.",
             _encoded_twice,
         ),
         Misconception(
@@ -424,8 +425,8 @@ build_cache = Exercise(
         ),
         Misconception(
             "loss with its graph",
-            "The loss that you return still holds its graph, and with it the B x N logits for as long as somebody "
-            "keeps the number: return loss.detach().",
+            "The loss that you return still has its graph, which nobody needs any more (before its backward, it would "
+            "hold the B x N logits as well): return loss.detach().",
             _graph_returned,
         ),
         Misconception(
@@ -680,7 +681,7 @@ replay = Exercise(
         ),
         Misconception(
             "dropout switched off",
-            "The second forward ran in eval mode, without the first one's masks, and the encoder stays in that mode.",
+            "The second forward ran in eval mode, without the first one's masks.",
             _in_eval,
         ),
         Misconception(
@@ -1081,7 +1082,7 @@ gradient_cache_step = Exercise(
         ),
         Misconception(
             "no replay",
-            "The encoder was never encoded with a graph, so it has no gradient: the caches wait for the replay.",
+            "Nothing was ever encoded with a graph, so it has no gradient: the caches wait for the replay.",
             _without_replay,
         ),
         Misconception(
@@ -1121,7 +1122,8 @@ gradient_cache_step = Exercise(
         ),
         Misconception(
             "loss with its graph",
-            "The step is right, but the loss that you return still holds its graph, and with it the logits: detach it.",
+            "The step is right, but the loss that you return still has its graph, which nobody needs any more: "
+            "detach it.",
             _CachedStep(cached=_graph_returned),
         ),
         Misconception(

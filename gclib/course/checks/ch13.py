@@ -722,8 +722,8 @@ scaled_updates = Exercise(
     misconceptions=(
         Misconception(
             "clipped while scaled",
-            "It looks as if gradients were clipped before they were unscaled. They are thousands of times too long "
-            "there, so the clipping always acts, and what is left is unscaled to almost nothing.",
+            "It looks as if gradients were clipped before they were unscaled. They are too long there, by the scale, "
+            "so the clipping acts where it should not, and what is left is unscaled to too little.",
             _Updates(unscale=False),
         ),
         Misconception(

@@ -19,7 +19,7 @@ from . import progress
 from .engine import exercises_of
 from .predictions import Prediction, recall
 
-_SHOWN = re.compile(r"^(?:You predicted .*|You made no prediction here)\. ([A-Z]\w+): (.+)\.$")
+_SHOWN = re.compile(r"^(?:You predicted .*|You made no prediction here)\. ([A-Z][\w ]*): (.+)\.$")
 _NUMBER = re.compile(r"^-?[\d,]*\.?\d+(?:e[+-]?\d+)?")
 
 
@@ -29,7 +29,6 @@ class Question:
 
     chapter: int
     key: str
-    text: str
     found: str = ""
 
 
@@ -44,17 +43,17 @@ def questions(folder: Path = NOTEBOOKS) -> list[Question]:
 
 
 def _questions_in(path: Path) -> Iterator[Question]:
-    asked: dict[tuple[int, str], str] = {}
+    asked: dict[tuple[int, str], None] = {}  # in order
     found: dict[tuple[int, str], str] = {}
     for cell in _code_cells(path):
         calls = _calls(cell)
-        asked |= {place: text for name, place, text in calls if name == "predict"}
-        shown = [place for name, place, _ in calls if name == "show_back"]
+        asked |= {place: None for name, place in calls if name == "predict"}
+        shown = [place for name, place in calls if name == "show_back"]
         lines = [match[2] for line in _printed(cell).splitlines() if (match := _SHOWN.match(line))]
         if len(lines) == len(shown):
             found |= dict(zip(shown, lines, strict=True))
-    for (chapter, key), text in asked.items():
-        yield Question(chapter, key, text, found.get((chapter, key), ""))
+    for chapter, key in asked:
+        yield Question(chapter, key, found.get((chapter, key), ""))
 
 
 def _code_cells(path: Path) -> list[dict]:
@@ -65,8 +64,8 @@ def _code_cells(path: Path) -> list[dict]:
         return []  # a notebook that is just being saved, or none
 
 
-def _calls(cell: dict) -> list[tuple[str, tuple[int, str], str]]:
-    """(predict or show_back, (chapter, key), question) of the cell's calls whose first arguments are written out."""
+def _calls(cell: dict) -> list[tuple[str, tuple[int, str]]]:
+    """(predict or show_back, (chapter, key)) of the cell's calls whose first arguments are written out."""
     try:
         tree = ast.parse("".join(cell["source"]))
     except SyntaxError:
@@ -78,10 +77,9 @@ def _calls(cell: dict) -> list[tuple[str, tuple[int, str], str]]:
         name = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
         if name not in ("predict", "show_back"):
             continue
-        given = [part.value for part in node.args[:3] if isinstance(part, ast.Constant)]
-        if len(given) >= 2 and type(given[0]) is int and isinstance(given[1], str):
-            text = given[2] if len(given) > 2 else given[1]
-            found.append((node.lineno, name, (given[0], given[1]), str(text)))
+        given = [part.value for part in node.args[:2] if isinstance(part, ast.Constant)]
+        if len(given) == 2 and type(given[0]) is int and isinstance(given[1], str):
+            found.append((node.lineno, name, (given[0], given[1])))
     return [call[1:] for call in sorted(found, key=lambda call: call[0])]
 
 

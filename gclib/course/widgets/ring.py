@@ -77,9 +77,8 @@ def title_of(moment: RingMoment) -> str:
 def sentence_of(moment: RingMoment) -> str:
     """What every rank does in the moment."""
     if moment.phase == "home":
-        return (
-            f"Each ∂P has the parts of all {moment.ranks} ranks, and is back at its owner. No rank ever held them all."
-        )
+        never = " No rank ever held the passages of all." if moment.ranks > 3 else ""
+        return f"Each ∂P has the parts of all {moment.ranks} ranks, and is back at its owner.{never}"
     doing = ", ".join(f"rank {rank} takes Q{rank} × P{owner}" for rank, owner in moment.tiles)
     return f"{doing[0].upper()}{doing[1:]}. {_moving(moment)}"
 

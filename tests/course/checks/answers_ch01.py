@@ -188,13 +188,21 @@ wrong("labels_with_hard_negatives", "stopped at B", "to B by step")(lambda B, K:
 wrong("labels_with_hard_negatives", "hard negatives skipped once", "positives first, then negatives B stride")(
     lambda B, K: torch.arange(B) + K
 )
-wrong("labels_with_hard_negatives", "one-hot rows", "one-hot")(lambda B, K: torch.eye(B).repeat_interleave(1 + K, 1))
+wrong("labels_with_hard_negatives", "one-hot rows of integers", "one-hot")(
+    lambda B, K: F.one_hot(torch.arange(B) * (1 + K), B * (1 + K))
+)
+wrong("labels_with_hard_negatives", "one-hot rows of floats", "one-hot, float")(
+    lambda B, K: F.one_hot(torch.arange(B) * (1 + K), B * (1 + K)).float()
+)
+wrong("labels_with_hard_negatives", "another form", "whole groups at one")(
+    lambda B, K: torch.eye(B).repeat_interleave(1 + K, 1)
+)
 wrong("labels_with_hard_negatives", "place within the group", "zeros")(lambda B, K: torch.zeros(B, dtype=torch.long))
 wrong("labels_with_hard_negatives", "every passage's query", "repeated")(
     lambda B, K: torch.arange(B).repeat_interleave(1 + K)
 )
 wrong("labels_with_hard_negatives", "stretched to the last column", "linspace")(
-    lambda B, K: torch.linspace(0, B * (1 + K), B).long()
+    lambda B, K: torch.linspace(0, B * (1 + K) - 1, B).long()
 )
 wrong("labels_with_hard_negatives", "query 0 forgotten", "from 1")(lambda B, K: torch.arange(1, B + 1) * (1 + K))
 
@@ -376,12 +384,12 @@ def last_twin(queries, passages):
     return masked(queries, passages, lambda i, j, s: passages[j] == of[queries[i]])
 
 
-@wrong("false_negative_mask", "queries compared with passages", "none")
+@wrong("false_negative_mask", "nothing masked", "none")
 def nothing(queries, passages):
     return torch.zeros(len(queries), len(passages), dtype=torch.bool)
 
 
-@wrong("false_negative_mask", None, "passages of the same query text (query text compared with passage)")
+@wrong("false_negative_mask", "queries compared with passages", "query text compared with passage")
 def query_in_passages(queries, passages):
     return masked(queries, passages, lambda i, j, s: queries[i] == passages[j])
 

@@ -136,6 +136,7 @@ def test_every_question_of_the_chapters_is_found_with_what_was_shown():
     asked = record.questions()
     assert len({(q.chapter, q.key) for q in asked}) == len(asked) >= 24
     found = {(q.chapter, q.key): q.found for q in asked}
+    assert all(found.values())
     assert found[7, "ratio"] == "1.33" and found[1, "copies"] == "it stays the same"
 
 
