@@ -85,7 +85,7 @@ def card_table() -> str:
         own = f"{float(row['seconds']):.2f} s, {int(row['allocated_peak_bytes']) / 2**20:,.0f} MiB"
         rows.append(f"| {int(row['batch_size']):,} | {own} | {' | '.join(beside(row, other) for other in others)} |")
     lines = [
-        f"On an {tiled[0]['device']}, with ratios to others:",
+        f"On an {tiled[0]['device']}:",
         "",
         *rows,
         "",
