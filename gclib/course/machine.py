@@ -24,7 +24,7 @@ PINS = ROOT / "constraints.txt"
 CORE = ("torch", "transformers", "tokenizers", "numpy", "bm25s", "tqdm", "psutil", "jaxtyping")
 COURSE = ("jupyterlab", "ipywidgets", "anywidget", "matplotlib", "peft")
 SMALLEST_PYTHON = (3, 11)
-NEEDED_RAM_BYTES = 5 * GiB // 2  # chapter 13 takes most, 2.2 GiB, and JupyterLab is beside it
+NEEDED_RAM_BYTES = 2 * GiB  # one notebook and JupyterLab, with room to spare for all but chapter 13
 EASY_RAM_BYTES = 4 * GiB
 NEEDED_DISK_BYTES = GiB
 
@@ -87,7 +87,7 @@ def look() -> Machine:
         cores=len(affinity(0)) if affinity else os.cpu_count() or 1,
         ram_bytes=total,
         free_ram_bytes=free,
-        free_disk_bytes=psutil.disk_usage(str(Path.cwd())).free,
+        free_disk_bytes=psutil.disk_usage(str(_there(cache_folder()))).free,
         gpus=_gpus(),
         installed={name: v for name in CORE + COURSE if (v := _installed(name)) is not None},
         pinned=read_pins(),
@@ -150,6 +150,8 @@ def _judge_packages(machine: Machine) -> Assessment:
     names = CORE + COURSE
     missing = [name for name in names if name not in machine.installed]
     found = f"{len(names) - len(missing)} of the {len(names)} that the course uses are installed"
+    if missing == ["peft"]:
+        return Assessment("Packages", found, "limited", "Missing: peft. Chapter 13 stops where it begins with LoRA.")
     if missing:
         means = f"Missing: {', '.join(missing)}. Run `make env`, or what the README has you type."
         return Assessment("Packages", found, "will not work", means)
@@ -174,7 +176,8 @@ def _judge_memory(machine: Machine) -> Assessment:
         means = f"The notebooks need about {needed}. Close other programs, or shut down other kernels."
         return Assessment("Memory", found, "will not work", means)
     if machine.free_ram_bytes < EASY_RAM_BYTES:
-        means = "Enough, with one notebook open at a time. A run that would not fit is refused before it starts."
+        means = "Enough, with one notebook open at a time; chapter 13 takes most, 2.2 GiB. "
+        means += "A run that would not fit is refused before it starts."
         return Assessment("Memory", found, "limited", means)
     means = "Enough for every chapter. A run that would not fit is refused before it starts."
     return Assessment("Memory", found, "works", means)
@@ -194,6 +197,11 @@ def _judge_disk(machine: Machine) -> Assessment:
         means = f"The text pairs and the runs are cached in {_cache()}: make about 1 GiB of room."
         return Assessment("Disk", found, "limited", means)
     return Assessment("Disk", found, "works", f"Room for the text pairs, which are cached in {_cache()}.")
+
+
+def _there(folder: Path) -> Path:
+    """The folder, or the nearest one above it that is there."""
+    return next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
 
 
 def _cache() -> str:

@@ -13,6 +13,7 @@ from pathlib import Path
 from threading import Thread
 
 import pytest
+from browser.lab import MOST_MS
 
 from gclib.course.memory_lab.bundles import write_bundles
 from gclib.course.site import build
@@ -65,6 +66,7 @@ def visit(chromium, start: str, **options) -> Iterator:
     A request still under way when the page is left is aborted by the browser: no fault of the site.
     """
     context = chromium.new_context(**options)
+    context.set_default_timeout(MOST_MS)
     page, complaints, failures = context.new_page(), [], []
     page.on("console", lambda message: complaints.append(message.text) if message.type == "error" else None)
     page.on("pageerror", lambda error: complaints.append(str(error)))

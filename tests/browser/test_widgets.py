@@ -92,9 +92,12 @@ def answers(page, cell, handle) -> bool:
         value = handle.get_attribute("aria-valuenow")
         handle.focus()
         handle.press(key)
-        for _ in range(100):
-            if handle.get_attribute("aria-valuenow") != value and shown(cell) != before:
+        for wait in range(1_000):
+            moved = handle.get_attribute("aria-valuenow") != value
+            if moved and shown(cell) != before:
                 return True
+            if not moved and wait == 100:
+                break  # at the slider's end
             page.wait_for_timeout(50)
     return False
 

@@ -42,6 +42,7 @@ def test_a_good_machine_has_nothing_to_mend():
         ("Packages", {"installed": VERSIONS | {"torch": "1.2.4"}}, "limited", "torch 1.2.4 (tested: 1.2.3)"),
         ("Packages", {"installed": VERSIONS | {"torch": "1.2.3+cpu"}}, "works", "tests passed"),
         ("Packages", {"pinned": {}}, "limited", "constraints.txt"),
+        ("Packages", {"installed": {n: v for n, v in VERSIONS.items() if n != "peft"}}, "limited", "Chapter 13 stops"),
         ("Memory", {"free_ram_bytes": GiB}, "will not work", "Close other programs"),
         ("Memory", {"free_ram_bytes": 3 * GiB}, "limited", "one notebook"),
         ("Processor cores", {"cores": 1}, "limited", "longer"),
@@ -66,6 +67,14 @@ def test_a_missing_package_is_named_and_stops_the_course():
 
 def test_a_limited_machine_can_still_take_the_course():
     assert "can take the whole course" in report(judge(replace(GOOD, cores=1)))
+
+
+def test_room_is_looked_for_where_things_are_cached(monkeypatch, tmp_path):
+    seen, room = [], psutil.disk_usage(str(tmp_path))
+    monkeypatch.setattr(psutil, "disk_usage", lambda path: (seen.append(path), room)[1])
+    monkeypatch.setenv("GCLIB_CACHE", str(tmp_path / "not" / "yet"))
+    assert look().free_disk_bytes == room.free and seen == [str(tmp_path)]
+    assert str(tmp_path / "not" / "yet") in finding("Disk").meaning
 
 
 def test_looking_finds_this_machine_and_the_tested_packages():

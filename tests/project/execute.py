@@ -79,15 +79,14 @@ def execute(path: Path, snapshots: Snapshots) -> tuple[float, int]:
     notebook = nbformat.read(path, as_version=4)
     if is_chapter(path):
         put_guard(notebook)
+    refuse(long_cells(notebook))  # before minutes are spent
     there = saved_rows()
     minutes, peak_mib, widgets = run(notebook, path)
     if saved_rows() > there and any("already saved" in cell.source for cell in notebook.cells[:2]):
         minutes, peak_mib, widgets = run(notebook, path)  # as its box says; the first run trained
     snapshots.keep(notebook, widgets)
     tidy(notebook)
-    problems = find_problems(notebook)
-    if problems:
-        raise ValueError("\n".join(f"  {problem}" for problem in problems))
+    refuse(find_problems(notebook))
     write_measured(notebook, minutes, peak_mib)
     nbformat.validate(notebook)
     temporary = path.with_suffix(".tmp")
@@ -221,16 +220,31 @@ def merge_streams(outputs: list[nbformat.NotebookNode]) -> list[nbformat.Noteboo
     return merged
 
 
+def refuse(problems: list[str]) -> None:
+    """Raise ValueError where there are any."""
+    if problems:
+        raise ValueError("\n".join(f"  {problem}" for problem in problems))
+
+
+def code_cells(notebook: nbformat.NotebookNode) -> list[nbformat.NotebookNode]:
+    """Those that are not empty."""
+    return [cell for cell in notebook.cells if cell.cell_type == "code" and cell.source.strip()]
+
+
+def long_cells(notebook: nbformat.NotebookNode) -> list[str]:
+    """Which cells of code have more lines than a cell may have, in words."""
+    counts = [sum(bool(line.strip()) for line in cell.source.splitlines()) for cell in code_cells(notebook)]
+    return [
+        f"cell {n} has {count} lines; {MAX_LINES} are allowed" for n, count in enumerate(counts, 1) if count > MAX_LINES
+    ]
+
+
 def find_problems(notebook: nbformat.NotebookNode) -> list[str]:
     """Why this executed notebook should not be kept: one sentence for each reason."""
-    problems = []
-    code = [cell for cell in notebook.cells if cell.cell_type == "code" and cell.source.strip()]
-    for count, cell in enumerate(code, start=1):
+    problems = long_cells(notebook)
+    for count, cell in enumerate(code_cells(notebook), start=1):
         if cell.execution_count != count:
             problems.append(f"cell {count} has execution count {cell.execution_count}")
-        lines = [line for line in cell.source.splitlines() if line.strip()]
-        if len(lines) > MAX_LINES:
-            problems.append(f"cell {count} has {len(lines)} lines; {MAX_LINES} are allowed")
         for output in cell.outputs:
             problems += [f"cell {count} {problem}" for problem in output_problems(output)]
     return problems

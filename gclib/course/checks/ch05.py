@@ -206,8 +206,8 @@ first_forward = Exercise(
         ),
         Misconception(
             "an inference tensor",
-            "torch.inference_mode() goes too far here: autograd may not save its tensors, so in the logits, products "
-            "of two of them, they count as constants, and no gradient comes to be cached. Use torch.no_grad().",
+            "torch.inference_mode() goes too far here: autograd does not record what is computed of its tensors alone, "
+            "such as the logits, and so no gradient comes to be cached. Use torch.no_grad().",
             _under_inference_mode,
         ),
         Misconception(

@@ -53,7 +53,8 @@ def recall(chapter: int) -> dict[str, Prediction]:
     answers = progress.load("predictions").get(_chapter_name(chapter))
     if not isinstance(answers, dict):
         return {}
-    return {key: entry["value"] for key, entry in answers.items() if isinstance(entry, dict)}
+    entries = {key: entry.get("value") for key, entry in answers.items() if isinstance(entry, dict)}
+    return {key: value for key, value in entries.items() if isinstance(value, Prediction)}  # a damaged one is none
 
 
 def show_back(chapter: int, key: str, measured: object, *, unit: str = "", how: str = "Measured") -> None:

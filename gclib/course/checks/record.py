@@ -104,20 +104,21 @@ def error_of(predicted: Prediction, found: str) -> str:
     return f"{factor:.2g} times too high" if factor > 1 else f"{1 / factor:.2g} times too low"
 
 
-def predictions_page(folder: Path = NOTEBOOKS) -> str:
+def predictions_page(folder: Path | None = None) -> str:
     """The reader's predictions of all chapters beside what was found, as a table; says so where none is kept.
 
-    A box whose key the chapter makes as it runs (one for each case of a table) stands last of its chapter, and what was
-    found is left to the chapter.
+    A box whose key is not written out (one for each case of a table) stands last of its chapter, and what was found is
+    left to the chapter. folder: of the notebooks; None for the current one where chapters lie there, as in Jupyter.
     """
-    asked, rows = questions(folder), []
+    here = any((Path.cwd() / f"{chapter.file}.ipynb").is_file() for chapter in CHAPTERS)
+    asked, rows = questions(folder or (Path.cwd() if here else NOTEBOOKS)), []
     for chapter in CHAPTERS:
         kept = recall(chapter.number)
         found = {question.key: question.found for question in asked if question.chapter == chapter.number}
         for key in [*(key for key in found if key in kept), *(key for key in kept if key not in found)]:
             said = kept[key]
             words = said if isinstance(said, str) else f"{said:,.4g}"
-            off = error_of(said, found[key]) if key in found else "told there"
+            off = error_of(said, found[key]) if key in found else "see the chapter"
             rows.append([f"{chapter.number:02d} {key}", words, found.get(key) or None, off])
     if not rows:
         return "No prediction is kept, so there is nothing to look back on."

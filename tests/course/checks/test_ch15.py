@@ -2,6 +2,7 @@
 
 import math
 
+import nbformat
 import pytest
 
 from gclib.course.capstone.briefs import SCENARIOS, TrainingPlan, forecast, peak_bytes
@@ -147,12 +148,22 @@ def test_kept_predictions_stand_beside_what_was_found():
     assert "kept: 2." in page and "07 ratio" in page and "another" in page and "too high" in page
 
 
+def test_what_was_found_is_read_from_the_readers_own_copy(monkeypatch, tmp_path):
+    ask, shown = "predict(7, 'ratio', 'How much?')", "show_back(7, 'ratio', 9)"
+    cells = [nbformat.v4.new_code_cell(f"notebook.{call}") for call in (ask, shown)]
+    cells[1].outputs = [nbformat.v4.new_output("stream", name="stdout", text="You predicted 2. Measured: 9.\n")]
+    nbformat.write(nbformat.v4.new_notebook(cells=cells), tmp_path / "07_the_price_is_time.ipynb")
+    record_prediction(7, "ratio", 2)
+    monkeypatch.chdir(tmp_path)
+    assert record.predictions_page().splitlines()[-1].split()[:5] == ["07", "ratio", "2", "9", "4.5"]
+
+
 def test_a_prediction_whose_key_the_chapter_makes_as_it_runs_stands_on_the_page_too():
     record_prediction(14, "case A", "gradient cache")
     record_prediction(15, "claim 1", "it holds")
     rows = record.predictions_page().splitlines()[-2:]
     assert [row.split()[:3] for row in rows] == [["14", "case", "A"], ["15", "claim", "1"]]
-    assert all("told there" in row for row in rows)
+    assert all("see the chapter" in row for row in rows)
 
 
 @pytest.mark.parametrize(
@@ -182,5 +193,7 @@ def test_the_certificate_counts_what_is_solved(capsys):
 
 def test_a_damaged_record_is_no_record(tmp_path):
     (tmp_path / "exercises.json").write_text('{"ch15.predict_peak": 7}')
+    (tmp_path / "predictions.json").write_text('{"07": {"ratio": {"value": null}, "sorted": {}}}')
+    assert "No prediction" in record.predictions_page()
     (tmp_path / "predictions.json").write_text("[1")
     assert "Nothing is recorded" in record.certificate() and "No prediction" in record.predictions_page()
