@@ -6,12 +6,9 @@ too: the forecast against the ledger of the same step.
 """
 
 import copy
-import multiprocessing
 import random
 import warnings
 from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -29,6 +26,7 @@ from gclib.losses.module import ContrastiveLoss
 from gclib.memory.forecast import forecast_step
 from gclib.memory.ledger import record_memory
 from gclib.steps import grad_cache_step, naive_step
+from gclib.support.processes import map_in_processes
 from gclib.support.validation import one_of
 from gclib.support.words import format_table
 
@@ -268,17 +266,10 @@ def run_zoo(
     chosen = [one_of("name", name, tuple(names())) for name in (names() if chosen is None else chosen)]
     work = partial(try_architecture, forecast=forecast)
     rows = []
-    with ExitStack() as stack:
-        if processes > 1:
-            context = multiprocessing.get_context("spawn")  # a copy of a process that has threads may hang
-            pool = ProcessPoolExecutor(processes, context, torch.set_num_threads, (1,))
-            made = stack.enter_context(pool).map(work, chosen)
-        else:
-            made = map(work, chosen)
-        for row in made:
-            rows.append(row)
-            if on_row is not None:
-                on_row(row)
+    for row in map_in_processes(work, chosen, processes):
+        rows.append(row)
+        if on_row is not None:
+            on_row(row)
     return rows
 
 

@@ -128,8 +128,16 @@ def card_steps() -> str:
         rows.append(f"| {own} | {words} | {time:.2f} | {share:.2f} |")
     quickest = {"gclib, packed by tokens": "`chunk_tokens`", "gclib, sorted, a quarter retained": "a quarter retained"}
     better = [f"{words}: {seconds[key]:.2f} s, {peaks[key]:.1f} GiB" for key, words in quickest.items()]
-    where = f"BERT-base, B = {size[0]}, C = {size[1]}"
-    return "\n".join([f"On an {first['device']}, {where}:", "", *rows, "", f"With {'; '.join(better)}."])
+    where = f"BERT-base (8,000 tokens), B = {size[0]}, C = {size[1]}"
+    return "\n".join(
+        [
+            f"On an {first['device']}, {where}; peaks without weights and gradients:",
+            "",
+            *rows,
+            "",
+            f"With {'; '.join(better)}.",
+        ]
+    )
 
 
 def trainer_table() -> str:
@@ -144,11 +152,13 @@ def trainer_table() -> str:
         rows.append(
             f"| {who} | `{knob}={row['setting']}` | {float(row['peak_mib']):,.0f} | {float(row['seconds']):.1f} |"
         )
-    quickest = min(timed, key=lambda row: float(row["seconds"]))
-    least = min(others, key=lambda row: float(row["peak_mib"]))
-    share = 1 / float(quickest["over_ours"])
-    fewer = float(least["peak_mib"]) / float(ours["peak_mib"])
-    told = f"Ours takes {share:.2f} of its best time; it, at {least['setting']} rows, {fewer:.2f} of our bytes."
+    raced = min(timed, key=lambda row: float(row["seconds"]))
+    quickest = min(others, key=lambda row: float(row["first_seconds"]))  # in the first run, which all had
+    fewer, more = (float(row["peak_mib"]) / float(ours["peak_mib"]) for row in (raced, quickest))
+    told = f"Ours takes {1 / float(raced['over_ours']):.2f} of its time at {raced['setting']} rows, "
+    told += f"{fewer:.2f} of our bytes; "
+    first = float(ours["first_seconds"]) / float(quickest["first_seconds"])
+    told += f"{first:.2f} of that at {int(quickest['setting']):,} tokens, {more:.1f} times ours (one run)."
     return "\n".join([*rows, "", told])
 
 

@@ -475,13 +475,12 @@ matryoshka_loss = Exercise(
         ),
         Misconception(
             "only the whole vector",
-            "It looks as if only the whole vector was trained: nothing asks its beginning to be good alone.",
+            "It looks as if only the last entry of dims was trained: nothing asks the other prefixes to be good alone.",
             lambda queries, passages, dims, loss_fn: _matryoshka(queries, passages, dims[-1:], loss_fn),
         ),
         Misconception(
             "the whole vector left out",
-            "It looks as if the last entry of dims were left out. The whole vector is a prefix, too, and the one that "
-            "must be the best.",
+            "It looks as if the last entry of dims were left out: it is a prefix, too, be it the whole vector.",
             lambda queries, passages, dims, loss_fn: _matryoshka(queries, passages, dims[:-1], loss_fn),
         ),
         Misconception(

@@ -8,11 +8,13 @@ Letters: n rows (or queries), 2, 3, ...; each value is d0 + d1 (n - 2) + d2 (n -
 
 import json
 from collections.abc import Iterable, Sequence
+from functools import partial
 from itertools import product
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from tqdm import tqdm
 
 from gclib.course.memory_lab.answers import (
     BATCHES,
@@ -33,6 +35,7 @@ from gclib.memory.laws import CHECKED, Law, LawBroken
 from gclib.memory.ledger import KINDS
 from gclib.memory.workload import OPTIMIZERS
 from gclib.steps import STEPS
+from gclib.support.processes import map_in_processes
 
 FIXED = ("model", "lengths", "precision", "device", "negatives", "tied", "checkpointing", "symmetric", "tile_size")
 FIXED += ("lora_rank", "ranks")
@@ -101,26 +104,38 @@ def write_bundles(
     lengths: Sequence[int] = LENGTHS,
     precisions: Sequence[str] = PRECISIONS,
     devices: Sequence[str] = DEVICES,
+    processes: int = 1,
+    progress: bool = False,
 ) -> int:
     """Write the bundles of these models and lengths (queries as long as passages), one loss, and index.json; their
     bytes on disk. `page/lab.js` reads the folder, one bundle at a time. Lengths that a model can't read are left out.
     """
     folder, files = Path(folder), {}
     folder.mkdir(parents=True, exist_ok=True)
-    for model, length, precision, device in product(models, lengths, precisions, devices):
-        try:
-            bundle = bundle_of(LabSettings(model=model, length=length, precision=precision, device=device))
-        except ValueError:
-            continue
-        name = f"{model}-{length}-{precision.replace(' ', '-')}-{device}.json"
-        files[f"{model} {length} {precision} {device}"] = name
-        (folder / name).write_text(_text(bundle), "utf-8")
+    encoders = list(product(models, precisions, devices))
+    written = map_in_processes(partial(_write_lengths, folder, lengths), encoders, processes)
+    for names in tqdm(written, "laws of encoders", len(encoders), disable=not progress):
+        files |= names
     start = {"step": "grad_cache", "batch_size": 64, "chunk_size": 8, "optimizer": "adamw", "budget": "256 MiB"}
     start |= {"model": "mini" if "mini" in models else models[0], "length": 64 if 64 in lengths else lengths[0]}
     index = {"files": files, "cards": list(GPU_MEMORY_BYTES), "start": start}
     index["choices"] = _choices(models, lengths, precisions)
     (folder / "index.json").write_text(_text(index), "utf-8")
     return sum((folder / name).stat().st_size for name in ("index.json", *files.values()))
+
+
+def _write_lengths(folder: Path, lengths: Sequence[int], encoder: tuple[str, str, str]) -> dict[str, str]:
+    """The bundles of one model, precision and device; what the index calls them, and their files."""
+    (model, precision, device), names = encoder, {}
+    for length in lengths:
+        try:
+            bundle = bundle_of(LabSettings(model=model, length=length, precision=precision, device=device))
+        except ValueError:
+            continue
+        name = f"{model}-{length}-{precision.replace(' ', '-')}-{device}.json"
+        names[f"{model} {length} {precision} {device}"] = name
+        (folder / name).write_text(_text(bundle), "utf-8")
+    return names
 
 
 def _choices(models: Sequence[str], lengths: Sequence[int], precisions: Sequence[str]) -> dict[str, list[Any]]:

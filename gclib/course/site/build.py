@@ -172,12 +172,13 @@ def main(arguments: list[str] | None = None) -> int:
     """Build the site into the folder named; the exit status."""
     parser = argparse.ArgumentParser(prog="python -m gclib.course.site.build", description="Write the course's site.")
     parser.add_argument("folder", type=Path)
-    words = "models of the live lab (default: all; their laws are read off once, which takes minutes a model)"
+    words = "models of the live lab (default: all; reading off their laws takes minutes a model)"
     parser.add_argument("--models", nargs="+", choices=MODELS, default=MODELS, help=words, metavar="MODEL")
+    parser.add_argument("--processes", type=int, default=2, help="that read laws at once (default: 2)")
     chosen = parser.parse_args(arguments)
     folder = chosen.folder
     try:
-        pages = build(folder, partial(write_bundles, models=chosen.models))
+        pages = build(folder, partial(write_bundles, models=chosen.models, processes=chosen.processes, progress=True))
     except ValueError as error:
         parser.error(str(error))
     size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
