@@ -119,6 +119,7 @@ def test_the_cpus_attention_kernel_is_counted_where_torch_does_not_know_it():
     assert both - torch_counts(lambda: encoder(**batch).sum().backward()) == (2 + 5) * pairs
 
 
+@pytest.mark.slow
 def test_reading_off_the_laws_touches_nothing():
     encoder = encoder_of()
     encoder(**batch_of([3, 4])).sum().backward()

@@ -16,6 +16,8 @@ from gclib.memory.shards import rank_bytes
 from gclib.steps import STEPS
 from tests.memory.test_ledger import batch
 
+pytestmark = pytest.mark.slow
+
 SHAPES = {"query_length": 8, "passage_length": 12}
 LOSSES = {
     "gather": {"across": "gather"},
@@ -49,7 +51,6 @@ def peaks_of_a_rank(here, cases):
     return peaks
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("ranks", [pytest.param(2, marks=pytest.mark.deep), 3])
 def test_a_rank_s_forecast_is_its_ledger_to_the_byte(tmp_path, ranks):
     run = run_ranks(peaks_of_a_rank, ranks, tmp_path, CASES)
@@ -87,7 +88,6 @@ def buckets_of_a_rank(here):
     return [allocated, sum(p.nbytes for p in encoder.parameters())]
 
 
-@pytest.mark.slow
 def test_the_buckets_of_ddp_are_as_big_as_the_gradients(tmp_path):
     same = {"config": "tiny", "batch_size": 4, "chunk_size": 2, "ranks": 2, **SHAPES}
     for allocated, parameters in run_ranks(buckets_of_a_rank, 2, tmp_path):
@@ -135,7 +135,7 @@ def shards_of_a_rank(here):
     return [weights, gradients, sum(value.nbytes for value in local)]
 
 
-@pytest.mark.parametrize("ranks", [2, pytest.param(3, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("ranks", [2, 3])
 def test_shards_at_rest_are_exact(tmp_path, ranks):
     for rank, found in enumerate(run_ranks(shards_of_a_rank, ranks, tmp_path)):
         said = rank_bytes([uneven_encoder()], ranks=ranks, rank=rank, optimizer="adamw")
@@ -166,7 +166,6 @@ def watched_peaks(here):
     return peaks
 
 
-@pytest.mark.slow
 def test_a_sharded_rank_s_peak_stays_below_its_bound_and_near_it(tmp_path):
     """Measured on 2 ranks: 0.77 and 0.70 of the bounds, which add up what need not meet."""
     encoder = Encoder.from_config("mini")

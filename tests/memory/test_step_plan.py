@@ -252,6 +252,7 @@ class Causal(nn.Module):
         return self.layer(self.tokens(input_ids), src_mask=mask)[:, 0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("made", "runs"), [(lambda: TinyEncoder(0.1), 4), (Causal, 7)], ids=["nothing but rows", "a mask that no row owns"]
 )

@@ -11,7 +11,7 @@ def told(item):
     return item, os.getpid()
 
 
-@pytest.mark.parametrize("processes", [1, 2])
+@pytest.mark.parametrize("processes", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_what_is_made_comes_in_order_from_as_many_processes(processes):
     made = list(map_in_processes(told, range(6), processes))
     assert [item for item, _ in made] == list(range(6))

@@ -26,6 +26,8 @@ from gclib.training.loop import TrainingRecord
 from gclib.training.retrieval import encode_texts
 from gclib.training.settings import Settings
 
+pytestmark = pytest.mark.slow
+
 THINGS = ["apples", "pears", "plums", "figs", "dates", "melons"]
 THINGS += ["cherries", "grapes", "lemons", "limes", "kiwis", "mangos"]
 ROWS = [
@@ -217,7 +219,6 @@ def whole_run(tmp_path_factory):
     return folder / "run"
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("place", PLACES)
 def test_a_killed_run_goes_on_to_the_same_losses_and_weights(place, typed, tmp_path, whole_run):
     killed = tmp_path / "killed"
@@ -229,7 +230,6 @@ def test_a_killed_run_goes_on_to_the_same_losses_and_weights(place, typed, tmp_p
     assert not list(killed.glob(".*"))
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_stops_after_the_step_and_says_how_to_go_on(number, typed, tmp_path, monkeypatch, capsys):
     assert commands.main(typed(tmp_path / "whole")) == 0
@@ -629,7 +629,6 @@ def test_a_run_is_not_made_shorter_than_it_is(typed, tmp_path, capsys):
     assert (tmp_path / "run" / "config.json").read_text() == before
 
 
-@pytest.mark.slow
 def test_a_run_that_was_begun_before_there_were_prefixes_goes_on_as_it_was(trained, typed, tmp_path):
     """Its config.json has neither of them; then no prefix stood there, and the mean was taken of any folder."""
     model = with_prompts(trained, tmp_path / "model", prompts={"query": "q: "})
@@ -704,7 +703,6 @@ def full_for_safetensors(*_, **__):
     raise SafetensorError("I/O error: No space left on device (os error 28)")
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("module", "name", "fault"),
     [
@@ -821,7 +819,6 @@ def by_torchrun(arguments, processes):
     assert done.returncode == 0, done.stderr
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("start", "more"),
     [(by_torchrun, ""), (run_commands, "--ring --tile-size 3 --symmetric --learnable-temperature --negatives 1")],
@@ -857,7 +854,6 @@ sys.exit(__main__.main(sys.argv[1:]))
 """
 
 
-@pytest.mark.slow
 def test_two_processes_stop_after_the_same_step_and_go_on_where_they_were(typed, tmp_path, capsys):
     """The signal reaches one of them alone. With dropout: each has generators of its own."""
     whole, cut, script = tmp_path / "whole", tmp_path / "cut", tmp_path / "interrupted.py"
