@@ -65,7 +65,7 @@ chromium:
 test: chromium lint corpus ## check everything: style, unit tests, every notebook, the browser
 	$(RUN) -m pytest tests notebooks $(NBVAL) $(PARALLEL)
 
-check: lint ## the quick part of `make test`, under 2 minutes
+check: lint ## the quick part of `make test`, some two minutes
 	$(RUN) -m pytest tests -m "not slow and not browser" -p no:nbval --hypothesis-profile=quick --durations=10 $(PARALLEL)
 
 test-deep: env ## the property tests with ten times the cases

@@ -7,6 +7,8 @@ from typing import TypeVar
 
 import torch
 
+from gclib.support.validation import positive_int
+
 Item = TypeVar("Item")
 Done = TypeVar("Done")
 
@@ -15,8 +17,9 @@ def map_in_processes(work: Callable[[Item], Done], items: Iterable[Item], proces
     """work(item) of each item, in order, in as many new processes of one thread each; for 1, in this process.
 
     work and items must be picklable where there are several. A process that has threads is never copied: it may hang.
+    Raises ValueError for processes that are no positive int, before any work.
     """
-    if processes == 1:
+    if positive_int("processes", processes) == 1:
         yield from map(work, items)
         return
     context = multiprocessing.get_context("spawn")

@@ -118,26 +118,17 @@ def card_steps() -> str:
     rounds["naive, padded"] = float(find_row(table, ours, size[0])["over_naive"])
     rivals = {"naive, padded": "the naive step", "official GradCache": "official GradCache"}
     rivals["sentence-transformers cached"] = ST
-    rows = [
-        f"| `grad_cache_step`, seconds, peak | over | median ratio of time, {first['rounds']} rounds | peak bytes |"
-    ]
-    rows.append("|---|---|---|---|")
+    time_of = f"median ratio of time, {first['rounds']} rounds"
+    rows = [f"| `grad_cache_step`, seconds, peak | over | {time_of} | peak bytes |", "|---|---|---|---|"]
     ratios = [(rounds[key], peaks[ours] / peaks[key], words) for key, words in rivals.items()]
     for number, (time, share, words) in enumerate(sorted(ratios, reverse=True)):
         own = f"{seconds[ours]:.2f} s, {peaks[ours]:.1f} GiB" if number == 0 else ""
         rows.append(f"| {own} | {words} | {time:.2f} | {share:.2f} |")
     quickest = {"gclib, packed by tokens": "`chunk_tokens`", "gclib, sorted, a quarter retained": "a quarter retained"}
     better = [f"{words}: {seconds[key]:.2f} s, {peaks[key]:.1f} GiB" for key, words in quickest.items()]
-    where = f"BERT-base (8,000 tokens), B = {size[0]}, C = {size[1]}"
-    return "\n".join(
-        [
-            f"On an {first['device']}, {where}; peaks without weights and gradients:",
-            "",
-            *rows,
-            "",
-            f"With {'; '.join(better)}.",
-        ]
-    )
+    where = f"On an {first['device']}, BERT-base (vocabulary 8,000), B = {size[0]}, C = {size[1]}"
+    where += "; peaks without weights and gradients:"
+    return "\n".join([where, "", *rows, "", f"With {'; '.join(better)}."])
 
 
 def trainer_table() -> str:
@@ -155,10 +146,10 @@ def trainer_table() -> str:
     raced = min(timed, key=lambda row: float(row["seconds"]))
     quickest = min(others, key=lambda row: float(row["first_seconds"]))  # in the first run, which all had
     fewer, more = (float(row["peak_mib"]) / float(ours["peak_mib"]) for row in (raced, quickest))
-    told = f"Ours takes {1 / float(raced['over_ours']):.2f} of its time at {raced['setting']} rows, "
-    told += f"{fewer:.2f} of our bytes; "
+    told = f"Ours takes {1 / float(raced['over_ours']):.2f} of its time at {raced['setting']} rows "
+    told += f"({fewer:.2f} of our bytes), "
     first = float(ours["first_seconds"]) / float(quickest["first_seconds"])
-    told += f"{first:.2f} of that at {int(quickest['setting']):,} tokens, {more:.1f} times ours (one run)."
+    told += f"{first:.2f} of that at {int(quickest['setting']):,} tokens ({more:.1f} times ours, one run)."
     return "\n".join([*rows, "", told])
 
 

@@ -109,6 +109,8 @@ def write_bundles(
 ) -> int:
     """Write the bundles of these models and lengths (queries as long as passages), one loss, and index.json; their
     bytes on disk. `page/lab.js` reads the folder, one bundle at a time. Lengths that a model can't read are left out.
+
+    processes: how many read laws at once, an encoder each. progress: a bar. Raises ValueError for less than a process.
     """
     folder, files = Path(folder), {}
     folder.mkdir(parents=True, exist_ok=True)

@@ -191,6 +191,14 @@ def test_bundles_on_disk_are_those_of_the_settings_and_the_index_finds_them(tmp_
     )
 
 
+def test_two_processes_write_what_one_writes(tmp_path):
+    few = {"models": ("tiny",), "lengths": (16,), "precisions": ("float32",)}
+    for processes in (1, 2):
+        write_bundles(tmp_path / str(processes), processes=processes, **few)
+    one, two = ({path.name: path.read_text() for path in (tmp_path / place).iterdir()} for place in "12")
+    assert one == two and len(one) == 3  # of a processor, of a card, and the index
+
+
 def test_a_bundle_of_texts_that_a_model_can_not_read_is_left_out(tmp_path):
     clip = {"models": ("clip-vit-b-32-text",), "precisions": ("float32",), "devices": ("cpu",)}
     write_bundles(tmp_path, lengths=(128,), **clip)
