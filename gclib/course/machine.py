@@ -115,7 +115,7 @@ def report(assessments: Sequence[Assessment]) -> str:
         broken = ", ".join(row.topic for row in assessments if row.state == "will not work")
         rows.append(f"\nMend this first, then run the cell again: {broken}.")
     elif "limited" in states:
-        rows.append("\nYou can take the whole course here; the lines marked 'limited' say what to expect.")
+        rows.append("\nYou can take the course here; the lines marked 'limited' say what to expect.")
     else:
         rows.append("\nEverything in the course works here.")
     return "\n".join(rows)

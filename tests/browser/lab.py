@@ -34,6 +34,16 @@ CHROMIUM_FLAGS = [
 ]
 APPLICATIONS = {"lab": "LabApp", "notebook": "JupyterNotebookApp"}
 KERNEL = "globalThis.jupyterapp?.shell.currentWidget?.sessionContext?.session?.kernel"
+# Every request of the page to the kernel, until the kernel has said that it is done with it.
+COUNT_REQUESTS = f"""() => {{
+    window.unanswered = new Set();
+    {KERNEL}.anyMessage.connect((_, {{direction, msg}}) => {{
+        if (direction === "send" && msg.channel === "shell") unanswered.add(msg.header.msg_id);
+        if (msg.content.execution_state === "idle") unanswered.delete(msg.parent_header.msg_id);
+    }});
+}}"""
+# A widget sends what it held back only after the answer to what it sent before: no request in three looks.
+CALM = "() => (window.calm = unanswered.size ? 0 : window.calm + 1) > 2"
 START_SECONDS = 90
 MOST_MS = 240_000  # for one thing to appear; a busy machine is slow, never wrong
 
@@ -170,6 +180,12 @@ class NotebookPage:
         page.goto(address.format(notebook=notebook))
         page.wait_for_selector(".jp-Notebook .jp-CodeCell")
         page.wait_for_function(f"() => {KERNEL}?.status === 'idle'")  # before that, Run is silently lost
+        page.evaluate(COUNT_REQUESTS)
+
+    def settle(self) -> None:
+        """Wait until Python has answered all that was done on the page: keys are quicker than a busy kernel."""
+        self.page.evaluate("window.calm = 0")
+        self.page.wait_for_function(CALM, polling=50)
 
     def run_all(self) -> None:
         """Run > Run All Cells, and wait until the last cell has its number. A folded cell shows none."""

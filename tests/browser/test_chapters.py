@@ -80,6 +80,7 @@ def test_memory_lab_redraws_runs_and_stops(open_chapter):
     for _ in range(3):  # eight times the batch, so that Stop comes in time
         notebook.press_on_slider(lab.locator(".gclib-batch"), "ArrowRight")
     wait_until(lambda: forecast.inner_text() != text_before, forecast.inner_text)
+    notebook.settle()
     wait_until(lambda: "times as much" in compared.inner_text(), compared.inner_text)
     lab.locator(".gclib-run").click()
     wait_until(lambda: "Press Run again" in status.inner_text() or "Piece" in status.inner_text(), status.inner_text)

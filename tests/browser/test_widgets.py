@@ -55,8 +55,8 @@ FOCUSED = """() => {
 
 
 @pytest.fixture(scope="module")
-def gallery(chromium, lab, lab_folder):
-    """A page with every widget, in the light theme, run: the tests of this file look at it one after the other."""
+def whole_gallery(chromium, lab, lab_folder):
+    """A page with every widget, in the light theme, run."""
     context = chromium.new_context(viewport={"width": 1400, "height": 1000})
     file = write_gallery(lab_folder / "notebooks", WIDGETS)
     notebook = NotebookPage(context.new_page(), lab, file, lab_folder / "notebooks")
@@ -65,6 +65,15 @@ def gallery(chromium, lab, lab_folder):
     assert notebook.errors() == []
     yield notebook
     context.close()
+
+
+@pytest.fixture
+def gallery(whole_gallery):
+    """The page of every widget, which this file's tests work one after the other; no switch is on, nothing is due."""
+    for switch in whole_gallery.page.locator(".jp-OutputArea .widget-toggle-button[aria-pressed=true]").all()[::-1]:
+        switch.press("Enter")
+    whole_gallery.settle()
+    return whole_gallery
 
 
 def write_gallery(folder: Path, names: Iterable[str], file: str = "gallery.ipynb") -> str:
@@ -176,10 +185,10 @@ def test_the_program_asked_for_is_the_next_stop_and_ctrl_s_still_saves(gallery):
     assert page.evaluate("document.activeElement.tagName") == "TEXTAREA"
     page.locator(".gclib-as-code").press("Enter")
     page.locator(".gclib-code textarea").wait_for(state="hidden")
-    saved = "jupyterapp.shell.currentWidget.context.model.dirty === false"
-    page.wait_for_function("jupyterapp.shell.currentWidget.context.model.dirty === true")
+    model = "jupyterapp.shell.currentWidget.context.model"
+    page.evaluate(f"{model}.dirty = true")  # JupyterLab may have saved it just before, by itself
     page.keyboard.press("Control+s")
-    page.wait_for_function(saved)
+    page.wait_for_function(f"!{model}.dirty")
 
 
 def silent_sliders(page, names: Iterable[str]) -> list[str]:
@@ -202,7 +211,7 @@ def test_the_audit_is_answered_with_keys_alone(gallery):
     page.keyboard.press("ArrowDown")
     page.keyboard.press("Tab")
     page.keyboard.press("Enter")
-    audit.get_by_text(re.compile("^(Yes|No)[:.]")).wait_for(timeout=30_000)
+    audit.get_by_text(re.compile("^(Yes|No)[:.]")).wait_for()
     assert gallery.errors() == []
 
 

@@ -28,9 +28,9 @@ __all__ = [
 
 
 def open_clip_loss(queries: Tensor, passages: Tensor, temperature: float | Tensor) -> Tensor:
-    """The dense symmetric loss as open_clip's ClipLoss computes it alone: each direction has a product of its own."""
+    """The dense symmetric loss as open_clip's ClipLoss computes it alone: a product a direction, vectors scaled."""
     labels = torch.arange(len(queries), device=queries.device)
-    losses = [F.cross_entropy(a @ b.T / temperature, labels) for a, b in ((queries, passages), (passages, queries))]
+    losses = [F.cross_entropy(a / temperature @ b.T, labels) for a, b in ((queries, passages), (passages, queries))]
     return (losses[0] + losses[1]) / 2
 
 

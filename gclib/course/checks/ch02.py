@@ -246,10 +246,11 @@ def _less_states(line: Callable) -> Callable:
     return lambda batches, peaks, batch_size, parameters: line(batches, peaks, batch_size) - 8 * parameters
 
 
-def _with_and_without_states(name: str, message: str, line: Callable) -> list[Misconception]:
+def _with_and_without_states(name: str, message: str, line: Callable, *, right: str = "") -> list[Misconception]:
+    """Two: the line less the states, and the line alone. right: where the first of them is right, in words."""
     kept = f"{message} (And AdamW's states are still in it.)"
     return [
-        Misconception(name, message, _less_states(line)),
+        Misconception(name, f"{right}{message}", _less_states(line)),
         Misconception(
             f"{name}, AdamW's states kept", kept, lambda batches, peaks, n, parameters: line(batches, peaks, n)
         ),
@@ -351,15 +352,15 @@ predict_peak = Exercise(
         ),
         *_with_and_without_states(
             "slope cut to a whole number",
-            "Right where a row takes a whole number of bytes. It looks as if // cut the slope: over many rows that "
-            "adds up.",
+            "It looks as if // cut the slope: where a row takes no whole number of bytes, that adds up over many rows.",
             lambda b, p, n: p[0] + (p[1] - p[0]) // (b[1] - b[0]) * (n - b[0]),
+            right="Right where a row takes a whole number of bytes. ",
         ),
         *_with_and_without_states(
             "slope cut to a whole number, from the second",
-            "Right where a row takes a whole number of bytes. It looks as if // cut the slope: over many rows that "
-            "adds up.",
+            "It looks as if // cut the slope: where a row takes no whole number of bytes, that adds up over many rows.",
             lambda b, p, n: p[1] + (p[1] - p[0]) // (b[1] - b[0]) * (n - b[1]),
+            right="Right where a row takes a whole number of bytes. ",
         ),
     ),
     hints=(

@@ -190,7 +190,7 @@ block_mask = Exercise(
     misconceptions=(
         Misconception(
             "groups side by side",
-            "It looks as if the square is repeated K times side by side (repeat): a query's group stands together "
+            "It looks as if the square stands 1 + K times side by side (repeat): a query's group stands together "
             "(repeat_interleave).",
             lambda b, c, k: _reference_block_mask(b, c, 0).repeat(1, 1 + k),
         ),

@@ -854,8 +854,8 @@ tile_gradient = Exercise(
         ),
         Misconception(
             "divided by the logarithm",
-            "It looks as if exp(logit) were divided by the log-sum-exp. The sum is its exponential: exp(logit - log- "
-            "sum-exp).",
+            "It looks as if exp(logit) were divided by the log-sum-exp. The sum is its exponential: "
+            "exp(logit - log-sum-exp).",
             _over_the_logarithm,
         ),
     ),

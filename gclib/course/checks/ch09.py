@@ -214,9 +214,15 @@ gather_backward = Exercise(
         ),
         Misconception(
             "another rank's rows",
-            "The sum is right, but those are the rows of the first rank. In the gathered tensor this rank's rows come "
-            "after those of all ranks before it.",
+            "The sum is right, but it was cut from its start, where rank 0's rows are. In the gathered tensor this "
+            "rank's rows come after those of all ranks before it.",
             lambda gradients, rows, rank: _total(gradients)[: rows[rank]],
+        ),
+        Misconception(
+            "rank 0's rows",
+            "The sum is right, but those are rank 0's rows. In the gathered tensor this rank's rows come after those "
+            "of all ranks before it.",
+            lambda gradients, rows, rank: _total(gradients)[: rows[0]],
         ),
         Misconception(
             "starts at rank times the first rank's rows",

@@ -332,13 +332,19 @@ compute_loss = Exercise(
             "backward inside",
             "Your function calls backward itself, and then the trainer does. Return the loss with its graph, and leave "
             "backward to whoever called you.",
-            "backward",
+            "second backward\\(\\)|through the graph a second time",
+        ),
+        Slip(
+            "changed in between",
+            "What is replayed in backward must meet what the first forward met: change no mode, weight or input after "
+            "the call.",
+            "must be at backward\\(\\)",
         ),
         Slip(
             "names of the collator",
             "The model takes `ids` and `mask`; the batch says which tower they are of: query_ids, passage_mask. Sort "
             "them into two dictionaries, one a tower, without the prefix.",
-            "unexpected keyword|positional argument|required keyword|KeyError",
+            "forward\\(\\) .*(unexpected keyword|positional argument|required keyword)|KeyError",
         ),
     ),
     misconceptions=(
@@ -698,7 +704,8 @@ scaled_updates = Exercise(
     slips=(
         Slip(
             "unscaled twice",
-            "scaler.unscale_ was called twice in one update. Once is enough, and scaler.step sees that it was.",
+            "scaler.unscale_ was called again before scaler.update(). Either it stands there twice, or the update "
+            "before was not ended: scaler.step(optimizer), then scaler.update().",
             "unscale_\\(\\) has already been called",
         ),
         Slip(

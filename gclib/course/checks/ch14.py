@@ -87,7 +87,8 @@ bank_loss = Exercise(
     slips=(
         Slip(
             "labels of the chunk alone",
-            "There are C + M queries and so C + M labels: query i's own passage stands at place i of all passages.",
+            "There are C + M queries, the kept ones too, and so C + M rows of logits and C + M labels: query i's own "
+            "passage stands at place i of all passages.",
             "Expected input batch_size|batch size",
         ),
     ),

@@ -7,6 +7,7 @@ so that it can be followed.
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from itertools import takewhile
+from math import ceil
 
 from gclib.course.memory_lab.answers import (
     BATCHES,
@@ -70,11 +71,14 @@ def verdict(settings: LabSettings, forecast: MemoryForecast, budget_bytes: int, 
 def _room(settings: LabSettings, budget_bytes: int) -> str:
     """What the room that is left is good for, where a forecast says so."""
     if settings.step == "accumulation":
+        if settings.chunk_size >= settings.batch_size and settings.ranks == ONE_RANK:
+            return "One chunk holds the whole batch here: this is the naive step."
         return "But accumulation loses negatives: each chunk sees only its own."
     if peak_of(settings) <= budget_bytes / 2:
-        larger = [replace(settings, chunk_size=size) for size in CHUNKS if size > settings.chunk_size]
-        if settings.step != "naive" and settings.chunk_size < settings.passages and _fits(larger[:1], budget_bytes):
-            return f"There is room: chunks of {larger[0].chunk_size:,} fit too, and need fewer, larger encoder calls."
+        calls = ceil(settings.passages / settings.chunk_size)
+        fewer = [replace(settings, chunk_size=size) for size in CHUNKS if ceil(settings.passages / size) < calls]
+        if settings.step != "naive" and _fits(fewer[:1], budget_bytes):
+            return f"There is room: chunks of {fewer[0].chunk_size:,} fit too, and need fewer, larger encoder calls."
         more = [size for size in BATCHES if settings.batch_size < size <= most_forecast(settings)]
         if bigger := _fits([replace(settings, batch_size=size) for size in more[:1]], budget_bytes):
             whole = ", whole and without chunks" if settings.step == "naive" else ""
@@ -213,7 +217,7 @@ def _what_dominates(settings: LabSettings, at_peak: dict[str, int], after: LabSe
         return f"The graphs of {settings.retained:,} retained chunks are live at once"
     if settings.step == "naive":
         return "The whole batch's activations are live at once"
-    return "One chunk's activations dominate"
+    return "Beside the model, one chunk's activations are the largest part"
 
 
 def _change(before: LabSettings, after: LabSettings) -> str:

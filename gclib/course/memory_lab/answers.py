@@ -321,7 +321,7 @@ def compared(pinned: LabSettings, now: LabSettings) -> str:
     sign = "more" if moved[kind] > 0 else "less"
     ratio = after.peak_bytes / before.peak_bytes
     share = f"{ratio:.3g} times as much" if ratio > 1 else f"{100 * ratio:.3g} % of that"
-    return f"{peaks}, {share}. Most of it: {format_bytes(abs(moved[kind]))} {sign} {kind}."
+    return f"{peaks}, {share}. The largest change: {format_bytes(abs(moved[kind]))} {sign} {kind}."
 
 
 def obstacle(
@@ -335,7 +335,7 @@ def obstacle(
     """
     tensors, notes = int(1.25 * forecast.peak_bytes), EVENT_BYTES * operations(forecast)
     refusal = f"Not run: the forecast is {format_bytes(forecast.peak_bytes)}. With a quarter more for what it can't see"
-    end = "Nothing was allocated. The forecast above holds all the same."
+    end = "Nothing was allocated. The forecast holds all the same."
     has = f"this machine has {format_bytes(free_bytes)} free"
     if card_free_bytes is None:
         tensors, notes, counted = tensors + notes, 0, ", and the ledger's own notes,"

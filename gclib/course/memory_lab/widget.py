@@ -61,7 +61,7 @@ class MemoryLab(LiveLab):
     def __init__(self, *, budget: str = "256 MiB", device: str | None = None, ahead: bool = True, **start: Any):
         self.run = button("Run", self._on_run, tooltip="Run this step for real on this machine", icon="play")
         tooltip = "Pieces of the step that are done"
-        super().__init__(self.run, stop="End the run before its next chunk", progress=tooltip)
+        super().__init__(self.run, stop="End the run before its next chunk or phase", progress=tooltip)
         self.device, self.ahead = run_device(device), ahead
         load_transformers()
         self._make_controls(LabSettings(**start), budget)
@@ -85,7 +85,8 @@ class MemoryLab(LiveLab):
         models = [(_model_label(name), name) for name in answers.MODELS]
         self.model = menu("Model", models, start.model, "The encoder: a size of BERT, or a published one's config")
         self.batch_size = choice("Batch", answers.BATCHES, start.batch_size, "Queries whose passages are contrasted")
-        self.chunk_size = choice("Chunk", answers.CHUNKS, start.chunk_size, "Rows that are encoded at once")
+        tooltip = "Rows encoded at once; accumulation: queries, with their passages"
+        self.chunk_size = choice("Chunk", answers.CHUNKS, start.chunk_size, tooltip)
         tooltip = "Tokens that every query is padded to; same: as passages"
         self.query_length = choice("Query tokens", [("same", 0), *answers.LENGTHS], start.query_length or 0, tooltip)
         self.length = choice("Passage tokens", answers.LENGTHS, start.length, "Tokens that every passage is padded to")
@@ -193,7 +194,7 @@ class MemoryLab(LiveLab):
             self._draw(settings)
             return
         tokens = " and ".join(str(length) for length in sorted(set(settings.lengths)))
-        then = "every chunk answers at once" if settings.tile_size else "every batch and chunk answers at once"
+        then = "every other chunk answers at once" if settings.tile_size else "other batches and chunks answer at once"
         once = "once a batch, with tiles" if settings.tile_size else "once"
         long = "half a minute" if answers.is_deep(settings.model) else "some seconds"
         self._clear(
@@ -429,7 +430,7 @@ class MemoryLab(LiveLab):
     def _on_stop(self) -> None:
         if self._is_busy("run"):
             super()._on_stop()
-            self._say("Stopping before the next chunk…")
+            self._say("Stopping before the next chunk or phase…")
 
     def _follow(self, run: LiveRun) -> None:
         self.progress.value = run.done

@@ -1,4 +1,4 @@
-"""Ways to take one contrastive loss over several processes: two that are right, and the mistakes that are around.
+"""Ways to take one contrastive loss over several processes: three that are right, and the mistakes that are around.
 
 A way is what a rank backpropagates, given its own queries and passages, and whether gradients are averaged over the
 ranks afterwards. Chapter 09 runs them on real ranks (`gclib.course.ranks.demo`) and holds each against one process.

@@ -75,6 +75,9 @@ def line(batches, peaks, batch_size):
 
 
 right("predict_peak")(lambda b, p, n, P: line(b, p, n) - 8 * P)
+wrong("predict_peak", "slope cut to a whole number, AdamW's states kept", "slope cut, states kept")(
+    lambda b, p, n, P: p[0] + (p[1] - p[0]) // (b[1] - b[0]) * (n - b[0])
+)
 wrong("predict_peak", "slope cut to a whole number, from the second", "slope cut")(
     lambda b, p, n, P: p[1] + (p[1] - p[0]) // (b[1] - b[0]) * (n - b[1]) - 8 * P
 )

@@ -261,6 +261,29 @@ def whole_dictionary_for_each_tower(model, inputs, loss_fn, chunk_size):
     return gclib.grad_cache_loss([model, model], [inputs, inputs], loss_fn, chunk_size=chunk_size)
 
 
+@wrong("compute_loss", "changed in between")
+def trained_in_another_mode(model, inputs, loss_fn, chunk_size):
+    model.eval()
+    loss = gclib.grad_cache_loss([model, model], _towers(inputs), loss_fn, chunk_size=chunk_size)
+    model.train()
+    return loss
+
+
+@wrong("compute_loss", None)
+def a_keyword_by_place(model, inputs, loss_fn, chunk_size):
+    return gclib.grad_cache_loss([model, model], _towers(inputs), loss_fn, chunk_size)
+
+
+@wrong("compute_loss", None)
+def a_loss_forgotten(model, inputs, loss_fn, chunk_size):
+    return gclib.grad_cache_loss([model, model], _towers(inputs), chunk_size=chunk_size)
+
+
+@wrong("compute_loss", None)
+def a_keyword_misspelt(model, inputs, loss_fn, chunk_size):
+    return gclib.grad_cache_loss([model, model], _towers(inputs), loss_fn, chunk=chunk_size)
+
+
 @wrong("compute_loss", "every graph kept")
 def all_graphs_retained(model, inputs, loss_fn, chunk_size):
     chunks = 2 * math.ceil(len(inputs["query_ids"]) / chunk_size)
@@ -508,6 +531,11 @@ def not_clipped_nor_unscaled(setup, batches):
 @wrong("scaled_updates", "the optimizer's own step")
 def optimizer_steps_itself(setup, batches):
     _updates(setup, batches, step="optimizer")
+
+
+@wrong("scaled_updates", "unscaled twice")
+def the_optimizer_steps_and_no_update(setup, batches):
+    _updates(setup, batches, step="optimizer", update="never")
 
 
 @wrong("scaled_updates", "an update that was not ended")
