@@ -12,6 +12,9 @@ run beyond what was there before it, gradients included, the matrix library's wo
 Each version is first run at B = 4,096, where its loss and gradients are held against a dense oracle in float64; that
 run also compiles what has to be compiled. inf_cl comes after all others. What does not fit, or does not run here, says
 so in its row.
+
+The kept table has no row of open_clip's form yet, which scales the vectors: "two products, each divided" is another,
+with two matrices more for each direction.
 """
 
 import csv

@@ -1,7 +1,7 @@
 """A JupyterLab for the module, a page for the test; skipped in words where there is no browser."""
 
 import pytest
-from browser.lab import CHROMIUM_FLAGS, MOST_MS, find_chromium, jupyter
+from browser.lab import CHROMIUM_FLAGS, find_chromium, fresh_page, jupyter
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +33,5 @@ def lab(chromium, lab_folder):
 @pytest.fixture
 def page(chromium):
     """A fresh page, 1400 x 1000 pixels."""
-    context = chromium.new_context(viewport={"width": 1400, "height": 1000})
-    context.set_default_timeout(MOST_MS)
-    yield context.new_page()
-    context.close()
+    with fresh_page(chromium) as page:
+        yield page

@@ -165,12 +165,24 @@ def _stop(server: subprocess.Popen) -> None:
     server.wait(timeout=15)
 
 
+@contextmanager
+def fresh_page(chromium) -> Iterator:
+    """A page of 1400 x 1000 pixels. Kernels end with it: a test that is run once more counts its cells from 1."""
+    context = chromium.new_context(viewport={"width": 1400, "height": 1000})
+    context.set_default_timeout(MOST_MS)
+    page = context.new_page()
+    try:
+        yield page
+    finally:
+        page.evaluate("globalThis.jupyterapp?.serviceManager.sessions.shutdownAll()")
+        context.close()
+
+
 class NotebookPage:
     """One notebook open in the browser."""
 
     def __init__(self, page, address: str, notebook: str, folder: Path = ROOT / "notebooks") -> None:
         self.page = page
-        page.set_default_timeout(MOST_MS)
         cells = json.loads((folder / notebook).read_text("utf-8"))["cells"]
         code = [cell for cell in cells if cell["cell_type"] == "code"]
         hidden = [cell["metadata"].get("jupyter", {}).get("source_hidden", False) for cell in code]
@@ -183,7 +195,10 @@ class NotebookPage:
         page.evaluate(COUNT_REQUESTS)
 
     def settle(self) -> None:
-        """Wait until Python has answered all that was done on the page: keys are quicker than a busy kernel."""
+        """Wait until Python has answered all that was done on the page; its threads may still have something to say.
+
+        Keys are quicker than a busy kernel.
+        """
         self.page.evaluate("window.calm = 0")
         self.page.wait_for_function(CALM, polling=50)
 

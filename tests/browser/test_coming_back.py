@@ -10,16 +10,10 @@ MODEL = "jupyterapp.shell.currentWidget.context.model"
 
 
 @pytest.fixture
-def file(request):
-    """A notebook a test: a kernel that an earlier test left would count its cells on."""
-    return f"{request.node.name}.ipynb"
-
-
-@pytest.fixture
-def notebook(lab, lab_folder, page, file):
+def notebook(lab, lab_folder, page):
     """Three widgets, run."""
     folder = lab_folder / "notebooks"
-    opened = NotebookPage(page, lab, write_gallery(folder, NAMES, file), folder)
+    opened = NotebookPage(page, lab, write_gallery(folder, NAMES), folder)
     opened.run_all()
     page.locator("[data-part=peak]", has_text="bytes").wait_for()
     assert said(page) == []
@@ -36,7 +30,7 @@ def save(page):
     page.wait_for_function(f"!{MODEL}.dirty")
 
 
-def test_a_saved_notebook_shows_its_widgets_the_next_day_and_the_day_after(notebook, lab, page, file):
+def test_a_saved_notebook_shows_its_widgets_the_next_day_and_the_day_after(notebook, lab, page):
     field = page.locator(".gclib-prediction input")
     field.fill("77")
     peak = page.locator("[data-part=peak]")
@@ -48,7 +42,7 @@ def test_a_saved_notebook_shows_its_widgets_the_next_day_and_the_day_after(noteb
     sizes = []
     for _ in range(2):
         page.evaluate(f"{KERNEL}.shutdown()")
-        reopen(page, lab, file, len(NAMES))
+        reopen(page, lab, "gallery.ipynb", len(NAMES))
         wait_until(lambda: said(page) == [SAY_SO] * len(NAMES), lambda: str(said(page)))
         assert notebook.errors() == []
         assert "model not found" not in page.locator(".jp-Notebook").inner_text()

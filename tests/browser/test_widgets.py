@@ -7,7 +7,7 @@ from pathlib import Path
 
 import nbformat
 import pytest
-from browser.lab import ROOT, NotebookPage, wait_until
+from browser.lab import ROOT, NotebookPage, fresh_page, wait_until
 
 # What the chapters show, with their settings or smaller ones. Live runs have their own tests, in kernel and browser.
 WIDGETS = {
@@ -57,32 +57,33 @@ FOCUSED = """() => {
 @pytest.fixture(scope="module")
 def whole_gallery(chromium, lab, lab_folder):
     """A page with every widget, in the light theme, run."""
-    context = chromium.new_context(viewport={"width": 1400, "height": 1000})
-    file = write_gallery(lab_folder / "notebooks", WIDGETS)
-    notebook = NotebookPage(context.new_page(), lab, file, lab_folder / "notebooks")
-    notebook.choose_theme("JupyterLab Light")
-    notebook.run_all()
-    assert notebook.errors() == []
-    yield notebook
-    context.close()
+    with fresh_page(chromium) as page:
+        file = write_gallery(lab_folder / "notebooks", WIDGETS)
+        notebook = NotebookPage(page, lab, file, lab_folder / "notebooks")
+        notebook.choose_theme("JupyterLab Light")
+        notebook.run_all()
+        assert notebook.errors() == []
+        yield notebook
 
 
 @pytest.fixture
 def gallery(whole_gallery):
-    """The page of every widget, which this file's tests work one after the other; no switch is on, nothing is due."""
-    for switch in whole_gallery.page.locator(".jp-OutputArea .widget-toggle-button[aria-pressed=true]").all()[::-1]:
+    """The page of every widget, which this file's tests work one after the other: no switch is on, Python is idle."""
+    pressed = whole_gallery.page.locator(".jp-OutputArea .widget-toggle-button[aria-pressed=true]")
+    for switch in pressed.all()[::-1]:
         switch.press("Enter")
+    wait_until(lambda: pressed.count() == 0, lambda: str(pressed.all_inner_texts()))
     whole_gallery.settle()
     return whole_gallery
 
 
-def write_gallery(folder: Path, names: Iterable[str], file: str = "gallery.ipynb") -> str:
-    """A notebook that shows these widgets, a cell each; its name. A file of its own gets a kernel of its own."""
+def write_gallery(folder: Path, names: Iterable[str]) -> str:
+    """A notebook that shows these widgets, a cell each; its name."""
     notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(WIDGETS[name]) for name in names])
     notebook.cells += [nbformat.v4.new_markdown_cell(text) for text in ("A short text.", WIDE_TEXT)]
     notebook.metadata.kernelspec = {"display_name": "Python 3 (ipykernel)", "language": "python", "name": "python3"}
-    nbformat.write(notebook, folder / file)
-    return file
+    nbformat.write(notebook, folder / "gallery.ipynb")
+    return "gallery.ipynb"
 
 
 def test_a_text_wider_than_the_page_is_reached_by_tab_and_a_short_one_is_not(gallery):

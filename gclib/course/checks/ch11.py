@@ -285,8 +285,8 @@ max_sim = Exercise(
         ),
         Misconception(
             "maximum over the query",
-            "The other way round: that is each passage token's best query token, added up over the passage. A "
-            "passage's length would weigh in, and not the query's.",
+            "The other way round: that is each passage token's best query token, added up over the passage. The "
+            "sum would grow with the passage's length, not with the query's.",
             _MaxSim(of_passages=True),
         ),
         Misconception(

@@ -330,7 +330,7 @@ compute_loss = Exercise(
     slips=(
         Slip(
             "backward inside",
-            "Your function calls backward itself, and then the trainer does. Return the loss with its graph, and leave "
+            "Your function goes backward itself, and then the trainer does. Return the loss with its graph, and leave "
             "backward to whoever called you.",
             "second backward\\(\\)|through the graph a second time",
         ),

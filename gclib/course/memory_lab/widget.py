@@ -194,12 +194,12 @@ class MemoryLab(LiveLab):
             self._draw(settings)
             return
         tokens = " and ".join(str(length) for length in sorted(set(settings.lengths)))
-        then = "every other chunk answers at once" if settings.tile_size else "other batches and chunks answer at once"
+        then = "other chunks" if settings.tile_size else "other batches and chunks"
         once = "once a batch, with tiles" if settings.tile_size else "once"
         long = "half a minute" if answers.is_deep(settings.model) else "some seconds"
         self._clear(
             f"Reading off the memory law of the {settings.model} model at {tokens} tokens. This takes {long}, {once}; "
-            f"then {then}."
+            f"then {then} answer at once (the first of one row aside)."
         )
         self._want(settings)
 
