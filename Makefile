@@ -13,6 +13,8 @@ PARALLEL := -n $(WORKERS) --dist loadscope --no-loadscope-reorder
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
+# Compiled modules are kept (in __pycache__): else each of the many processes compiles all of them again.
+unexport PYTHONDONTWRITEBYTECODE
 .PHONY: help env chromium corpus lab lint test test-deep test-gpu check notebooks site picture readme bench clean
 
 help: ## show this list

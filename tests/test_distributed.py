@@ -212,6 +212,7 @@ def hooks_of_ddp(here):
     return errors
 
 
+@pytest.mark.slow
 def test_ddp_hooks_average_one_chunk_alone_so_they_are_off_and_the_step_averages_once(tmp_path):
     for spoilt, *right in run_ranks(hooks_of_ddp, 2, tmp_path):
         assert spoilt > 1e-3

@@ -426,6 +426,7 @@ def reductions_and_errors(here):
     return results | {"no_sync, then average_gradients": [counted.count, error]}
 
 
+@pytest.mark.slow
 def test_ddp_reduces_once_a_backward_and_gives_one_processs_gradient(tmp_path):
     for measured in run_ranks(reductions_and_errors, 2, tmp_path):
         assert {name: count for name, (count, _) in measured.items()} == {

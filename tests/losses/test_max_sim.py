@@ -104,6 +104,7 @@ def test_the_loss_in_tiles_is_the_loss(encoder, towers):
     assert abs(truth[0] - tiled[0]) <= 1e-12 and worst_error(tiled[1], truth[1]) <= 1e-12
 
 
+@pytest.mark.slow
 def test_a_batch_of_128_takes_a_twentieth_of_the_untiled_form():
     """32 tokens against 128: peak bytes beside tokens and their gradients, by the ledger."""
     peaks = {}

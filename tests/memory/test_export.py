@@ -18,6 +18,7 @@ def record(request):
     return forecast_step("grad_cache", config="tiny", batch_size=99, chunk_size=2, query_length=8, passage_length=12)
 
 
+@pytest.mark.slow
 def test_a_spreadsheet_holds_every_event_and_the_peak(record, tmp_path):
     with export_ledger(record, tmp_path / "step.csv").open(encoding="utf-8", newline="") as file:
         header, *rows = csv.reader(file)

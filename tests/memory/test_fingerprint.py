@@ -144,6 +144,7 @@ def test_a_patched_class_of_a_library(monkeypatch):
     assert fingerprint(layer) == before
 
 
+@pytest.mark.slow
 def test_a_patched_attention_is_forecast_for_a_config(monkeypatch):
     same = {"config": BertConfig(**SMALL), "batch_size": 9, "query_length": 64, "passage_length": 64}
     before = forecast_step("naive", **same).peak_bytes

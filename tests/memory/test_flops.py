@@ -200,6 +200,7 @@ def test_the_forecast_is_what_torch_counts_of_the_real_step(towers, case, tied, 
     assert forecast_flops("naive", costs, lengths).total == counted
 
 
+@pytest.mark.slow
 def test_a_ready_plan_is_counted_as_it_is():
     encoder, loss_fn = encoder_of(), ContrastiveLoss(0.05)
     batch, cost = [batch_of(rows) for rows in LENGTHS], encoder_cost(encoder)

@@ -235,6 +235,7 @@ def test_the_second_forecast_runs_no_encoder():
     assert fake.runs == runs
 
 
+@pytest.mark.slow
 def test_forecasting_disturbs_no_generator():
     before = torch.get_rng_state()
     forecast_step("grad_cache", config="tiny", batch_size=5, chunk_size=2, query_length=5, passage_length=6)

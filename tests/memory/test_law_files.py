@@ -73,6 +73,7 @@ def test_other_options_have_other_files(folder):
         count = len(list(folder.glob("*.law")))
 
 
+@pytest.mark.slow
 def test_a_loss_that_no_text_describes_is_not_kept(folder):
     forecast_step("naive", **SAME, loss=lambda q, p: ContrastiveLoss()(q, p))
     assert not list(folder.glob("*.law"))
