@@ -326,6 +326,7 @@ def alive(references):
     return sum(reference() is not None for reference in references)
 
 
+@pytest.mark.slow
 def test_a_loss_that_is_never_backpropagated_leaves_nothing():
     encoder, loss, held = watched()
     assert alive(held) > 4
@@ -482,6 +483,7 @@ class Broken(torch.autograd.Function):
         raise RuntimeError("out of luck")
 
 
+@pytest.mark.slow
 def test_a_backward_that_failed_leaves_nothing_for_the_next_one(tmp_path):
     for told, errors, refused in run_ranks(after_an_error, 2, tmp_path):
         assert list(told) == ["RuntimeError", "out of luck"] and max(errors) <= 1e-12

@@ -13,6 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from gclib import ContrastiveLoss, Encoder, grad_cache_step, naive_step, plan_chunks
 from gclib.chunks import Chunk
 from gclib.memory.flops import (
+    EncoderCost,
     FlopsLaw,
     TokenCount,
     count_flops,
@@ -24,6 +25,8 @@ from gclib.memory.flops import (
 )
 
 LENGTHS = [[5, 9, 3, 7, 1, 8, 2], [12, 4, 9, 16, 11, 2, 1, 7, 7, 9, 3, 4, 5, 11]]
+# Without attention and pooling, a backward is exactly two forwards.
+LINEAR = EncoderCost(FlopsLaw(per_token=1000), FlopsLaw(per_token=2000), dimensions=1)
 
 
 def batch_of(lengths):
@@ -265,13 +268,11 @@ def test_time_goes_from_four_thirds_down_to_one():
 
 
 def test_time_and_flops_agree_where_flops_go_with_tokens():
-    """Without attention and pooling, a backward is exactly two forwards, and the formula is exact but for the loss."""
-    linear = encoder_cost(encoder_of())
-    linear = type(linear)(FlopsLaw(per_token=1000), FlopsLaw(per_token=2000), dimensions=1)
+    """Where a backward is two forwards, the formula is exact but for the loss."""
     for retained in range(8):
         options = {"chunk_size": 4, "retain_chunks": retained}
-        cached = forecast_flops("grad_cache", [linear] * 2, LENGTHS, **options)
-        naive = forecast_flops("naive", [linear] * 2, LENGTHS)
+        cached = forecast_flops("grad_cache", [LINEAR] * 2, LENGTHS, **options)
+        naive = forecast_flops("naive", [LINEAR] * 2, LENGTHS)
         ratio = (cached.total - cached.loss) / (naive.total - naive.loss)
         assert ratio == pytest.approx(count_tokens(LENGTHS, **options).time_ratio)
 
@@ -303,6 +304,6 @@ def test_time_and_flops_agree_where_flops_go_with_tokens():
         (lambda costs: count_flops(3), "call must be callable"),
     ],
 )
-def test_bad_arguments_are_refused_in_words(towers, call, message):
+def test_bad_arguments_are_refused_in_words(call, message):
     with pytest.raises(ValueError, match=message):
-        call(towers[1])
+        call([LINEAR] * 2)

@@ -97,6 +97,7 @@ def test_frozen_weights_have_neither_gradients_nor_states():
     assert whole["optimizer"] > 10 * told.at_peak()["optimizer"]
 
 
+@pytest.mark.slow
 def test_a_frozen_tower_and_a_frozen_base_of_ones_own():
     """A frozen tower is encoded once and never replayed; of the other one only the last layer is trained."""
     encoders, loss = built("tiny", tied=False), ContrastiveLoss()

@@ -292,6 +292,7 @@ def test_a_row_alone_has_laws_of_its_own(job):
         assert seen <= chunks.peak(retained, loss) <= 1.03 * seen
 
 
+@pytest.mark.slow
 def test_what_the_step_refuses_and_a_budget_that_is_none_are_refused(job):
     with pytest.raises(ValueError, match="budget_bytes must be an int of at least 1"):
         planned(job, budget_bytes=0)
