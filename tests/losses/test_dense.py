@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from helpers.rivals import open_clip_loss
 
 from gclib import ContrastiveLoss, contrastive_loss
 
@@ -118,3 +119,14 @@ def test_tiles_give_the_same_loss_and_gradients(symmetric):
 def test_module_refuses_a_tile_that_cannot_be(tile_size):
     with pytest.raises(ValueError, match="tile_size"):
         ContrastiveLoss(tile_size=tile_size)
+
+
+def test_the_rival_of_the_benchmarks_computes_the_same_loss_and_gradient():
+    results = []
+    for loss_of in (contrastive_loss, open_clip_loss):
+        torch.manual_seed(0)
+        batch = [torch.randn(7, 5, dtype=torch.float64, requires_grad=True) for _ in range(2)]
+        options = {"symmetric": True} if loss_of is contrastive_loss else {}
+        loss = loss_of(*batch, temperature=0.3, **options)
+        results.append([loss, *torch.autograd.grad(loss, batch)])
+    torch.testing.assert_close(*results, rtol=1e-12, atol=1e-12)

@@ -330,8 +330,8 @@ compute_loss = Exercise(
     slips=(
         Slip(
             "backward inside",
-            "Your function goes backward itself, and then the trainer does. Return the loss with its graph, and leave "
-            "backward to whoever called you.",
+            "Your function runs a backward pass itself, and then the trainer does. Return the loss with its graph, and "
+            "leave backward to whoever called you.",
             "second backward\\(\\)|through the graph a second time",
         ),
         Slip(

@@ -142,7 +142,7 @@ def obstacle(settings: TileSettings, free_bytes: int) -> str | None:
         )
     if 2 * needed > free_bytes:
         return (
-            f"Not run: the dense loss would take {format_bytes(needed)}, of which twice as much must be free, and "
+            f"Not run: the dense loss would take {format_bytes(needed)}. Twice that must be free, and "
             f"{format_bytes(free_bytes)} are free here."
         )
     return None

@@ -248,7 +248,8 @@ def test_compare_two_settings(memory_lab):
     assert before.described() in words and "times as much" in words and "more activations" in words
     assert words in memory_lab.table() and format_bytes(forecast_of(now).peak_bytes) in words
     memory_lab.chunk_size.value, memory_lab.optimizer.value = 4, "sgd"
-    assert re.search(r"Now: .*, [\d.]+ % of that. The largest change: .* less optimizer.", text_of(memory_lab.compared))
+    words = r"Now: .*, [\d.]+ % of that. The largest change: .* less optimizer.$"
+    assert re.search(words, text_of(memory_lab.compared))
     memory_lab.pin.value = False
     assert memory_lab.compared.value == ""
 
