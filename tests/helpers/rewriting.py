@@ -11,7 +11,7 @@ import sys
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import fields, is_dataclass
 from functools import partial
-from types import CodeType, ModuleType
+from types import CodeType, FunctionType, ModuleType
 from typing import Any
 
 import torch
@@ -38,17 +38,33 @@ def rewritten(module: ModuleType) -> ModuleType:
 
 
 def is_other_code(one: Callable, other: Callable) -> bool:
-    """Whether two functions, what they are partials of, or values that can be called, are compiled to other code."""
+    """Whether two functions, what they are partials of, or values that can be called, are compiled to other code.
+
+    The functions of their own module that they call, and what they close over, count as well.
+    """
     return _codes(one) != _codes(other)
 
 
-def _codes(value: object) -> object:
+def _codes(value: object, above: tuple = ()) -> object:
     if isinstance(value, partial):
-        return _codes(value.func), [_codes(part) for part in (*value.args, *value.keywords.values())]
-    if is_dataclass(value):
-        return _codes(type(value).__call__), [_codes(getattr(value, part.name)) for part in fields(value)]
-    code = getattr(value, "__code__", None)
-    return _told(code) if code is not None else repr(type(value))
+        return [_codes(part, above) for part in (value.func, *value.args, *value.keywords.values())]
+    if is_dataclass(value) and not isinstance(value, type):
+        return [_codes(part, above) for part in (type(value), *(getattr(value, field.name) for field in fields(value)))]
+    if isinstance(value, type):
+        return [_codes(part, above) for part in vars(value).values() if isinstance(part, FunctionType)]
+    if not isinstance(value, FunctionType) or value in above:
+        return repr(type(value))
+    own = [part for part in (value.__globals__.get(name) for name in _names(value.__code__)) if _is_of(value, part)]
+    closed = [cell.cell_contents for cell in value.__closure__ or ()]
+    return _told(value.__code__), [_codes(part, (*above, value)) for part in own + closed]
+
+
+def _is_of(function: FunctionType, part: object) -> bool:
+    return isinstance(part, FunctionType | type) and part.__module__ == function.__module__
+
+
+def _names(code: CodeType) -> list[str]:
+    return [*code.co_names, *(name for part in code.co_consts if isinstance(part, CodeType) for name in _names(part))]
 
 
 def _told(code: CodeType) -> tuple:
