@@ -6,6 +6,7 @@ Nothing here needs Jupyter or a browser, so tests/gpu also runs where neither is
 import importlib.util
 import os
 import random
+import signal
 from pathlib import Path
 
 import numpy as np
@@ -37,6 +38,8 @@ settings.load_profile("default")
 
 
 def pytest_configure(config):
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # in a shell's background; some tests interrupt themselves
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     torch.set_num_threads(1)
 
 

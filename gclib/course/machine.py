@@ -186,9 +186,9 @@ def _judge_memory(machine: Machine) -> Assessment:
 def _judge_cores(machine: Machine) -> Assessment:
     found = f"{machine.cores}"
     if machine.cores < 2:
-        means = "Times in the chapters were measured on 2 cores: expect longer ones."
+        means = "The chapters' times of a processor were measured on 2 cores: expect longer ones."
         return Assessment("Processor cores", found, "limited", means)
-    return Assessment("Processor cores", found, "works", "The times printed in the chapters were measured on 2.")
+    return Assessment("Processor cores", found, "works", "The chapters' times of a processor were measured on 2.")
 
 
 def _judge_disk(machine: Machine) -> Assessment:

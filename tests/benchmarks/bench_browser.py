@@ -16,7 +16,7 @@ import tempfile
 from pathlib import Path
 
 import paths  # noqa: F401
-from browser.lab import CHROMIUM_FLAGS, NotebookPage, find_chromium, jupyter
+from browser.lab import CHROMIUM_FLAGS, MOST_MS, NotebookPage, find_chromium, jupyter
 
 BAR_MS = 32
 PAUSES_MS = {"by hand": 150, "without a pause": 0}
@@ -28,7 +28,7 @@ MOVE = """async ([slider, key]) => {
     const frame = () => new Promise(requestAnimationFrame);
     const before = words(), start = performance.now();
     lab.querySelector(`${slider} .noUi-handle`).dispatchEvent(new KeyboardEvent("keydown", {key, bubbles: true}));
-    while (words() === before && performance.now() - start < 2000) await frame();
+    do await frame(); while (words() === before && performance.now() - start < 2000);
     const channel = new MessageChannel();
     await new Promise(done => { channel.port1.onmessage = done; channel.port2.postMessage(0); });
     return words() === before ? null : performance.now() - start;
@@ -51,6 +51,7 @@ def main() -> int:
     ):
         browser = engine.chromium.launch(executable_path=find_chromium(), args=CHROMIUM_FLAGS)
         page = browser.new_page(viewport={"width": 1400, "height": 1000})
+        page.set_default_timeout(MOST_MS)
         notebook = NotebookPage(page, address, "06_live_memory_lab.ipynb")
         notebook.run_all()
         page.locator(".gclib-skip").first.click()  # the lab opens without a prediction

@@ -614,9 +614,9 @@ _NOT_REPLAYED = (
 )
 _CUT_UNLIKE_THE_ROWS = Slip(
     "cache cut unlike the rows",
-    "The cache is cut unlike the rows, so a chunk meets a piece of another length: torch.chunk and tensor_split make "
-    "parts of about equal length, but the last chunk is short. Cut both at the same places: cache.split([len(chunk) "
-    "for chunk in chunks]).",
+    "A chunk meets rows of the cache that are not as many as its own: the whole cache, or parts cut elsewhere "
+    "(torch.chunk and tensor_split make parts of about equal length, but the last chunk may be short). Cut both at the "
+    "same places: cache.split([len(chunk) for chunk in chunks]).",
     "Mismatch in shape|must match the size of tensor",
 )
 _SURROGATES = (

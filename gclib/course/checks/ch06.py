@@ -363,7 +363,13 @@ largest_chunk = Exercise(
         Slip(
             "nothing to take the largest of",
             "Where not even one row fits, no chunk is left to choose from. The answer is 0 there: max(..., default=0).",
-            r"max\(\) (arg is an empty sequence|iterable argument is empty)|list index out of range|StopIteration",
+            r"max\(\) (arg is an empty sequence|iterable argument is empty)|StopIteration",
+        ),
+        Slip(
+            "index past the end",
+            "An index is past the end of a list: where no chunk fits, an empty list has no last one (the answer is 0 "
+            "there); in a list of all peaks, chunk c stands at place c - 1.",
+            "list index out of range",
         ),
     ),
     misconceptions=(

@@ -216,8 +216,8 @@ online_log_sum_exp = Exercise(
         ),
         Misconception(
             "maximum started at 0",
-            "Right as long as a logit is near 0 or above. Where all are very negative, a maximum of 0 that nobody has "
-            "makes every exponential 0: start the maximum at minus infinity.",
+            "Right as long as a logit is near 0 or above. Where all are very negative, a maximum that nobody has, such "
+            "as 0, makes every exponential 0: start the maximum at minus infinity.",
             partial(_merged, start=(0.0, 0.0)),
         ),
         Misconception(
@@ -651,10 +651,11 @@ tiled_loss = Exercise(
         "from which one does it need something more?",
         "For each block of rows: start at minus infinity, torch.logaddexp with tile.logsumexp(1) for every tile; where "
         "rows == columns keep a copy of the diagonal; the difference is the rows' losses.",
-        "parts = [slice(i, min(i + tile_size, batch_size)) for i in range(0, batch_size, tile_size)]; for rows in "
-        "parts: lse = torch.full((rows.stop - rows.start,), -torch.inf, dtype=torch.float64); for columns in parts: "
-        "tile = logits(rows, columns); lse = torch.logaddexp(lse, tile.logsumexp(1)); if rows == columns: positives = "
-        "tile.diagonal().clone(); then losses.append(lse - positives); return torch.cat(losses).mean()",
+        "parts = [slice(i, min(i + tile_size, batch_size)) for i in range(0, batch_size, tile_size)]; losses = []; for "
+        "rows in parts: lse = torch.full((rows.stop - rows.start,), -torch.inf, dtype=torch.float64); for columns in "
+        "parts: tile = logits(rows, columns); lse = torch.logaddexp(lse, tile.logsumexp(1)); if rows == columns: "
+        "positives = tile.diagonal().clone(); after the tiles of these rows losses.append(lse - positives); at the end "
+        "return torch.cat(losses).mean()",
     ),
 )
 

@@ -419,9 +419,9 @@ def _cut_after_normalising(queries: Tensor, passages: Tensor, dims: Sequence[int
 
 
 def _cut_again(queries: Tensor, passages: Tensor, dims: Sequence[int], loss_fn: Callable) -> Tensor:
-    """Each prefix of the one before, from the largest down or in the order of dims."""
+    """Each prefix of the one before, in the order of dims."""
     total = 0.0
-    for dim in sorted(dims):
+    for dim in dims:
         queries, passages = (F.normalize(rep[:, :dim], dim=1) for rep in (queries, passages))
         total = total + loss_fn(queries, passages)
     return total

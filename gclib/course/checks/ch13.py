@@ -413,7 +413,8 @@ compute_loss = Exercise(
         ),
         Misconception(
             "another mode",
-            "The model is no longer in training mode: eval() turns its dropout off, here and in all that comes after.",
+            "The model is no longer in training mode: eval() turns dropout off where a model has it, here and in all "
+            "that comes after.",
             _trained_by(lambda model, sides, loss_fn, chunk_size: _cached(model.eval(), sides, loss_fn, chunk_size)),
         ),
     ),
@@ -720,9 +721,10 @@ scaled_updates = Exercise(
             "_scale is None",
         ),
         Slip(
-            "update without a step",
-            "scaler.update() looks at what unscale_ or step found in the gradients, and there was nothing: neither was "
-            "called, or the gradients had been cleared after backward().",
+            "no gradients were looked at",
+            "scaler.step and scaler.update look at what unscale_ found in the gradients, and there was nothing: no "
+            "backward() was called on the scaled loss, the gradients had been cleared after it, or neither unscale_ "
+            "nor step was called.",
             "No inf checks were recorded",
         ),
     ),

@@ -8,8 +8,9 @@ It runs the function on fresh random inputs, in a thread with a time limit, hold
 the oracle's, and prints one verdict: correct; not attempted (the stub still runs, so the notebook does
 too); or wrong. A wrong answer is compared with each known misconception *on the same inputs*: a
 misconception is a wrong reference implementation, so it is recognised by behaviour however the learner
-wrote it. A wrong try earns the next of three hints, if it came as far as a value and is another answer than
-the last. Under GCLIB_STRICT=1 whatever is not correct raises AssertionError, and nothing is recorded.
+wrote it. A wrong try earns the next of three hints, if it came as far as a value, or to a mistake with a
+name, and is another answer than the last. Under GCLIB_STRICT=1 whatever is not correct raises
+AssertionError, and nothing is recorded.
 """
 
 import ast
@@ -116,7 +117,9 @@ class Exercise(Task):
             tier = min(hints, len(self.hints))
             lines.append(f"Hint {tier} of {len(self.hints)}: {self.hints[tier - 1]}")
         if hints > len(self.hints):
-            lines.append(f"A worked answer is in notebooks/solutions/{self.chapter:02d}_*.ipynb.")
+            lines.append(
+                f"A worked answer is in the folder solutions, beside this chapter: {self.chapter:02d}_*.ipynb."
+            )
         return "\n".join(lines)
 
 

@@ -287,7 +287,9 @@ def _fault(task: Task, case: Case, outcome: tuple) -> str | None:
         note = "" if task.note is None else task.note(case.expected, found, *case.inputs.values())
         return f"{fault[0].upper()}{fault[1:]}.{note and f' {note}'}"
     if task.whole and _is_fraction(case.expected, found):
-        return "The value is right, but it is a float, and an int is asked for: // divides whole numbers."
+        return (
+            "The value is right, but it is a float, and an int is asked for: stay with whole numbers (// divides them)."
+        )
     for name, gradient in case.gradients.items():
         if name not in gradients:
             cut = ".item(), .detach(), torch.tensor(...) or no_grad"

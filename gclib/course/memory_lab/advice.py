@@ -153,22 +153,30 @@ def _retain_less(settings: LabSettings, budget_bytes: int) -> Iterator[LabSettin
         yield from (replace(settings, retain_chunks=n) for n in RETAINED[::-1] if n < settings.retained)
 
 
+def _chunks(settings: LabSettings) -> list[int]:
+    """Chunk sizes, the largest first; of those that need as many encoder calls the smallest alone."""
+    towers = settings.batch_size, settings.passages
+    return list({tuple(ceil(rows / size) for rows in towers): size for size in CHUNKS[::-1]}.values())
+
+
 def _with_the_cache(settings: LabSettings, budget_bytes: int) -> Iterator[LabSettings]:
     """The gradient cache in place of another step, in the largest chunks that fit."""
     if settings.step != "grad_cache":
-        yield from (replace(settings, step="grad_cache", chunk_size=c, retain_chunks=0) for c in CHUNKS[::-1])
+        yield from (replace(settings, step="grad_cache", chunk_size=c, retain_chunks=0) for c in _chunks(settings))
 
 
 def _other_chunks(settings: LabSettings, budget_bytes: int) -> Iterator[LabSettings]:
     """Other chunks of the same step, the largest first: larger ones have fewer generator states."""
     if settings.step != "naive":
-        yield from (replace(settings, chunk_size=c, retain_chunks=0) for c in CHUNKS[::-1] if c != settings.chunk_size)
+        yield from (
+            replace(settings, chunk_size=c, retain_chunks=0) for c in _chunks(settings) if c != settings.chunk_size
+        )
 
 
 def _with_tiles(settings: LabSettings, budget_bytes: int) -> Iterator[LabSettings]:
     """The gradient cache with tiles, the largest first, in these chunks or others; none that can't fit anyhow."""
     cached = replace(settings, step="grad_cache", retain_chunks=0, tile_size=None)
-    sizes = dict.fromkeys([settings.chunk_size, *CHUNKS[::-1]])
+    sizes = dict.fromkeys([settings.chunk_size, *_chunks(settings)])
     beside = {size: _beside_the_loss(replace(cached, chunk_size=size)) for size in sizes}
     for tile in TILES[::-1]:
         smaller = tile < (settings.tile_size or settings.batch_size)
@@ -208,11 +216,12 @@ def _what_dominates(settings: LabSettings, at_peak: dict[str, int], after: LabSe
     """The reason, from the largest kind of bytes beside the model's ("other": its whole layers), and what helps."""
     largest = max((kind for kind in KINDS if kind not in (*MODEL_KINDS, "other")), key=lambda kind: at_peak[kind])
     if largest == "loss":
-        return "The loss dominates" if settings.tile_size else "The B × B logits dominate, and no chunk shrinks them"
+        tiled = "Beside the model, the loss is the largest part"
+        return tiled if settings.tile_size else "The B × B logits dominate, and no chunk shrinks them"
     if largest == "random states" or (after.step == settings.step and after.chunk_size > settings.chunk_size):
         return "Each chunk keeps the state of its random generators"
     if largest != "activations":
-        return f"Most of the rest is {largest}, and that grows with the batch"
+        return f"The largest part of the rest is {largest}, and that grows with the batch"
     if settings.retained:
         return f"The graphs of {settings.retained:,} retained chunks are live at once"
     if settings.step == "naive":

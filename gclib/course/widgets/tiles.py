@@ -339,7 +339,8 @@ class TileLab(MeasuredLab):
             fits = "fits" if peak <= GPU_MEMORY_BYTES[CARD] else "does not fit"
             peaks.append(f"{name} {format_bytes(peak)}, which {fits}")
         times = forecast.dense / forecast.tiled
-        ratio = f"1/{times:,.0f} of that" if times >= 1.5 else "no less to speak of" if times >= 1 else "which is more"
+        share = f"1/{times:,.0f}" if times >= 2.5 else f"{100 / times:.0f} %"
+        ratio = f"{share} of that" if times >= 1 else "which is more"
         own = settings.dimensions == ENCODER_DIMENSIONS
         encoder = (
             ENCODER if own else f"a model as large as {ENCODER} whose representations have D = {settings.dimensions}"

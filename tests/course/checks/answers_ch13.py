@@ -468,13 +468,26 @@ def updates_cleared_to_zero(setup, batches):
         setup.scaler.update()
 
 
-def _updates(setup, batches, *, clear="each", unscale="before", clip=True, step="scaler", update="each", scale=True):
+def _updates(
+    setup,
+    batches,
+    *,
+    backward=True,
+    clear="each",
+    unscale="before",
+    clip=True,
+    step="scaler",
+    update="each",
+    scale=True,
+):
     clipping = torch.nn.utils.clip_grad_norm_
     for place, batch in enumerate(batches):
         if clear == "each" or clear == "first" and place == 0:
             setup.optimizer.zero_grad()
         loss = setup.model(batch)
-        (setup.scaler.scale(loss) if scale else loss).backward()
+        loss = setup.scaler.scale(loss) if scale else loss
+        if backward:
+            loss.backward()
         if clear == "after backward":
             setup.optimizer.zero_grad()
         if unscale == "before":
@@ -503,9 +516,14 @@ def cleared_once(setup, batches):
     _updates(setup, batches, clear="first")
 
 
-@wrong("scaled_updates", "update without a step")
+@wrong("scaled_updates", "no gradients were looked at")
 def cleared_after_the_backward(setup, batches):
     _updates(setup, batches, clear="after backward")
+
+
+@wrong("scaled_updates", "no gradients were looked at")
+def backward_forgotten(setup, batches):
+    _updates(setup, batches, backward=False)
 
 
 @wrong("scaled_updates", "clipped while scaled")

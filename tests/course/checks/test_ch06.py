@@ -113,13 +113,26 @@ def test_a_misconception_is_recognised_however_it_is_written(exercise, answer, n
     "answer",
     [
         lambda peak, budget, batch: max(c for c in range(1, batch + 1) if peak(c) <= budget),
-        lambda peak, budget, batch: [c for c in range(1, batch + 1) if peak(c) <= budget][-1],
         lambda peak, budget, batch: next(c for c in range(batch, 0, -1) if peak(c) <= budget),
     ],
 )
 def test_a_card_where_nothing_fits_is_told_in_words(answer):
     verdict = ch06.largest_chunk.judge(answer)
     assert (verdict.status, verdict.misconception) == ("wrong", "nothing to take the largest of")
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        lambda peak, budget, batch: [c for c in range(1, batch + 1) if peak(c) <= budget][-1],
+        lambda peak, budget, batch: max(
+            c for peaks in [[peak(c) for c in range(1, batch + 1)]] for c in range(1, batch + 1) if peaks[c] <= budget
+        ),
+    ],
+)
+def test_an_index_past_the_end_is_not_taken_for_an_empty_choice(answer):
+    verdict = ch06.largest_chunk.judge(answer)
+    assert (verdict.status, verdict.misconception) == ("wrong", "index past the end")
 
 
 def test_an_answer_that_returns_nothing_where_nothing_fits_is_not_taken_for_the_stub():

@@ -685,6 +685,11 @@ def test_warming_the_optimizer_leaves_the_weights_alone():
     ("settings", "budget", "words"),
     [
         (LabSettings("naive", **TINY, batch_size=512), 2**24, "take the gradient cache, in chunks of 96 rows"),
+        (
+            LabSettings("naive", "mini", length=32, batch_size=128),
+            2**27,
+            "take the gradient cache, in chunks of 128 rows",
+        ),
         (LabSettings(**TINY, batch_size=64, chunk_size=64), 2**23, "make the chunk 32, the batch may stay. That takes"),
         (LabSettings(**TINY, batch_size=16384, chunk_size=4), 2**28, "set a tile size of 4,096"),
         (LabSettings(**TINY, batch_size=2**20, chunk_size=4), 2**28, "no chunk shrinks them: make the batch 4,096"),
@@ -694,7 +699,7 @@ def test_warming_the_optimizer_leaves_the_weights_alone():
         (LabSettings(**TINY, optimizer="sgd", precision="pure bf16"), 2**19, "only a smaller model, or a larger"),
         (LabSettings(**TINY, chunk_size=1, retain_chunks=64), 10**7, "64 retained chunks are live at once: retain 32"),
         (LabSettings(**TINY, chunk_size=64, retain_chunks=2), 10**7, "make the chunk 48, retain none"),
-        (LabSettings("accumulation", **TINY, batch_size=2**20), 2**26, "Most of the rest is inputs"),
+        (LabSettings("accumulation", **TINY, batch_size=2**20), 2**26, "The largest part of the rest is inputs"),
         (LabSettings("accumulation", **TINY, batch_size=512, chunk_size=256), 2**24, "smaller chunks would lose neg"),
         (LabSettings(**TINY, batch_size=512, chunk_size=1), 9 * 2**20, "random generators: make the chunk 32"),
         (LabSettings(**TINY, batch_size=64, chunk_size=1), 6 * 2**20, "random generators: make the chunk 12"),

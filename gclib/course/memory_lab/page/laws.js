@@ -24,9 +24,7 @@ function unfolded(folded, into) {
 // A bundle ready to be asked: its sequences unfolded on demand, once.
 export class Laws {
   constructor(bundle) {
-    this.bundle = bundle;
-    this.kinds = bundle.kinds;
-    this.unfolded = new Map();
+    Object.assign(this, { bundle, kinds: bundle.kinds, unfolded: new Map() });
   }
 
   // Whether this bundle is of these settings; names that only one of both has do not count.
@@ -119,9 +117,8 @@ class Assembly {
     const size = Math.min(this.settings.chunk_size, this.rows[0]);
     const full = Math.floor(this.rows[0] / size);
     for (const [which, rows, repeats] of [[0, size, 1], [1, size, full - 1], [1, this.rows[0] % size, 1]]) {
-      if (!rows || !repeats) continue;
-      for (const { phase, tower, chunk, events } of this.part("accumulation", rows)) {
-        if (chunk !== which) continue;
+      const pieces = rows && repeats ? this.part("accumulation", rows).filter((one) => one.chunk === which) : [];
+      for (const { phase, tower, chunk, events } of pieces) {
         this.add(phase, this.laws.events(events, rows), { tower, chunk, rows, repeats, leaves: false });
       }
     }

@@ -216,12 +216,15 @@ export class View {
     this.mark.innerHTML = `<path class="gclib-cursor" d="M${x} ${this.y(0)}V${FRAME.top}"/>
       <circle class="gclib-cursor" cx="${x}" cy="${this.y(event.total)}" r="3.5"/>`;
     const { kinds } = this.step;
-    const rows = [...this.drawn].reverse().map((kind) => `<tr><td><svg width="18" height="12" aria-hidden="true"><rect
-      width="18" height="12" fill="url(#${this.tile(kinds[kind])})"/></svg></td><th scope="row">${kinds[kind]}</th>
-      <td>${formatBytes(event.bytes[kind])}</td></tr>`);
-    const total = `<tr><td></td><th scope="row">all</th><td>${formatBytes(event.total)}</td></tr>`;
+    const drawn = [...this.drawn].reverse();
+    const rows = drawn.map((kind) => `<tr><td><svg width="18" height="12" aria-hidden="true"><rect width="18" height="12"
+      fill="url(#${this.tile(kinds[kind])})"/></svg></td><th scope="row">${kinds[kind]}</th><td></td></tr>`);
     const run = this.live?.x.length ? '<tr><td><i class="gclib-live"></i></td><th scope="row" colspan="2">the run</th></tr>' : "";
-    this.legend.innerHTML = rows.join("") + total + run;
+    const legend = `${rows.join("")}<tr><td></td><th scope="row">all</th><td></td></tr>${run}`;
+    if (legend !== this.listed) this.legend.innerHTML = legend;
+    this.listed = legend;
+    const numbers = [...drawn.map((kind) => event.bytes[kind]), event.total];
+    numbers.forEach((bytes, row) => { this.legend.rows[row].lastChild.textContent = formatBytes(bytes); });
     this.where.textContent = `At event ${counted(this.at + 1)} of ${counted(this.step.count)}`;
     const words = this.reading_(event);
     this.reading.textContent = words;

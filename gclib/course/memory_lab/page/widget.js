@@ -48,7 +48,7 @@ async function render({ model, el }) {
   }
 
   const soon = () => {
-    if (!waiting) requestAnimationFrame(draw);
+    if (!waiting) requestAnimationFrame(() => waiting && draw());
     waiting = true;
   };
   const learn = (bundle) => {
@@ -64,10 +64,10 @@ async function render({ model, el }) {
     learn(model.get(name));
   }
   for (const name of ["shown", "budget", "live"]) model.on(`change:${name}`, soon);
-  for (const [, one] of linked) one.on("change:index", soon);
+  for (const [, one] of linked) one.on("change:index", draw); // a move by hand is drawn before the next frame begins
   soon();
   return () => {
-    for (const [, one] of linked) one.off("change:index", soon);
+    for (const [, one] of linked) one.off("change:index", draw);
     view.close();
   };
 }
