@@ -612,11 +612,12 @@ _NOT_REPLAYED = (
     "Dropout drew new masks in the second forward, so the cache belongs to other representations than the ones that "
     "are backpropagated. Put each chunk's state back before you encode it again: torch.set_rng_state."
 )
-_CUT_UNLIKE_THE_ROWS = Slip(
-    "cache cut unlike the rows",
-    "A chunk meets rows of the cache that are not as many as its own: the whole cache, or parts cut elsewhere "
-    "(torch.chunk and tensor_split make parts of about equal length, but the last chunk may be short). Cut both at the "
-    "same places: cache.split([len(chunk) for chunk in chunks]).",
+_SHAPES_THAT_DO_NOT_FIT = Slip(
+    "shapes that do not fit",
+    "Two shapes do not fit. A chunk meets rows of the cache that are not as many as its own (all of them, one, or "
+    "parts cut elsewhere: torch.chunk and tensor_split make parts of about equal length, but the last chunk may be "
+    "short): cut both at the same places, cache.split([len(chunk) for chunk in chunks]). Or backward is given another "
+    "shape than what it is called on: reps.backward(rows) takes the rows, a sum takes nothing.",
     "Mismatch in shape|must match the size of tensor",
 )
 _SURROGATES = (
@@ -667,7 +668,7 @@ replay = Exercise(
     oracle=_reference_replay,
     makers=(partial(_recorded, short=False), partial(_recorded, short=True)),
     outcome=_replay_outcome,
-    slips=(_CUT_UNLIKE_THE_ROWS, _GRAPH_USED_TWICE, _NO_GRAPH),
+    slips=(_SHAPES_THAT_DO_NOT_FIT, _GRAPH_USED_TWICE, _NO_GRAPH),
     rtol=1e-8,
     atol=1e-10,
     misconceptions=(
@@ -982,7 +983,7 @@ gradient_cache_step = Exercise(
         partial(_training, short=False, stale=True),
     ),
     outcome=_step_outcome,
-    slips=(_CUT_UNLIKE_THE_ROWS, _GRAPH_USED_TWICE, _NO_GRAPH),
+    slips=(_SHAPES_THAT_DO_NOT_FIT, _GRAPH_USED_TWICE, _NO_GRAPH),
     may_change=frozenset({"setup"}),
     rtol=1e-8,
     atol=1e-10,

@@ -367,8 +367,9 @@ largest_chunk = Exercise(
         ),
         Slip(
             "index past the end",
-            "An index is past the end of a list: where no chunk fits, an empty list has no last one (the answer is 0 "
-            "there); in a list of all peaks, chunk c stands at place c - 1.",
+            "An index is past the end of a list. Where no chunk fits, an empty list has neither a first nor a last one "
+            "(the answer is 0 there); where all fit, a search must stop at the last one; in a list of all peaks, chunk "
+            "c stands at place c - 1.",
             "list index out of range",
         ),
     ),

@@ -520,6 +520,12 @@ matryoshka_loss = Exercise(
             _cut_again,
         ),
         Misconception(
+            "cut from what was cut, the shortest first",
+            "It looks as if the lengths were sorted, and each prefix cut from the one before, which overwrote the "
+            "representations. Each is cut from the whole.",
+            lambda queries, passages, dims, loss_fn: _cut_again(queries, passages, sorted(dims), loss_fn),
+        ),
+        Misconception(
             "one length for the whole batch",
             "It looks as if the batch were divided by one length, that of the whole matrix. Each row is made a unit "
             "vector: dim=1.",

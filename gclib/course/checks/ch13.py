@@ -723,8 +723,8 @@ scaled_updates = Exercise(
         Slip(
             "no gradients were looked at",
             "scaler.step and scaler.update look at what unscale_ found in the gradients, and there was nothing: no "
-            "backward() was called on the scaled loss, the gradients had been cleared after it, or neither unscale_ "
-            "nor step was called.",
+            "backward() was called, the gradients had been cleared after it, neither unscale_ nor step was called, or "
+            "update() had been called already: once an update.",
             "No inf checks were recorded",
         ),
     ),

@@ -154,19 +154,23 @@ def _retain_less(settings: LabSettings, budget_bytes: int) -> Iterator[LabSettin
 
 
 def _chunks(settings: LabSettings) -> list[int]:
-    """Chunk sizes, the largest first; of those that need as many encoder calls the smallest alone."""
-    towers = settings.batch_size, settings.passages
-    return list({tuple(ceil(rows / size) for rows in towers): size for size in CHUNKS[::-1]}.values())
+    """Chunk sizes: with the fewest encoder calls first, then the smaller; for accumulation the most negatives first."""
+    whole = settings.batch_size if settings.step == "accumulation" else settings.passages
+    sizes = [size for at, size in enumerate(CHUNKS) if at == 0 or CHUNKS[at - 1] < whole]
+    if settings.step == "accumulation":
+        return sizes[::-1]
+    return sorted(sizes, key=lambda size: ceil(settings.batch_size / size) + ceil(settings.passages / size))
 
 
 def _with_the_cache(settings: LabSettings, budget_bytes: int) -> Iterator[LabSettings]:
-    """The gradient cache in place of another step, in the largest chunks that fit."""
+    """The gradient cache in place of another step, in as few encoder calls as fit."""
     if settings.step != "grad_cache":
-        yield from (replace(settings, step="grad_cache", chunk_size=c, retain_chunks=0) for c in _chunks(settings))
+        cached = replace(settings, step="grad_cache", retain_chunks=0)
+        yield from (replace(cached, chunk_size=c) for c in _chunks(cached))
 
 
 def _other_chunks(settings: LabSettings, budget_bytes: int) -> Iterator[LabSettings]:
-    """Other chunks of the same step, the largest first: larger ones have fewer generator states."""
+    """Other chunks of the same step, fewest calls first: they keep fewer generator states."""
     if settings.step != "naive":
         yield from (
             replace(settings, chunk_size=c, retain_chunks=0) for c in _chunks(settings) if c != settings.chunk_size
@@ -176,7 +180,7 @@ def _other_chunks(settings: LabSettings, budget_bytes: int) -> Iterator[LabSetti
 def _with_tiles(settings: LabSettings, budget_bytes: int) -> Iterator[LabSettings]:
     """The gradient cache with tiles, the largest first, in these chunks or others; none that can't fit anyhow."""
     cached = replace(settings, step="grad_cache", retain_chunks=0, tile_size=None)
-    sizes = dict.fromkeys([settings.chunk_size, *_chunks(settings)])
+    sizes = dict.fromkeys([settings.chunk_size, *_chunks(cached)])
     beside = {size: _beside_the_loss(replace(cached, chunk_size=size)) for size in sizes}
     for tile in TILES[::-1]:
         smaller = tile < (settings.tile_size or settings.batch_size)
@@ -205,11 +209,11 @@ def _smaller_batch(settings: LabSettings, budget_bytes: int) -> Iterator[LabSett
 
 
 def _largest_of_all(smallest: LabSettings, budget_bytes: int) -> LabSettings:
-    """The largest batch with the smallest chunks that fit, and then the largest chunks with it."""
+    """The largest batch with the smallest chunks that fit, and then the best of all chunks with it."""
     batches = [replace(smallest, batch_size=size) for size in BATCHES]
     count = last_true(lambda n: _fits([batches[n - 1]], budget_bytes) is not None, len(batches))
     largest = batches[max(1, count) - 1]
-    return _fits((replace(largest, chunk_size=size) for size in CHUNKS[::-1]), budget_bytes) or smallest
+    return _fits((replace(largest, chunk_size=size) for size in _chunks(largest)), budget_bytes) or smallest
 
 
 def _what_dominates(settings: LabSettings, at_peak: dict[str, int], after: LabSettings) -> str:
@@ -221,7 +225,7 @@ def _what_dominates(settings: LabSettings, at_peak: dict[str, int], after: LabSe
     if largest == "random states" or (after.step == settings.step and after.chunk_size > settings.chunk_size):
         return "Each chunk keeps the state of its random generators"
     if largest != "activations":
-        return f"The largest part of the rest is {largest}, and that grows with the batch"
+        return f"The largest part beside the model is {largest}, and that grows with the batch"
     if settings.retained:
         return f"The graphs of {settings.retained:,} retained chunks are live at once"
     if settings.step == "naive":

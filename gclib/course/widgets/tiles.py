@@ -339,7 +339,7 @@ class TileLab(MeasuredLab):
             fits = "fits" if peak <= GPU_MEMORY_BYTES[CARD] else "does not fit"
             peaks.append(f"{name} {format_bytes(peak)}, which {fits}")
         times = forecast.dense / forecast.tiled
-        share = f"1/{times:,.0f}" if times >= 2.5 else f"{100 / times:.0f} %"
+        share = f"1/{times:,.0f}" if times >= 4.5 else f"{100 / times:.0f} %"
         ratio = f"{share} of that" if times >= 1 else "which is more"
         own = settings.dimensions == ENCODER_DIMENSIONS
         encoder = (

@@ -168,7 +168,7 @@ def describe_moment(walk: Walk, index: int) -> str:
         if state != "gone" and node[0] not in ("text", "part"):
             by_state.setdefault(state, []).append(_node_name(node))
     nodes = " ".join(f"{state.capitalize()}: {'; '.join(names)}." for state, names in by_state.items())
-    rest = "No other graph, representation, loss or gradient is there."
+    rest = "No other graph, representation or cached gradient is there."
     return f"{title_of(walk, index)}. {sentence_of(walk, index)} {nodes} {rest}"
 
 

@@ -513,18 +513,21 @@ wrong("replay", "squared distance instead of dot product", "mse")(
 wrong("replay", "cache left out", "row sums only, no cache")(replayed(fair, lambda reps, u, n: reps.sum()))
 wrong("replay", None, "detached")(replayed(fair, lambda reps, u, n: (reps.detach().requires_grad_() * u).sum()))
 wrong("replay", "cache reversed", "reversed cache")(replayed(lambda chunks, cache: fair(chunks, cache.flip(0))))
-wrong("replay", "cache cut unlike the rows", "evenly cut")(
-    replayed(lambda chunks, cache: cache.tensor_split(len(chunks)))
-)
+wrong("replay", "shapes that do not fit", "evenly cut")(replayed(lambda chunks, cache: cache.tensor_split(len(chunks))))
 wrong("replay", "offset of one row a chunk", "offset by chunk number")(
     replayed(lambda chunks, cache: [cache[i : i + len(c)] for i, c in enumerate(chunks)])
 )
 wrong("replay", "re-split by its own length", "offset by the own length")(
     replayed(lambda chunks, cache: [cache[i * len(c) : (i + 1) * len(c)] for i, c in enumerate(chunks)])
 )
-wrong("replay", "cache cut unlike the rows", "whole cache to each")(
-    replayed(lambda chunks, cache: [cache] * len(chunks))
-)
+wrong("replay", "shapes that do not fit", "whole cache to each")(replayed(lambda chunks, cache: [cache] * len(chunks)))
+
+
+@wrong("replay", "shapes that do not fit", "a sum with the rows")
+def replay_of_a_sum_with_the_rows(encoder, chunks, cache, states):
+    for chunk, u, state in zip(chunks, fair(chunks, cache), states, strict=True):
+        torch.set_rng_state(state)
+        (encoder(chunk) * u).sum().backward(u)
 
 
 @wrong("replay", "state set after encoding", "state set after encoding")
@@ -805,7 +808,7 @@ wrong("gradient_cache_step", "gradients cleared for each tower", "zero_grad for 
     step_with(back=replay_wipes)
 )
 wrong("gradient_cache_step", None, "zero_grad for each chunk")(step_with(back=replay_wipes_each))
-wrong("gradient_cache_step", "cache cut unlike the rows", "evenly cut cache")(
+wrong("gradient_cache_step", "shapes that do not fit", "evenly cut cache")(
     step_with(back=replayed(lambda chunks, cache: cache.tensor_split(len(chunks))))
 )
 wrong("gradient_cache_step", "short last chunk dropped", "short chunk dropped")(step_with(back=replay_short))

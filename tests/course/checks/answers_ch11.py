@@ -380,10 +380,15 @@ def detached_prefixes(q, p, dims, loss_fn):
 @wrong("matryoshka_loss", "cut from what was cut")
 def normalised_twice_cut_of_the_cut(q, p, dims, loss_fn):
     total = 0
-    for d in sorted(dims):
+    for d in dims:
         q, p = F.normalize(q[:, :d], dim=1), F.normalize(p[:, :d], dim=1)
         total = total + loss_fn(q, p)
     return total
+
+
+@wrong("matryoshka_loss", "cut from what was cut, the shortest first")
+def cut_of_the_cut_after_sorting(q, p, dims, loss_fn):
+    return normalised_twice_cut_of_the_cut(q, p, sorted(dims), loss_fn)
 
 
 @wrong("matryoshka_loss", "another form")

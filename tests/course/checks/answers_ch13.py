@@ -500,9 +500,9 @@ def _updates(
             setup.scaler.step(setup.optimizer)
         elif step == "optimizer":
             setup.optimizer.step()
-        if update == "each":
+        if update in ("each", "twice"):
             setup.scaler.update()
-    if update == "end":
+    if update in ("end", "twice"):
         setup.scaler.update()
 
 
@@ -524,6 +524,11 @@ def cleared_after_the_backward(setup, batches):
 @wrong("scaled_updates", "no gradients were looked at")
 def backward_forgotten(setup, batches):
     _updates(setup, batches, backward=False)
+
+
+@wrong("scaled_updates", "no gradients were looked at")
+def updated_once_more_at_the_end(setup, batches):
+    _updates(setup, batches, update="twice")
 
 
 @wrong("scaled_updates", "clipped while scaled")

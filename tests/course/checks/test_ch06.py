@@ -125,6 +125,9 @@ def test_a_card_where_nothing_fits_is_told_in_words(answer):
     "answer",
     [
         lambda peak, budget, batch: [c for c in range(1, batch + 1) if peak(c) <= budget][-1],
+        lambda peak, budget, batch: next(
+            c for c in range(batch + 1) if [peak(n + 1) for n in range(batch)][c] > budget
+        ),
         lambda peak, budget, batch: max(
             c for peaks in [[peak(c) for c in range(1, batch + 1)]] for c in range(1, batch + 1) if peaks[c] <= budget
         ),
