@@ -170,6 +170,7 @@ def test_within_one_percent_of_the_allocator_whatever_the_step_is_given(name):
     assert found == pytest.approx(truth, rel=0.01)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("given", [{"autocast": True}, {"dtype": torch.bfloat16}], ids=["autocast", "weights"])
 def test_products_in_bf16_take_workspaces_that_the_ledger_cannot_see(given):
     """A processor may multiply bf16 in hidden buffers of its own: up to 640 KiB in these steps."""

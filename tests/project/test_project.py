@@ -238,6 +238,7 @@ def test_nothing_in_the_library_imports_notebooks_or_tests():
         assert not roots & {"notebooks", "tests", "nbformat", "nbclient", "pytest", "hypothesis"}, name
 
 
+@pytest.mark.slow
 def test_importing_gclib_loads_neither_plots_nor_widgets():
     unwanted = [*sorted(SHOWING), "gclib.course.plots", "gclib.course.memory_lab.widget"]
     code = f"import sys, gclib; print([name for name in {unwanted} if name in sys.modules])"
