@@ -363,10 +363,7 @@ def _without_short_chunk(loss_fn: Callable, queries: Tensor, passages: Tensor, c
     return torch.stack(parts).mean() if parts else torch.zeros(())
 
 
-_SPLIT_ALIKE = (
-    "Right without hard negatives. It looks as if the passages are split every C, like the queries: C queries bring "
-    "C (1 + K) passages, so passages.split(chunk_size * (1 + K))."
-)
+_CUT = "C queries bring C (1 + K) passages, so passages.split(chunk_size * (1 + K))."
 
 accumulate = Exercise(
     chapter=3,
@@ -475,9 +472,19 @@ accumulate = Exercise(
             "(1 + K).",
             _passages_by_query_rows,
         ),
-        Misconception("passages split like queries", _SPLIT_ALIKE, _split_alike),
+        Misconception(
+            "passages split like queries",
+            f"Right without hard negatives. It looks as if the passages are split every C, like the queries: {_CUT}",
+            _split_alike,
+        ),
     ),
-    slips=(Slip("passages split like queries", _SPLIT_ALIKE, r"zip\(\) argument 2 is longer"),),
+    slips=(
+        Slip(
+            "more pieces of passages",
+            f"zip(..., strict=True) finds more pieces in its second argument than in its first: {_CUT}",
+            r"zip\(\) argument 2 is longer",
+        ),
+    ),
     hints=(
         "Loop over start = 0, C, 2C, ... below B. Which rows of the passages belong to the queries start : start + C?",
         "1 + K is len(passages) // len(queries): passages start * (1 + K) : (start + C) * (1 + K). loss_fn gives "

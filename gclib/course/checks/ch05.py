@@ -349,7 +349,8 @@ _GRAPH_USED_TWICE = Slip(
 
 _NO_GRAPH = Slip(
     "no graph to go back",
-    "backward finds no graph: what it starts from was made under torch.no_grad(), or of detached tensors.",
+    "backward finds no graph: what it starts from was detached, or made under torch.no_grad(), or of detached tensors. "
+    "Detach a loss after its backward.",
     "does not require grad and does not have a grad_fn",
 )
 

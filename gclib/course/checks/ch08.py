@@ -533,7 +533,9 @@ tiled_loss = Exercise(
             "ragged rows never filled",
             "It looks as if the short tiles at the end were never asked for: the sums of the last rows are still minus "
             "infinity. Go on to the last query: range(0, batch_size, tile_size).",
-            lambda logits, batch_size, tile_size: _LossOfTiles(ragged=False)(logits, batch_size, tile_size) - math.inf,
+            lambda logits, batch_size, tile_size: (
+                _LossOfTiles(ragged=False)(logits, batch_size, tile_size) - (math.inf if batch_size % tile_size else 0)
+            ),
         ),
         Misconception(
             "diagonal tiles only",
@@ -756,8 +758,8 @@ tile_gradient = Exercise(
         ),
         Misconception(
             "columns' normaliser for both directions",
-            "It looks as if both directions were divided by the columns' sums. A query's softmax runs along its row: "
-            "row_lse[:, None]. A vector without [:, None] is laid along the columns.",
+            "It looks as if both directions were divided by the columns' sums (or as if there were only the passages' "
+            "direction). A query's softmax runs along its row: it needs row_lse[:, None].",
             _TileGradient(row=lambda tile, row_lse, column_lse: (tile - column_lse).exp()),
         ),
         Misconception(

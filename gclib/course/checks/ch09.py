@@ -325,8 +325,14 @@ average_over_ranks = Exercise(
     outcome=_zeros_as_one,
     slips=(
         Slip(
+            "a call that gives None",
+            "The value of a call that returns nothing was kept: list.append, for one, changes its list and gives None.",
+            "'NoneType' object has no attribute",
+        ),
+        Slip(
             "None taken for a tensor",
-            "A rank that has no gradient has None there, and None can't be added or stacked: leave it out of the sum.",
+            "None is added, stacked or divided here: a rank that has no gradient has None in its place (leave it out), "
+            "or a sum was begun with None (begin with 0).",
             "NoneType",
         ),
     ),

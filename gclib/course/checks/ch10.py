@@ -242,9 +242,9 @@ mean_and_spread = Exercise(
 def _batch(rng: np.random.Generator, *, size: int) -> Inputs:
     """Text numbers of a batch: five equal queries and two, a pair that stands there twice, five equal passages.
 
-    So every wrong way to count gives another number.
+    Three passages have the numbers of three queries. So every wrong way to count gives another number.
     """
-    queries, passages = (rng.permutation(1_000)[:size].tolist() for _ in range(2))
+    queries, passages = rng.permutation(1_000)[: 2 * size].reshape(2, size).tolist()
     rows = rng.permutation(size).tolist()
     for row in rows[1:5]:
         queries[row] = queries[rows[0]]
@@ -252,6 +252,8 @@ def _batch(rng: np.random.Generator, *, size: int) -> Inputs:
     for row in (8, 11, 12, 13):
         passages[rows[row]] = passages[rows[7]]
     queries[rows[10]] = queries[rows[9]]
+    for query, passage in ((7, 9), (8, 10), (11, 14)):
+        passages[rows[passage]] = queries[rows[query]]
     return {"queries": queries, "passages": passages}
 
 
@@ -427,8 +429,8 @@ chance_losses = Exercise(
     slips=(
         Slip(
             "an empty batch",
-            "The logarithm of 0: a batch without rows was counted. Where the batch size divides the pairs nothing is "
-            "left for another batch.",
+            "The logarithm of 0, or of a number below it: a batch was counted that has no rows. An epoch has "
+            "pairs / batch_size batches, rounded up, and not one more.",
             "math domain error|expected a positive input",
         ),
     ),

@@ -68,8 +68,8 @@ class _Translate:
             chunk //= knobs["accum_freq"] if self.cut else 1
         else:
             batch, chunk = knobs["per_device_train_batch_size"], knobs["mini_batch_size"]
-            chunk = batch if self.uncut else min(self.capped(batch, ranks), chunk)
-            batch = chunk if self.piece else batch
+            batch, chunk = chunk if self.piece else batch, batch if self.uncut else chunk
+            chunk = min(self.capped(batch, ranks), chunk)
             batch *= knobs["gradient_accumulation_steps"] if self.accumulate else 1
             shared = self.gather(knobs["gather_across_devices"])
         batch *= ranks if shared else 1
@@ -88,7 +88,9 @@ translate = Exercise(
     slips=(
         Slip(
             "one library's knobs asked of the other",
-            "Each library has its own knobs: ask `library` first. open_clip has batch_size and accum_freq alone.",
+            "A dict was asked for a key that it does not have. Each library has its own knobs, open_clip batch_size "
+            "and accum_freq alone: ask `library` first, and compare names letter by letter: 'sentence-transformers', "
+            "'open_clip', and the knobs'.",
             "KeyError: '(per_device|mini_batch|gradient_acc|gather|batch_size|accum)",
         ),
     ),

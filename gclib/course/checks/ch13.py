@@ -344,7 +344,12 @@ compute_loss = Exercise(
             "names of the collator",
             "The model takes `ids` and `mask`; the batch says which tower they are of: query_ids, passage_mask. Sort "
             "them into two dictionaries, one a tower, without the prefix.",
-            "forward\\(\\) .*(unexpected keyword|positional argument|required keyword)|KeyError",
+            "forward\\(\\) .*unexpected keyword|KeyError",
+        ),
+        Slip(
+            "ids and mask not by name",
+            "The model takes both by name, model(ids=..., mask=...): of a dictionary with these names, model(**tower).",
+            "forward\\(\\) .*(positional argument|required keyword)",
         ),
     ),
     misconceptions=(
@@ -717,7 +722,7 @@ scaled_updates = Exercise(
         ),
         Slip(
             "never scaled",
-            "The loss was not scaled, and there is nothing to take back: scaler.scale(loss) comes before backward().",
+            "scaler.scale was not called before: it makes the scale that is taken back. scaler.scale(loss).backward().",
             "_scale is None",
         ),
         Slip(

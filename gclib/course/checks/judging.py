@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from .comparing import describe, difference, other_form
-from .running import TooSlow, is_stub_error, run_limited, seed_generators, tell_error
+from .running import TooSlow, is_stub, is_stub_error, run_limited, seed_generators, tell_error
 
 Inputs = dict[str, object]  # an answer's arguments by name, in the order of its signature
 Maker = Callable[[np.random.Generator], Inputs]
@@ -223,17 +223,17 @@ def _attempt(task: Task, answer: Callable, case: Case, *, answered: bool) -> tup
         raise
     except BaseException as error:
         if is_stub_error(error):
-            return Verdict("not attempted", "The function above is still the stub."), ()
+            if is_stub(answer):
+                return Verdict("not attempted", "The function above is still the stub."), ()
+            said = "The stub's last line, raise NotImplementedError, is reached: take it away."
+            return Verdict("wrong", f"{said}{where}"), ()
         return _judge_error(task, tell_error(answer, error) + where, error), ()
     if answered and task.outcome is None and outcome[0] is None:
         said = "It returns nothing for this input, and a value for others: does every way through it end in `return`?"
         return Verdict("wrong", f"{said}{where}", "nothing returned", earns_hint=True), ()
     if _did_nothing(task, outcome[0], case):
-        why = (
-            "does it change what came in, or give a new value a name?"
-            if task.may_change
-            else "does it end in `return`?"
-        )
+        why = "does it end in `return`"
+        why += ", or change what came in (a new value with its name is no change)?" if task.may_change else "?"
         nothing = "returns nothing, and changes nothing" if task.may_change else "returns nothing"
         return Verdict("not attempted", f"The function above {nothing}; if you have written it, {why}"), ()
     return None, outcome

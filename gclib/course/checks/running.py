@@ -90,6 +90,14 @@ def is_stub_error(error: BaseException) -> bool:
     return not error.args or (line or "").startswith("raise NotImplementedError")
 
 
+def is_stub(answer: Callable) -> bool:
+    """Whether a function does nothing but raise NotImplementedError; True of what has no code of its own."""
+    code = getattr(inspect.unwrap(answer), "__code__", None)
+    return code is None or (
+        code.co_names == ("NotImplementedError",) and code.co_nlocals == code.co_argcount + code.co_kwonlyargcount
+    )
+
+
 def tell_error(answer: Callable, error: BaseException) -> str:
     """`error` in words, with the last line of the answer's own that it passed through."""
     text = "".join(traceback.format_exception_only(error)).strip()

@@ -219,9 +219,15 @@ def _largest_of_all(smallest: LabSettings, budget_bytes: int) -> LabSettings:
 def _what_dominates(settings: LabSettings, at_peak: dict[str, int], after: LabSettings) -> str:
     """The reason, from the largest kind of bytes beside the model's ("other": its whole layers), and what helps."""
     largest = max((kind for kind in KINDS if kind not in (*MODEL_KINDS, "other")), key=lambda kind: at_peak[kind])
+    if settings.retained and after == replace(settings, retain_chunks=after.retain_chunks):
+        return f"The graphs of {settings.retained:,} retained chunks are live at once"
     if largest == "loss":
         tiled = "Beside the model, the loss is the largest part"
-        return tiled if settings.tile_size else "The B × B logits dominate, and no chunk shrinks them"
+        return (
+            tiled
+            if settings.tile_size
+            else "Beside the model, the B × N logits are the largest part, and no chunk shrinks them"
+        )
     if largest == "random states" or (after.step == settings.step and after.chunk_size > settings.chunk_size):
         return "Each chunk keeps the state of its random generators"
     if largest != "activations":
@@ -270,7 +276,7 @@ def _nothing_fits(smallest: LabSettings, budget_bytes: int, wanted: Callable[[],
             needless = changed == smallest or "lora_rank" in change and (smallest.lora_rank or LORA in helps)
             if not needless and _fits([changed], budget_bytes):
                 helps.append(name)
-    which = "only a smaller model, or a larger budget, helps"
+    which = "a smaller model or a larger budget would help"
     if helps:
         which = f"{' or '.join(helps)} would let one query fit"
     takes = f"no batch and no chunk fits, as one query takes {format_bytes(peak_of(smallest))}"

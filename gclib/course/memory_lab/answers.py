@@ -320,7 +320,9 @@ def compared(pinned: LabSettings, now: LabSettings) -> str:
     kind = max(moved, key=lambda kind: abs(moved[kind]))
     sign = "more" if moved[kind] > 0 else "less"
     ratio = after.peak_bytes / before.peak_bytes
-    share = f"{ratio:.3g} times as much" if ratio > 1 else f"{100 * ratio:.3g} % of that"
+    times, percent = f"{ratio:.3g}", f"{100 * ratio:.3g}"
+    share = f"{times} times as much" if ratio > 1 else f"{percent} % of that"
+    share = "about as much" if times == "1" or percent == "100" else share
     return f"{peaks}, {share}. The largest change: {format_bytes(abs(moved[kind]))} {sign} {kind}."
 
 

@@ -383,6 +383,13 @@ def cache_each(reps, loss_fn):
     return loss.detach(), [r.grad for r in reps]
 
 
+@wrong("build_cache", "no graph to go back", "detached first")
+def cache_of_a_detached_loss(reps, loss_fn):
+    loss = loss_fn(*reps).detach()
+    loss.backward()
+    return loss, [r.grad for r in reps]
+
+
 @wrong("build_cache", "no graph to go back", "under no_grad")
 def cache_no_grad(reps, loss_fn):
     with torch.no_grad():

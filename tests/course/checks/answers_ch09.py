@@ -314,6 +314,26 @@ def none_is_not_handled(gradients):
     return [torch.stack(column).mean(0) for column in zip(*gradients, strict=True)]
 
 
+@wrong("average_over_ranks", "None taken for a tensor")
+def begun_with_none(gradients):
+    means = []
+    for column in zip(*gradients, strict=True):
+        total = None
+        for gradient in column:
+            if gradient is not None:
+                total = total + gradient
+        means.append(total)
+    return means
+
+
+@wrong("average_over_ranks", "a call that gives None")
+def kept_what_append_returns(gradients):
+    means = []
+    for column in zip(*gradients, strict=True):
+        means = means.append(column[0])
+    return means
+
+
 @wrong("average_over_ranks", "decided by the first rank")
 def decided_by_the_first_rank(gradients):
     out = []

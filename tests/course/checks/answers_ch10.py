@@ -326,6 +326,11 @@ def duplicates_of_both_by_set(queries, passages):
     return (2 * len(queries) - len(set(queries)) - len(set(passages))) / len(queries)
 
 
+@wrong("false_negative_rate", None)
+def share_of_whole_rows(queries, passages):
+    return sum(queries.count(q) > 1 or passages.count(p) > 1 for q, p in zip(queries, passages, strict=True)) // 99
+
+
 @wrong("false_negative_rate", "query against passage")
 def query_against_passage(queries, passages):
     B = len(queries)

@@ -137,7 +137,8 @@ def mini_batch_is_the_loss(library, knobs, ranks):
     right = knobs_by_branches(library, knobs, ranks)
     if library == CLIP:
         return right
-    return right | {"batch_size": right["chunk_size"] * (ranks if knobs["gather_across_devices"] else 1)}
+    size = knobs["mini_batch_size"]
+    return {"batch_size": size * (ranks if knobs["gather_across_devices"] else 1), "chunk_size": size}
 
 
 @wrong("translate", None)

@@ -72,6 +72,14 @@ def test_stubs_are_not_attempted(answer, capsys, own_progress):
     assert not own_progress.exists()
 
 
+def test_an_answer_above_the_stubs_last_line_is_told_so():
+    def answer(values, names):
+        values.mul_(2)
+        raise NotImplementedError
+
+    assert "The stub's last line, raise NotImplementedError, is reached" in explain(answer)
+
+
 def test_a_missing_kernel_is_an_error_and_no_stub():
     def answer(values, names):
         return torch.zeros(2, dtype=torch.int64).softmax(0)  # NotImplementedError, from PyTorch

@@ -696,7 +696,7 @@ def test_warming_the_optimizer_leaves_the_weights_alone():
         (LabSettings(**TINY), 2**20, "AdamW's states alone are too big: no batch and no chunk fits"),
         (LabSettings(**TINY), 4 * 2**20, "SGD or pure bf16 or pure bf16 and SGD would let one query fit"),
         (LabSettings(**TINY, optimizer="sgd"), 2**20, "The model and its gradients alone are too big"),
-        (LabSettings(**TINY, optimizer="sgd", precision="pure bf16"), 2**19, "only a smaller model, or a larger"),
+        (LabSettings(**TINY, optimizer="sgd", precision="pure bf16"), 2**19, "a smaller model or a larger budget"),
         (LabSettings(**TINY, chunk_size=1, retain_chunks=64), 10**7, "64 retained chunks are live at once: retain 32"),
         (LabSettings(**TINY, chunk_size=64, retain_chunks=2), 10**7, "make the chunk 32, retain none"),
         (LabSettings("accumulation", **TINY, batch_size=2**20), 2**26, "The largest part beside the model is inputs"),
