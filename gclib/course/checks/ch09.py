@@ -326,13 +326,13 @@ average_over_ranks = Exercise(
     slips=(
         Slip(
             "a call that gives None",
-            "The value of a call that returns nothing was kept: list.append, for one, changes its list and gives None.",
-            "'NoneType' object has no attribute",
+            "The value of list.append was kept: it changes its list, and gives None.",
+            "'NoneType' object has no attribute 'append'",
         ),
         Slip(
             "None taken for a tensor",
-            "None is added, stacked or divided here: a rank that has no gradient has None in its place (leave it out), "
-            "or a sum was begun with None (begin with 0).",
+            "None is taken for a tensor or a number here: a rank that has no gradient has None in its place (leave it "
+            "out), or a sum was begun with None (begin with 0).",
             "NoneType",
         ),
     ),

@@ -242,7 +242,8 @@ mean_and_spread = Exercise(
 def _batch(rng: np.random.Generator, *, size: int) -> Inputs:
     """Text numbers of a batch: five equal queries and two, a pair that stands there twice, five equal passages.
 
-    Three passages have the numbers of three queries. So every wrong way to count gives another number.
+    Three passages have the numbers of three queries. So every wrong way to count gives another number, at one of
+    the two sizes at least.
     """
     queries, passages = rng.permutation(1_000)[: 2 * size].reshape(2, size).tolist()
     rows = rng.permutation(size).tolist()
@@ -429,8 +430,8 @@ chance_losses = Exercise(
     slips=(
         Slip(
             "an empty batch",
-            "The logarithm of 0, or of a number below it: a batch was counted that has no rows. An epoch has "
-            "pairs / batch_size batches, rounded up, and not one more.",
+            "The logarithm of 0, or of a number below it: a batch was given no rows, or fewer. Where batch_size "
+            "divides the pairs the last batch is full, and none comes after it.",
             "math domain error|expected a positive input",
         ),
     ),

@@ -347,8 +347,8 @@ compute_loss = Exercise(
             "forward\\(\\) .*unexpected keyword|KeyError",
         ),
         Slip(
-            "ids and mask not by name",
-            "The model takes both by name, model(ids=..., mask=...): of a dictionary with these names, model(**tower).",
+            "ids or mask missing",
+            "The model takes two tensors, ids and mask: of a dictionary with these names, model(**tower).",
             "forward\\(\\) .*(positional argument|required keyword)",
         ),
     ),

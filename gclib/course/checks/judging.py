@@ -4,6 +4,7 @@ import copy
 import inspect
 import math
 import re
+import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -225,17 +226,23 @@ def _attempt(task: Task, answer: Callable, case: Case, *, answered: bool) -> tup
         if is_stub_error(error):
             if is_stub(answer):
                 return Verdict("not attempted", "The function above is still the stub."), ()
-            said = "The stub's last line, raise NotImplementedError, is reached: take it away."
+            *_, (raising, _) = traceback.walk_tb(error.__traceback__)
+            said = f"It calls {raising.f_code.co_name}, which is still a stub."
+            if raising.f_code is inspect.unwrap(answer).__code__:
+                said = "It raises NotImplementedError: if that is the stub's last line, take it away."
             return Verdict("wrong", f"{said}{where}"), ()
         return _judge_error(task, tell_error(answer, error) + where, error), ()
     if answered and task.outcome is None and outcome[0] is None:
         said = "It returns nothing for this input, and a value for others: does every way through it end in `return`?"
         return Verdict("wrong", f"{said}{where}", "nothing returned", earns_hint=True), ()
     if _did_nothing(task, outcome[0], case):
-        why = "does it end in `return`"
-        why += ", or change what came in (a new value with its name is no change)?" if task.may_change else "?"
-        nothing = "returns nothing, and changes nothing" if task.may_change else "returns nothing"
-        return Verdict("not attempted", f"The function above {nothing}; if you have written it, {why}"), ()
+        nothing = "The function above returns nothing; if you have written it: does it end in `return`?"
+        if task.outcome is not None:
+            nothing = (
+                "The function above does nothing that is asked for; if you have written it: does it return what it "
+                "should, or change what came in (a new value with its name is no change)?"
+            )
+        return Verdict("not attempted", nothing), ()
     return None, outcome
 
 

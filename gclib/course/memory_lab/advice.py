@@ -221,13 +221,10 @@ def _what_dominates(settings: LabSettings, at_peak: dict[str, int], after: LabSe
     largest = max((kind for kind in KINDS if kind not in (*MODEL_KINDS, "other")), key=lambda kind: at_peak[kind])
     if settings.retained and after == replace(settings, retain_chunks=after.retain_chunks):
         return f"The graphs of {settings.retained:,} retained chunks are live at once"
+    if largest == "loss" and settings.tile_size:
+        return "Beside the model, the loss is the largest part"
     if largest == "loss":
-        tiled = "Beside the model, the loss is the largest part"
-        return (
-            tiled
-            if settings.tile_size
-            else "Beside the model, the B × N logits are the largest part, and no chunk shrinks them"
-        )
+        return "Beside the model, the logits, B by all passages, are the largest part, and no chunk shrinks them"
     if largest == "random states" or (after.step == settings.step and after.chunk_size > settings.chunk_size):
         return "Each chunk keeps the state of its random generators"
     if largest != "activations":

@@ -261,7 +261,7 @@ def whole_dictionary_for_each_tower(model, inputs, loss_fn, chunk_size):
     return gclib.grad_cache_loss([model, model], [inputs, inputs], loss_fn, chunk_size=chunk_size)
 
 
-@wrong("compute_loss", "ids and mask not by name")
+@wrong("compute_loss", "ids or mask missing")
 def a_dictionary_without_its_stars(model, inputs, loss_fn, chunk_size):
     return loss_fn(*(model(tower) for tower in _towers(inputs)))
 

@@ -77,7 +77,16 @@ def test_an_answer_above_the_stubs_last_line_is_told_so():
         values.mul_(2)
         raise NotImplementedError
 
-    assert "The stub's last line, raise NotImplementedError, is reached" in explain(answer)
+    def without_names(values, names):
+        if len(names) > 99:
+            return values * 2
+        raise NotImplementedError
+
+    def through_another(values, names):
+        return stub(values, names)
+
+    assert all("if that is the stub's last line" in explain(one) for one in (answer, without_names))
+    assert "It calls stub, which is still a stub." in explain(through_another)
 
 
 def test_a_missing_kernel_is_an_error_and_no_stub():
