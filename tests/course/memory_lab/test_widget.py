@@ -22,7 +22,7 @@ from gclib.course.memory_lab import answers as lab
 from gclib.course.memory_lab import bundles
 from gclib.course.memory_lab import run as live
 from gclib.course.memory_lab import widget as widgets
-from gclib.course.memory_lab.advice import _ways_out, advice, verdict, way_out
+from gclib.course.memory_lab.advice import _chunks, _ways_out, advice, verdict, way_out
 from gclib.course.memory_lab.answers import LabSettings, forecast_of, obstacle, seconds_here
 from gclib.course.memory_lab.picture import PeaksView, TimelineView
 from gclib.course.memory_lab.run import LiveRun, make_batch, step_of, warm_optimizer
@@ -679,6 +679,14 @@ def test_warming_the_optimizer_leaves_the_weights_alone():
     optimizer = warm_optimizer(layer)
     assert all(torch.equal(a, b) for a, b in zip(before, layer.parameters(), strict=True))
     assert len(optimizer.state) == 2 and all(parameter.grad is None for parameter in layer.parameters())
+
+
+def test_advised_chunks_go_by_calls_then_by_bytes_and_accumulations_by_negatives():
+    settings = LabSettings(**TINY, batch_size=64)
+    assert _chunks(settings)[:6] == [64, 32, 48, 24, 16, 12]
+    assert _chunks(replace(settings, step="accumulation"))[:3] == [64, 48, 32]
+    assert _chunks(replace(settings, batch_size=1)) == [1]
+    assert _chunks(replace(settings, negatives=7))[0] == 512
 
 
 @pytest.mark.parametrize(

@@ -120,6 +120,8 @@ def test_the_lab_tells_what_it_draws(lab):
     assert found.dense < lab.forecast().dense and "16.0 TiB" in lab.words.value
     assert "dense 16.0 TiB, which does not fit; tiled 14.5 GiB, which fits" in lab.words.value
     assert "1,048,576" in lab.table() and alt_of(lab) == lab.describe()
+    lab.batch.value, lab.tile.value = 1024, 512
+    assert "takes 11.0 MiB, 69 % of that" in lab.words.value
 
 
 @pytest.mark.slow
