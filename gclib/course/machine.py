@@ -26,6 +26,7 @@ COURSE = ("jupyterlab", "ipywidgets", "anywidget", "matplotlib", "peft")
 SMALLEST_PYTHON = (3, 11)
 NEEDED_RAM_BYTES = 2 * GiB  # one notebook and JupyterLab, with room to spare for all but chapter 13
 EASY_RAM_BYTES = 4 * GiB
+_REFUSED = "A live run of the memory lab or the tile lab that would not fit is refused before it starts."
 NEEDED_DISK_BYTES = GiB
 
 State = Literal["works", "limited", "will not work"]
@@ -177,9 +178,9 @@ def _judge_memory(machine: Machine) -> Assessment:
         return Assessment("Memory", found, "will not work", means)
     if machine.free_ram_bytes < EASY_RAM_BYTES:
         means = "Enough, with one notebook open at a time; chapter 13 takes most, 2.2 GiB. "
-        means += "A run that would not fit is refused before it starts."
+        means += _REFUSED
         return Assessment("Memory", found, "limited", means)
-    means = "Enough for every chapter. A run that would not fit is refused before it starts."
+    means = f"Enough for every chapter. {_REFUSED}"
     return Assessment("Memory", found, "works", means)
 
 

@@ -41,7 +41,8 @@ class CapstoneForm(Lab):
         self.verdict = self.status
         self.step = widgets.Dropdown(options=tuple(STEPS), value="grad_cache", description="step")
         self.batch_size, self.tile_size, self.chunk_size, self.retain_chunks = (
-            _text(shown, "", f"{name}: a whole number, or empty", name) for name, shown in _FIELDS.items()
+            _text(shown, "", f"{name}: a whole number{'' if name == 'batch_size' else ', or empty'}", name)
+            for name, shown in _FIELDS.items()
         )
         self.sort = widgets.Checkbox(True, description="sort by length, trim each chunk", indent=False)
         self.peak = _text("peak, GiB", "", "Your prediction of the step's peak")
@@ -66,7 +67,7 @@ class CapstoneForm(Lab):
         """The judgement of what the fields say now, as text."""
         plan = self.plan()
         if all(not getattr(self, name).value.strip() for name in _FIELDS):
-            return f"Brief {self.brief.seed}. Nothing is filled in yet: a plan needs a batch size at least."
+            return f"Brief {self.brief.seed}. Nothing of the plan is filled in yet: it needs a batch size at least."
         judged = review(self.brief, plan)
         parts: list[object] = [f"Brief {self.brief.seed}.", judged]
         if judged.plan is not None:

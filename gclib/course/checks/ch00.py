@@ -76,9 +76,19 @@ tensor_bytes = Exercise(
             lambda shape, bits: math.prod(shape[:1]) * bits // 8,
         ),
         Misconception(
+            "first side only",
+            "It looks as if only the first side of the shape counts: a tensor may have more, or none.",
+            lambda shape, bits: shape[0] * bits // 8,
+        ),
+        Misconception(
             "two sides only",
             "Right for a table. It looks as if only two sides of the shape count: a tensor may have more, or none.",
             lambda shape, bits: math.prod(shape[:2]) * bits // 8,
+        ),
+        Misconception(
+            "two sides only",
+            "Right for a table. It looks as if only two sides of the shape count: a tensor may have more, or fewer.",
+            lambda shape, bits: shape[0] * shape[1] * bits // 8,
         ),
         Misconception(
             "bytes of one number rounded down",

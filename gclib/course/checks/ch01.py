@@ -266,8 +266,9 @@ info_nce = Exercise(
         *(
             Misconception(
                 "a small number inside the logarithm",
-                f"It looks as if {small:g} is added inside the logarithm: it hides the underflow, and no query's "
-                "loss can grow beyond minus its logarithm. Take the logarithm of the softmax in one step.",
+                f"It looks as if {small:g} is added inside the logarithm, or is the least that it is taken of: "
+                "that hides the underflow, and no query's loss can grow beyond minus its logarithm. Take the logarithm "
+                "of the softmax in one step.",
                 lambda q, p, t, small=small: -(_logits(q, p, t).softmax(1).diagonal() + small).log().mean(),
             )
             for small in (1e-12, 1e-10, 1e-8, 1e-6)

@@ -300,10 +300,16 @@ predict_peak = Exercise(
             "It looks as if the peak was proportional to the batch: what is there at any batch does not grow.",
             lambda b, p, n: p[1] / b[1] * n,
         ),
-        *_with_and_without_states(
+        Misconception(
             "intercept dropped",
-            "Those are the rows alone: what is there at any batch is missing.",
-            lambda b, p, n: _slope(b, p) * n,
+            "Those are the rows alone: what is there at any batch, with plain SGD too, is missing.",
+            lambda b, p, n, parameters: _slope(b, p) * n,
+        ),
+        Misconception(
+            "intercept dropped, AdamW's states taken off",
+            "AdamW's states are taken off the rows alone, in which they are not: what is there at any batch, the "
+            "states among it, is missing.",
+            _less_states(lambda b, p, n: _slope(b, p) * n),
         ),
         *_with_and_without_states(
             "the whole batch added to the first peak",
@@ -327,7 +333,8 @@ predict_peak = Exercise(
         ),
         *_with_and_without_states(
             "slope upside down",
-            "It looks as if batches were divided by peaks: bytes a row are bytes over rows.",
+            "The line stays at the first peak, or hardly leaves it: the walk from its batch to `batch_size` is "
+            "missing, or batches were divided by peaks on the way (bytes a row are bytes over rows).",
             lambda b, p, n: p[0] + (n - b[0]) / _slope(b, p),
         ),
         *_with_and_without_states(
@@ -436,7 +443,14 @@ largest_batch_that_fits = Exercise(
         Misconception(
             "model taken off the rows",
             "It looks as if bytes are taken off a number of rows: take the fixed bytes off the budget, then divide.",
-            lambda f, r, b: max(0, b // r - f),
+            lambda f, r, b: b // r - f,
+        ),
+        Misconception(
+            "0 throughout",
+            "It comes to 0 on all of these inputs; so does whoever takes bytes off a number of rows and cuts what is "
+            "below 0, or divides by both numbers. Take the fixed bytes off the budget first, then divide what is "
+            "left by one row's.",
+            lambda f, r, b: 0,
         ),
         Misconception(
             "the model forgotten",

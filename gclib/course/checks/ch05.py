@@ -453,8 +453,8 @@ build_cache = Exercise(
         ),
         Misconception(
             "backward twice",
-            "Everything is twice too large: the loss was backpropagated twice, and .grad adds up. One backward gives "
-            "both caches.",
+            "Every gradient is twice too large: the loss was backpropagated twice, and .grad adds up. One backward "
+            "gives both caches.",
             _backward_twice,
         ),
         Misconception(

@@ -234,8 +234,9 @@ online_log_sum_exp = Exercise(
         ),
         Misconception(
             "rescaled the wrong way round",
-            "It looks as if the old total grew with the maximum: exp(new - old), at the first tile infinity times 0. "
-            "The same sum in larger units is a smaller number: exp(old - new).",
+            "NaN on all of these inputs: infinity times 0, or infinity less infinity, at the first tiles. The maximum "
+            "begins at minus infinity and the total at 0; the old total is multiplied by exp(old - new), which is 0 at "
+            "first (exp(new - old) is infinite), and the new maximum is kept.",
             partial(_merged, factor=lambda old, new: torch.exp(new - old)),
         ),
         Misconception(
@@ -283,8 +284,8 @@ online_log_sum_exp = Exercise(
         ),
         Misconception(
             "two passes",
-            "The value is right, but every tile was taken twice: once for the largest logit, once for the sum. In a "
-            "loss that doubles the products. Keep a running maximum, and rescale the total when it grows.",
+            "The value is right, but every tile was taken twice (once for the largest logit, say, and once for the "
+            "sum). In a loss that doubles the products. Keep a running maximum, and rescale the total when it grows.",
             _in_two_passes,
         ),
         Misconception(
@@ -950,8 +951,8 @@ largest_dense_batch = Exercise(
         ),
         Misconception(
             "root in float32",
-            "The root was taken in float32, which has 24 bits: too few for such a number, and it was rounded "
-            "up to a batch that does not fit. math.isqrt is exact.",
+            "A root a hair below a whole number came out as that number, and such a batch does not fit: float32, which "
+            "has 24 bits, does so, and a small number that is added first. math.isqrt is exact.",
             lambda budget, buffers: int(np.sqrt(np.float32(budget / (4 * buffers)))),
         ),
         Misconception(

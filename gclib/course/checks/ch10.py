@@ -430,8 +430,9 @@ chance_losses = Exercise(
     slips=(
         Slip(
             "an empty batch",
-            "The logarithm of 0, or of a number below it: a batch was given no rows, or fewer. Where batch_size "
-            "divides the pairs the last batch is full, and none comes after it.",
+            "The logarithm of 0, or of a number below it: a batch was given no rows, or fewer; or // made a chance "
+            "0, or a sign stands inside the logarithm. Where batch_size divides the pairs the last batch is full, "
+            "and none comes after it.",
             "math domain error|expected a positive input",
         ),
     ),

@@ -557,7 +557,7 @@ bytes_with_lora = Exercise(
         ),
         Misconception(
             "rank forgotten",
-            "It looks as if each factor had one row. A factor has `rank` of them.",
+            "It looks as if the rank were 1. The first factor is (rank, in), the second (out, rank).",
             _Lora(size=lambda rows, columns, rank: rows + columns),
         ),
         Misconception(

@@ -95,8 +95,8 @@ bank_loss = Exercise(
     misconceptions=(
         Misconception(
             "one side kept",
-            "It looks as if only passages were kept: that is a queue. Kept queries stand in the loss too; they are "
-            "what pushes the chunk's passages.",
+            "It looks as if only passages were kept: that is a queue. Kept queries stand in the loss too: they push "
+            "the chunk's passages, beside the chunk's own queries.",
             lambda q, p, kq, kp, t: _mean_loss(q, torch.cat([p, kp.detach()]), t),
         ),
         Misconception(

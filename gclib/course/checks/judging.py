@@ -187,7 +187,7 @@ def judge_cases(
     """
     outcomes = []
     for case in cases:
-        verdict, outcome = _attempt(task, answer, case, answered=answered or bool(outcomes))
+        verdict, outcome = _attempt(task, answer, case, others, answered=answered or bool(outcomes))
         if verdict is not None:
             return verdict
         outcomes.append(outcome)
@@ -201,11 +201,13 @@ def judge_cases(
         fault += _ratio(cases, outcomes)
         kind = _kind_of_fault(task, cases[place], outcomes[place])
         return Verdict("wrong", f"{fault}\n    Input: {where}.", kind, earns_hint=True)
-    said = f"{recognised.message}\n    {fault}\n    Input: {where}."
+    said = f"What it gives is what a known mistake gives. {recognised.message}\n    {fault}\n    Input: {where}."
     return Verdict("wrong", said, recognised.name, earns_hint=True)
 
 
-def _attempt(task: Task, answer: Callable, case: Case, *, answered: bool) -> tuple[Verdict | None, tuple]:
+def _attempt(
+    task: Task, answer: Callable, case: Case, others: Sequence[Draw], *, answered: bool
+) -> tuple[Verdict | None, tuple]:
     """Run the answer once: a verdict when it does not come back with a value, else its outcome."""
     where = f"\n    Input: {_describe_inputs(case.inputs)}."
     try:
@@ -232,15 +234,21 @@ def _attempt(task: Task, answer: Callable, case: Case, *, answered: bool) -> tup
                 said = "It raises NotImplementedError: if that is the stub's last line, take it away."
             return Verdict("wrong", f"{said}{where}"), ()
         return _judge_error(task, tell_error(answer, error) + where, error), ()
-    if answered and task.outcome is None and outcome[0] is None:
-        said = "It returns nothing for this input, and a value for others: does every way through it end in `return`?"
-        return Verdict("wrong", f"{said}{where}", "nothing returned", earns_hint=True), ()
     if _did_nothing(task, outcome[0], case):
+        by_effect = task.outcome is not None and task.oracle(*map(_copied, case.inputs.values())) is None
+        elsewhere = answered or any(_does_something(task, answer, other) for other in others)
+        if elsewhere and by_effect:
+            return None, outcome
+        if elsewhere:
+            said = (
+                "It returns nothing for this input, and a value for others: does every way through it end in `return`?"
+            )
+            return Verdict("wrong", f"{said}{where}", "nothing returned", earns_hint=True), ()
         nothing = "The function above returns nothing; if you have written it: does it end in `return`?"
-        if task.outcome is not None:
+        if by_effect:
             nothing = (
-                "The function above does nothing that is asked for; if you have written it: does it return what it "
-                "should, or change what came in (a new value with its name is no change)?"
+                "The function above does nothing that is asked for; if you have written it: does it change what came "
+                "in (a new value with its name is no change)?"
             )
         return Verdict("not attempted", nothing), ()
     return None, outcome
@@ -267,14 +275,15 @@ def _judge_error(task: Task, told: str, error: BaseException) -> Verdict:
     cause = error.__cause__ if isinstance(error, OtherForm) else error
     for slip in task.slips:
         if re.search(slip.pattern, f"{type(cause).__name__}: {cause}"):
-            return Verdict("wrong", f"{slip.message}\n    {told}", slip.name, earns_hint=True)
+            said = f"A known mistake ends in this error. {slip.message}\n    {told}"
+            return Verdict("wrong", said, slip.name, earns_hint=True)
     if isinstance(error, OtherForm):
         form = f"It returned {error}, and that is not the form asked for: {getattr(task, 'spec', task.name)}"
         return Verdict("wrong", form, "another form", earns_hint=True)
     return Verdict("wrong", told)
 
 
-def _did_nothing(task: Task, found: object, case: Case) -> bool:
+def _did_nothing(task: Task, found: object, case: Draw) -> bool:
     """True for None or Ellipsis, and where effects count instead of a result, for no effect at all."""
     if task.outcome is None:
         return found is None or found is ...
@@ -299,7 +308,7 @@ def _fault(task: Task, case: Case, outcome: tuple) -> str | None:
         )
     for name, gradient in case.gradients.items():
         if name not in gradients:
-            cut = ".item(), .detach(), torch.tensor(...) or no_grad"
+            cut = ".item(), .detach(), torch.tensor(...), no_grad or the like"
             return f"The value is right, but no gradient reaches `{name}`: {cut} cuts it off."
         error = (gradients[name] - gradient).norm() / gradient.norm().clamp(min=task.atol)
         if not error <= task.gradient_error:
@@ -392,6 +401,11 @@ def _value_of(task: Task, function: Callable, case: Draw) -> object:
         return run_limited(lambda: run_case(task, function, case.inputs, case.seed), task.seconds)[0]
     except (Exception, TooSlow):
         return _NO_VALUE
+
+
+def _does_something(task: Task, function: Callable, case: Draw) -> bool:
+    value = _value_of(task, function, case)
+    return value is not _NO_VALUE and not _did_nothing(task, value, case)
 
 
 def _same_value(task: Task, one: object, other: object) -> bool:

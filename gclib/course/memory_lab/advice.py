@@ -117,11 +117,11 @@ _ways_out: dict[tuple[LabSettings, int], WayOut] = {}
 
 
 def _look_for_a_way_out(settings: LabSettings, budget_bytes: int, wanted: Callable[[], bool]) -> WayOut:
-    least = [replace(settings, **_LEAST, chunk_size=size) for size in (1, 1 + settings.negatives)]
+    sizes = (1, next(size for size in CHUNKS if size > settings.negatives))
+    least = [replace(settings, **_LEAST, chunk_size=size) for size in sizes]
     smallest = _fits(least, budget_bytes)
     if smallest is None:
         return _nothing_fits(least[0], budget_bytes, wanted)
-    at_peak = forecast_of(settings).at_peak()
     ways = (_retain_less, _with_the_cache, _other_chunks, _with_tiles, _smaller_batch)
     for way in ways:
         options = takewhile(lambda _: wanted(), way(settings, budget_bytes))
@@ -131,7 +131,7 @@ def _look_for_a_way_out(settings: LabSettings, budget_bytes: int, wanted: Callab
         found = _largest_of_all(smallest, budget_bytes)
     if found is None:
         return WayOut("")
-    return WayOut(f"{_what_dominates(settings, at_peak, found)}: {_change(settings, found)}.", found)
+    return WayOut(f"{_why(settings, found)}: {_change(settings, found)}.", found)
 
 
 _LEAST = {"step": "grad_cache", "batch_size": 1, "retain_chunks": 0, "tile_size": None}
@@ -216,24 +216,37 @@ def _largest_of_all(smallest: LabSettings, budget_bytes: int) -> LabSettings:
     return _fits((replace(largest, chunk_size=size) for size in _chunks(largest)), budget_bytes) or smallest
 
 
-def _what_dominates(settings: LabSettings, at_peak: dict[str, int], after: LabSettings) -> str:
-    """The reason, from the largest kind of bytes beside the model's ("other": its whole layers), and what helps."""
+def _why(settings: LabSettings, after: LabSettings) -> str:
+    """What the peak is made of beside the model and "other" (its whole layers, copies); and whether a chunk helps."""
+    at_peak = forecast_of(settings).at_peak()
     largest = max((kind for kind in KINDS if kind not in (*MODEL_KINDS, "other")), key=lambda kind: at_peak[kind])
-    if settings.retained and after == replace(settings, retain_chunks=after.retain_chunks):
+    if settings.retained > 1 and after == replace(settings, retain_chunks=after.retain_chunks):
         return f"The graphs of {settings.retained:,} retained chunks are live at once"
-    if largest == "loss" and settings.tile_size:
-        return "Beside the model, the loss is the largest part"
-    if largest == "loss":
-        return "Beside the model, the logits, B by all passages, are the largest part, and no chunk shrinks them"
-    if largest == "random states" or (after.step == settings.step and after.chunk_size > settings.chunk_size):
-        return "Each chunk keeps the state of its random generators"
-    if largest != "activations":
-        return f"The largest part beside the model is {largest}, and that grows with the batch"
-    if settings.retained:
-        return f"The graphs of {settings.retained:,} retained chunks are live at once"
+    own = {
+        "random states": "the states of the chunks' random generators",
+        "activations": _whose_activations(settings),
+        "loss": "the loss" if settings.tile_size else "the logits, B by all passages",
+    }
+    if settings.step == "accumulation":
+        own["loss"] = "the loss of one chunk"
+    said = f"The largest part beside the model is {own.get(largest, largest)}"
+    other_chunks = replace(settings, chunk_size=after.chunk_size, retain_chunks=after.retain_chunks)
+    if after == other_chunks and after.chunk_size > settings.chunk_size:
+        return f"{said}, and a larger chunk takes less here"
+    elsewhere = (after.batch_size, after.tile_size) != (settings.batch_size, settings.tile_size)
+    if largest == "loss" and "logits" in own["loss"] and elsewhere:
+        return f"{said}, and no chunk shrinks them"
+    grow = ("inputs",) if settings.step == "accumulation" else ("inputs", "representations", "cache")
+    return f"{said}, and that grows with the batch" if largest in grow else said
+
+
+def _whose_activations(settings: LabSettings) -> str:
+    """Of what those at the peak are: the batch, one chunk, or the retained chunks too."""
     if settings.step == "naive":
-        return "The whole batch's activations are live at once"
-    return "Beside the model, one chunk's activations are the largest part"
+        return "the whole batch's activations"
+    peak = max(forecast_of(settings).timeline, key=lambda piece: piece.peak_bytes)
+    with_retained = settings.retained and peak.phase != "replay"
+    return "activations, with those of retained chunks" if with_retained else "one chunk's activations"
 
 
 def _change(before: LabSettings, after: LabSettings) -> str:

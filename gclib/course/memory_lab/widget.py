@@ -120,7 +120,7 @@ class MemoryLab(LiveLab):
     def _make_outputs(self) -> None:
         """The buttons, and what is shown; then all of it in rows."""
         self.forecast, self.picture, self.compared = self.words, TimelineView(), PeaksView()
-        tooltip = "Set the batch to the largest one that fits the budget"
+        tooltip = "Find the largest batch that fits the budget, and set the slider to its last place that does"
         self.largest = button("Largest batch", self._on_largest, tooltip=tooltip, icon="arrows-h")
         tooltip = "Keep these settings, and compare others with them"
         self.pin = widgets.ToggleButton(description="Compare", icon="thumb-tack", tooltip=tooltip)
@@ -196,10 +196,9 @@ class MemoryLab(LiveLab):
         tokens = " and ".join(str(length) for length in sorted(set(settings.lengths)))
         then = "other chunks" if settings.tile_size else "other batches and chunks"
         once = "once a batch, with tiles" if settings.tile_size else "once"
-        long = "half a minute" if answers.is_deep(settings.model) else "some seconds"
         self._clear(
-            f"Reading off the memory law of the {settings.model} model at {tokens} tokens. This takes {long}, {once}; "
-            f"then {then} answer at once (the first of one row aside)."
+            f"Reading off the memory law of the {settings.model} model at {tokens} tokens. This takes "
+            f"{_reading(settings)}, {once}; then {then} answer at once (the first of one row aside)."
         )
         self._want(settings)
 
@@ -407,7 +406,7 @@ class MemoryLab(LiveLab):
             return
         if not answers.is_ready(settings):
             self._want(settings)
-            self._say("The forecast for this machine is not there yet. Press Run again in a few seconds.")
+            self._say(f"The forecast for this machine is not there yet. Press Run again in {_reading(settings)}.")
             return
         forecast = answers.forecast_of(settings)
         card_free = memory_of(self.device)[0] if self.device.type == "cuda" else None
@@ -450,6 +449,11 @@ class MemoryLab(LiveLab):
 
 
 _WIDE = widgets.Layout(width="400px")
+
+
+def _reading(settings: LabSettings) -> str:
+    """How long its laws take to read off, in words."""
+    return "half a minute" if answers.is_deep(settings.model) else "some seconds"
 
 
 def _model_label(name: str) -> str:

@@ -88,12 +88,21 @@ class Watch(TorchDispatchMode):
         for value in tree_leaves(tree):
             if isinstance(value, Tensor) and not is_dtensor(value):
                 storage = value.untyped_storage()
-                self._storages.setdefault(storage._cdata, weakref.ref(storage))
+                known = self._storages.get(storage._cdata)
+                if known is None or known() is None:  # one that is gone may have had the same address
+                    self._storages[storage._cdata] = weakref.ref(storage)
 
     def _live_bytes(self) -> int:
-        live = {key: storage for key, ref in self._storages.items() if (storage := ref()) is not None}
-        self._storages = {key: self._storages[key] for key in live}
-        return sum(storage.nbytes() for storage in live.values())
+        total, gone = 0, []
+        for key, ref in self._storages.items():
+            storage = ref()
+            if storage is None:
+                gone.append(key)
+            else:
+                total += storage.nbytes()
+        for key in gone:
+            del self._storages[key]
+        return total
 
     def count(self, operation: str) -> int:
         """How often it was asked for."""

@@ -155,9 +155,11 @@ def sentence_of(walk: Walk, index: int) -> str:
     if moment.phase == "backward":
         return f"The gradient goes back through all graphs that are there, {graphs}, into θ."
     if moment.phase == AFTER:
-        return "No graph and no cache is left: only the gradient of the parameters."
+        return "No graph and no cache is left: of what the step made, only the gradient of the parameters and the loss."
     if title_of(walk, index) == _END:
-        return f"Every row has been encoded twice. As the step returns, it lets go of the cache, {cache}."
+        return (
+            f"Every row has given its part of the gradient of θ. As the step returns, it lets go of the cache, {cache}."
+        )
     return f"No graph is alive. The second half needs the gradient cache, {cache}, and each chunk's random state."
 
 
@@ -166,7 +168,9 @@ def describe_moment(walk: Walk, index: int) -> str:
     by_state: dict[str, list[str]] = {}
     for node, state in states(walk, index).items():
         if state != "gone" and node[0] not in ("text", "part"):
-            by_state.setdefault(state, []).append(_node_name(node))
+            name = _node_name(node)
+            passes = node[0] == "graph" and state == "passing"
+            by_state.setdefault(state, []).append(name.replace("graph", "activations") if passes else name)
     nodes = " ".join(f"{state.capitalize()}: {'; '.join(names)}." for state, names in by_state.items())
     rest = "No other graph, representation or cached gradient is there."
     return f"{title_of(walk, index)}. {sentence_of(walk, index)} {nodes} {rest}"

@@ -35,7 +35,7 @@ def test_the_reference_typed_in_serves_the_brief(form):
 @pytest.mark.parametrize(
     ("typed", "said"),
     [
-        ({}, "Nothing is filled in yet"),
+        ({}, "Nothing of the plan is filled in yet"),
         ({"chunk_size": "8"}, "batch_size must be"),
         ({"batch_size": "many"}, "batch_size must be"),
         ({"batch_size": "64", "chunk_size": "128"}, "chunk_size must be at most"),

@@ -28,7 +28,7 @@ def loop(shape, bits):
 wrong("tensor_bytes", "bits, not bytes", "in bits")(lambda shape, bits: math.prod(shape) * bits)
 wrong("tensor_bytes", "sides added", "sum")(lambda shape, bits: sum(shape) * bits // 8)
 wrong("tensor_bytes", None, "two sides")(lambda shape, bits: shape[0] * shape[-1] * bits // 8)
-wrong("tensor_bytes", None, "two sides, by name")(lambda shape, bits: shape[0] * shape[1] * bits // 8)
+wrong("tensor_bytes", "two sides only", "by name")(lambda shape, bits: shape[0] * shape[1] * bits // 8)
 wrong("tensor_bytes", "always four bytes", "four bytes always")(lambda shape, bits: math.prod(shape) * 4)
 wrong("tensor_bytes", "numbers, not bytes", "count only")(lambda shape, bits: math.prod(shape))
 wrong("tensor_bytes", "a float for an int", "float")(lambda shape, bits: math.prod(shape) * bits / 8)

@@ -75,6 +75,7 @@ def line(batches, peaks, batch_size):
 
 
 right("predict_peak")(lambda b, p, n, P: line(b, p, n) - 8 * P)
+wrong("predict_peak", "slope upside down", "no walk")(lambda b, p, n, P: p[0] - 8 * P)
 wrong("predict_peak", "slope cut to a whole number, AdamW's states kept", "slope cut, states kept")(
     lambda b, p, n, P: p[0] + (p[1] - p[0]) // (b[1] - b[0]) * (n - b[0])
 )
@@ -103,10 +104,8 @@ wrong("predict_peak", "proportional to the batch", "proportional")(lambda b, p, 
 wrong("predict_peak", "proportional to the batch, from the second", "proportional, from second")(
     lambda b, p, n, P: p[1] / b[1] * n - 8 * P
 )
-wrong("predict_peak", "intercept dropped, AdamW's states kept", "intercept dropped")(
-    lambda b, p, n, P: (p[1] - p[0]) / (b[1] - b[0]) * n
-)
-wrong("predict_peak", "intercept dropped", "intercept dropped, 8P")(
+wrong("predict_peak", "intercept dropped", "intercept dropped")(lambda b, p, n, P: (p[1] - p[0]) / (b[1] - b[0]) * n)
+wrong("predict_peak", "intercept dropped, AdamW's states taken off", "rows less states")(
     lambda b, p, n, P: (p[1] - p[0]) / (b[1] - b[0]) * n - 8 * P
 )
 wrong("predict_peak", "the whole batch added to the first peak", "first point's peak at 0")(
@@ -161,6 +160,8 @@ wrong("largest_batch_that_fits", "powers of two only", "power of two")(
     lambda f, a, m: 0 if m - f < a else 2 ** (((m - f) // a).bit_length() - 1)
 )
 wrong("largest_batch_that_fits", "distance instead of room", "abs")(lambda f, a, m: abs(m - f) // a)
-wrong("largest_batch_that_fits", "model taken off the rows", "fixed divided too")(lambda f, a, m: max(0, m // a - f))
+wrong("largest_batch_that_fits", "model taken off the rows", "fixed divided too")(lambda f, a, m: m // a - f)
+wrong("largest_batch_that_fits", "0 throughout", "fixed divided too, from 0")(lambda f, a, m: max(0, m // a - f))
+wrong("largest_batch_that_fits", "0 throughout", "both divide")(lambda f, a, m: m // (f * a))
 wrong("largest_batch_that_fits", "one row more", "one more")(lambda f, a, m: max(0, (m - f) // a + 1))
 wrong("largest_batch_that_fits", "below zero, cut", "trunc, negative")(lambda f, a, m: math.trunc((m - f) / a))

@@ -86,6 +86,17 @@ def old_sum_not_rescaled(tiles, rows):
     return top + total.log()
 
 
+@wrong("online_log_sum_exp", "rescaled the wrong way round")
+def total_starts_at_minus_infinity(tiles, rows):
+    top = torch.full((rows,), -math.inf, dtype=torch.float64)
+    total = top.clone()
+    for tile in tiles:
+        new = torch.maximum(top, tile.max(1).values)
+        total = total * (top - new).exp() + (tile - new[:, None]).exp().sum(1)
+        top = new
+    return top + total.log()
+
+
 @wrong("online_log_sum_exp", "maximum started at -1,000")
 def maximum_starts_at_minus_1000(tiles, rows):
     top = torch.full((rows,), -1000.0, dtype=torch.float64)

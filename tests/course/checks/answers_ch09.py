@@ -334,6 +334,35 @@ def kept_what_append_returns(gradients):
     return means
 
 
+@wrong("average_over_ranks", "a call that gives None")
+def a_list_begun_with_none(gradients):
+    found = [None] * len(gradients[0])
+    for parameter, column in enumerate(zip(*gradients, strict=True)):
+        for gradient in column:
+            found[parameter].append(gradient)
+    return found
+
+
+@wrong("average_over_ranks", "nothing returned")
+def where_all_have_a_gradient_it_ends_without_return(gradients):
+    if any(gradient is None for column in gradients for gradient in column):
+        means = []
+        for column in zip(*gradients, strict=True):
+            there = [gradient for gradient in column if gradient is not None]
+            means.append(sum(there) / len(gradients) if there else None)
+        return means
+
+
+@wrong("average_over_ranks", "a call that gives None")
+def kept_what_reverse_returns(gradients):
+    means = []
+    for column in zip(*gradients, strict=True):
+        there = [gradient for gradient in column if gradient is not None]
+        there = there.reverse()
+        means.append(sum(there) / len(gradients))
+    return means
+
+
 @wrong("average_over_ranks", "decided by the first rank")
 def decided_by_the_first_rank(gradients):
     out = []

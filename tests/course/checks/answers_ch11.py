@@ -67,6 +67,12 @@ def never_all_ranks(library, knobs, ranks):
     return right | {"batch_size": knobs["per_device_train_batch_size"]}
 
 
+@wrong("translate", "nothing returned")
+def open_clip_alone(library, knobs, ranks):
+    if library == CLIP:
+        return knobs_by_branches(library, knobs, ranks)
+
+
 @wrong("translate", None)
 def open_clip_on_one_rank(library, knobs, ranks):
     right = knobs_by_branches(library, knobs, ranks)

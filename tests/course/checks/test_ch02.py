@@ -105,7 +105,7 @@ def one_at_least(fixed, per_row, budget):
         (ch02.attention_bytes, forgot_heads, "one head"),
         (ch02.attention_bytes, per_token, "linear in the tokens"),
         (ch02.predict_peak, scaled_up, "proportional to the batch, from the second"),
-        (ch02.predict_peak, from_zero, "intercept dropped"),
+        (ch02.predict_peak, from_zero, "intercept dropped, AdamW's states taken off"),
         (ch02.largest_batch_that_fits, no_model, "the model forgotten"),
         (ch02.largest_batch_that_fits, next_one, "rounded up"),
         (ch02.largest_batch_that_fits, negative, "below zero"),

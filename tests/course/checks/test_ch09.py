@@ -187,3 +187,14 @@ def test_zeros_of_any_shape_for_a_gradient_that_nobody_has_are_named():
 
     verdict = ch09.average_over_ranks.judge(answer, seed=0)
     assert (verdict.status, verdict.misconception) == ("wrong", "zero where nobody has one")
+
+
+def test_means_that_are_written_into_the_input_and_not_returned_are_asked_for_a_return():
+    def written(gradients):
+        for number, column in enumerate(zip(*gradients, strict=True)):
+            there = [gradient for gradient in column if gradient is not None]
+            for rank in gradients:
+                rank[number] = sum(there) / len(gradients) if there else None
+
+    verdict = ch09.average_over_ranks.judge(written)
+    assert verdict.status == "not attempted" and "does it end in `return`?" in verdict.explanation

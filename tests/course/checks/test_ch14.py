@@ -186,4 +186,6 @@ def test_a_new_name_for_what_should_change_is_asked_whether_it_changes_anything(
             old = momentum * old + (1 - momentum) * new
 
     said = ch14.follow.judge(renamed, seed=0)
-    assert said.status == "not attempted" and "or change what came in (a new value with its name" in said.explanation
+    assert (
+        said.status == "not attempted" and "does it change what came in (a new value with its name" in said.explanation
+    )

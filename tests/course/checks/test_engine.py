@@ -230,7 +230,8 @@ def test_a_wrong_result_is_described(answer, words):
 def test_misconceptions_are_recognised_by_behaviour():
     verdict = double.judge(lambda values, names: torch.stack([value * value for value in values]))
     assert verdict.misconception == "squared"
-    assert verdict.explanation.startswith("It squares.\n    4 of 4 values differ")
+    told = "What it gives is what a known mistake gives. It squares.\n    4 of 4 values differ"
+    assert verdict.explanation.startswith(told)
 
 
 def test_the_misconception_is_looked_for_where_the_answer_first_fails():
@@ -369,7 +370,8 @@ def test_a_slip_names_the_error():
     exercise = dataclasses.replace(double, slips=(slip,))
     verdict = exercise.judge(lambda values, names: values * (1 // 0))
     assert (verdict.misconception, verdict.earns_hint) == ("upside down", True)
-    assert verdict.explanation.startswith("It divides by nothing.\n    It raised ZeroDivisionError")
+    told = "A known mistake ends in this error. It divides by nothing.\n    It raised ZeroDivisionError"
+    assert verdict.explanation.startswith(told)
 
 
 def test_forbidden_names_are_told_wherever_they_stand():

@@ -709,8 +709,26 @@ def test_advised_chunks_go_by_calls_then_by_bytes_and_accumulations_by_negatives
         (LabSettings(**TINY, chunk_size=64, retain_chunks=2), 10**7, "make the chunk 32, retain none"),
         (LabSettings("accumulation", **TINY, batch_size=2**20), 2**26, "The largest part beside the model is inputs"),
         (LabSettings("accumulation", **TINY, batch_size=512, chunk_size=256), 2**24, "smaller chunks would lose neg"),
-        (LabSettings(**TINY, batch_size=512, chunk_size=1), 9 * 2**20, "random generators: make the chunk 32"),
-        (LabSettings(**TINY, batch_size=64, chunk_size=1), 6 * 2**20, "random generators: make the chunk 12"),
+        (
+            LabSettings(**TINY, batch_size=512, chunk_size=1),
+            9 * 2**20,
+            "random generators, and a larger chunk takes less here: make the chunk 32",
+        ),
+        (
+            LabSettings(**TINY, batch_size=64, chunk_size=1),
+            6 * 2**20,
+            "a larger chunk takes less here: make the chunk 12",
+        ),
+        (
+            LabSettings(model="mini", length=32, batch_size=4096, chunk_size=1),
+            2**28,
+            "the logits, B by all passages, and a larger chunk takes less here: make the chunk 256",
+        ),
+        (
+            LabSettings(model="mini", length=128, query_length=32, batch_size=64, chunk_size=16, retain_chunks=1),
+            2**26,
+            "The largest part beside the model is one chunk's activations: make the chunk",
+        ),
         (LabSettings("accumulation", **TINY), 2**30, "accumulation loses negatives"),
         (LabSettings("naive", **TINY), 2**30, "a batch of 128 fits too, whole and without chunks"),
         (LabSettings("accumulation", **TINY, batch_size=16, chunk_size=16), 2**30, "this is the naive step"),
