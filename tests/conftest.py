@@ -3,6 +3,7 @@
 Nothing here needs Jupyter or a browser, so tests/gpu also runs where neither is installed.
 """
 
+import gc
 import importlib.util
 import os
 import random
@@ -41,6 +42,12 @@ def pytest_configure(config):
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # in a shell's background; some tests interrupt themselves
         signal.signal(signal.SIGINT, signal.default_int_handler)
     torch.set_num_threads(1)
+
+
+def pytest_collection_finish():
+    """Ten thousand tests and PyTorch are there to stay: a collection, of which the lab makes many, passes them by."""
+    gc.collect()
+    gc.freeze()
 
 
 def pytest_report_header(config):

@@ -112,17 +112,20 @@ def errors_of_a_rank(here, cases):
     return found
 
 
-# What `make check` runs: 2 processes, and every 7th case: 7 divides no number of choices, so that all of them are met.
+# What `make check` runs: 2 processes, and every 7th case; `make test` runs every 3rd too, on 2 and on 3 processes. Both
+# divide no number of choices, so that all of them are met. `make test-deep` runs the rest.
 QUICK = frozenset(CASES[::7])
+KINDS = {case: "quick" if case in QUICK else "slow" if case in CASES[::3] else "deep" for case in CASES}
+MARKS = {"quick": (), "slow": SLOW, "deep": (SLOW, pytest.mark.deep)}
 
 
 @pytest.fixture(scope="module")
 def measured(tmp_path_factory):
-    """measured(ranks, quick) -> {case: (loss error, gradient error) of the worst rank}; one start of the processes."""
+    """measured(ranks, kind) -> {case: (loss error, gradient error) of the worst rank}; one start of the processes."""
 
     @cache
-    def measure(ranks, quick):
-        cases = [case for case in CASES if (case in QUICK) == quick]
+    def measure(ranks, kind):
+        cases = [case for case in CASES if KINDS[case] == kind]
         errors = run_ranks(errors_of_a_rank, ranks, tmp_path_factory.mktemp(f"ranks{ranks}"), cases)
         worst = [[max(numbers) for numbers in zip(*of_case, strict=True)] for of_case in zip(*errors, strict=True)]
         return dict(zip(cases, worst, strict=True))
@@ -131,17 +134,19 @@ def measured(tmp_path_factory):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("case", [pytest.param(c, marks=() if c in QUICK else SLOW, id=case_name(c)) for c in CASES])
+@pytest.mark.parametrize("case", [pytest.param(c, marks=MARKS[KINDS[c]], id=case_name(c)) for c in CASES])
 @pytest.mark.parametrize("ranks", [2, pytest.param(3, marks=SLOW)])
 def test_every_rank_ends_with_the_gradient_of_one_process(measured, ranks, case):
-    of_loss, of_gradient = measured(ranks, case in QUICK)[case]
+    of_loss, of_gradient = measured(ranks, KINDS[case])[case]
     assert of_loss <= 1e-12
     assert of_gradient <= 1e-12
 
 
-def test_the_quick_cases_meet_every_choice():
-    for choices, quick in zip(zip(*CASES, strict=True), zip(*sorted(QUICK), strict=True), strict=True):
-        assert set(choices) == set(quick)
+@pytest.mark.parametrize("kind", MARKS)
+def test_cases_of_every_kind_meet_every_choice(kind):
+    chosen = [case for case in CASES if KINDS[case] == kind]
+    for choices, met in zip(zip(*CASES, strict=True), zip(*chosen, strict=True), strict=True):
+        assert set(choices) == set(met)
 
 
 # --- one synchronisation a step, by DDP's hooks or by ours ----------------------------------------------------------

@@ -107,10 +107,11 @@ def whole_gradients(encoders, loss_fn):
     return [*(p.grad.full_tensor() for p in parameters), loss_fn.log_temperature.grad]
 
 
-def run_case(here, case, rows, encoders, loss_fn, inputs):
+def run_case(here, case, rows, encoders, loss_fn, inputs, *, watched=False):
+    """Its loss, and the `Watch` over it or None: watching takes as long as the step."""
     _, cut, choice, _, as_loss = case
-    once = choice == "kept, once"
-    with Watch() as watch, nullcontext() if choice == "a chunk" else weights_kept(*encoders, reduce_once=once):
+    kept = nullcontext() if choice == "a chunk" else weights_kept(*encoders, reduce_once=choice == "kept, once")
+    with Watch() if watched else nullcontext() as watch, kept:
         if as_loss:
             loss = grad_cache_loss(encoders, inputs, loss_fn, **CUTS[cut])
             loss.backward()
@@ -182,7 +183,7 @@ def messages_of_a_rank(here, cases):
     for case in cases:
         encoders, loss_fn = models(case[3], sharded=True), temperature_loss(**LOSSES[case[0]])
         run_case(here, case, rows, encoders, loss_fn, inputs)
-        _, watch = run_case(here, case, rows, encoders, loss_fn, inputs)
+        _, watch = run_case(here, case, rows, encoders, loss_fn, inputs, watched=True)
         counts.append([watch.count("all-gathers"), watch.count("reduce-scatters")])
     return counts
 
@@ -231,10 +232,12 @@ def most_bytes_in_the_replay(here):
         fully_shard(encoder)
         inputs = [torch.randn(2, 64, dtype=torch.float64) for _ in range(2)]
         case = ("gather", "file order", "a chunk", True, as_loss)
-        watches = [run_case(here, case, None, [encoder] * 2, ContrastiveLoss(across="gather"), inputs)[1]]
+        run_case(here, case, None, [encoder] * 2, ContrastiveLoss(across="gather"), inputs)
         encoder.zero_grad()
-        watches += [run_case(here, case, None, [encoder] * 2, ContrastiveLoss(across="gather"), inputs)[1]]
-        peaks.append(watches[-1].peak_bytes)
+        both = [encoder] * 2
+        peaks.append(
+            run_case(here, case, None, both, ContrastiveLoss(across="gather"), inputs, watched=True)[1].peak_bytes
+        )
     return peaks
 
 

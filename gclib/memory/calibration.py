@@ -16,11 +16,11 @@ import platform
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
-import transformers
 
 from gclib.losses.module import ContrastiveLoss
 from gclib.memory.devices import context_bytes, device_words, memory_of, run_device, workspace_bytes
@@ -143,7 +143,7 @@ def calibrate(
             break
         if on_reading is not None:
             on_reading(readings[-1])
-    versions = f"torch {torch.__version__}, transformers {transformers.__version__}"
+    versions = f"torch {torch.__version__}, transformers {version('transformers')}"
     name, total = _name(place), memory_of(place)[1]
     calibration = Calibration(name, model, total, context, tuple(readings), versions, workspace)
     write_checked(_path(name), {"device": name}, json.dumps(dataclasses.asdict(calibration)).encode())

@@ -257,10 +257,12 @@ class FakeStep:
 
         def fit() -> PlacedLaws:
             laws = _joined([self._whole_run(step, n, negatives, widths) for n in ((1,) if single else (2, 3, 4))])
-            rows = 1 if single else CHECKED
-            seen = self._read_whole(step, rows, negatives, widths)
+            rows, until = (1, self._checked_until) if single else (CHECKED, "")  # of one row, no law in the rows
+            seen = self._read_whole(step, rows, negatives, widths, until)
             try:
-                for (_, law), (_, events) in zip(laws, seen, strict=True):
+                for (place, law), (segment, events) in zip(laws[: len(seen)] if until else laws, seen, strict=True):
+                    if place != _place(segment):
+                        raise LawBroken
                     law.check(FEW if single else rows, events)
             except (LawBroken, ValueError):  # other pieces, say
                 return self._whole_again(0, fit)
@@ -281,11 +283,19 @@ class FakeStep:
         all_layers = self.encoder_index(1) or 0 in self._unlike
         return read() if all_layers else over_depth(self.encoders[0], read, _grown)
 
-    def _read_whole(self, step: str, queries: int, negatives: int, widths: tuple[Any, ...]) -> Events:
+    @property
+    def _checked_until(self) -> str:
+        """The phase up to which what was read off few layers is held against all of them: the loss, after each tower's
+        first forward, where the encoder was made of a config by known code; "" for all of the step where somebody's own
+        code may treat some layers otherwise.
+        """
+        return "loss" if self.of_known_code else ""
+
+    def _read_whole(self, step: str, queries: int, negatives: int, widths: tuple[Any, ...], until: str = "") -> Events:
         if step == "naive":
-            return relative(self.run(naive_step, _rows(queries, negatives), widths))
+            return relative(self.run(naive_step, _rows(queries, negatives), widths, until=until))
         rows = _rows(2 * queries, negatives)
-        pieces = relative(self.run(accumulation_step, rows, widths, chunk_size=queries))
+        pieces = relative(self.run(accumulation_step, rows, widths, chunk_size=queries, until=until))
         return [piece for piece in pieces if piece[0].chunk is not None]
 
     def chunk(self, tower: int, width: int, rows: int, retained: bool) -> dict[tuple[str, bool], Piece]:
@@ -356,12 +366,11 @@ class FakeStep:
         }
 
     def _chunk_laws(self, encoder: int, width: int | None, retained: bool, single: bool) -> PlacedLaws:
-        """The laws of chunks, once a chunk of CHECKED rows, or of the one, lies on its own with all layers: its first
-        forward where the encoder was made of a config by known code, all of it where somebody's own code may treat
-        some layers otherwise. Raises LawBroken where not.
+        """The laws of chunks, once a chunk of CHECKED rows, or of the one, lies on its own with all layers, as far as
+        `_checked_until` says. Raises LawBroken where not.
         """
         laws = self._fitted(encoder, width, retained, single)
-        rows, until = 1 if single else CHECKED, "loss" if self.of_known_code else ""
+        rows, until = 1 if single else CHECKED, self._checked_until
         seen = self._chunk_run(encoder, width, (rows,), retained, until=until, whole=True)
         try:
             for marks, law in laws:

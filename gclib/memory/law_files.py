@@ -70,8 +70,5 @@ class LawFiles:
 
 @lru_cache(maxsize=1)
 def _versions() -> tuple[str, ...]:
-    import torch
-    import transformers
-
     peft = version("peft") if find_spec("peft") else ""
-    return torch.__version__, transformers.__version__, peft, code_digest("support", "", "losses", "models", "memory")
+    return version("torch"), version("transformers"), peft, code_digest("support", "", "losses", "models", "memory")

@@ -239,8 +239,8 @@ def test_nothing_in_the_library_imports_notebooks_or_tests():
 
 
 @pytest.mark.slow
-def test_importing_gclib_loads_neither_plots_nor_widgets():
-    unwanted = [*sorted(SHOWING), "gclib.course.plots", "gclib.course.memory_lab.widget"]
+def test_importing_gclib_loads_no_plots_no_widgets_and_no_transformers():
+    unwanted = [*sorted(SHOWING), "transformers", "gclib.course.plots", "gclib.course.memory_lab.widget"]
     code = f"import sys, gclib; print([name for name in {unwanted} if name in sys.modules])"
     command, environment = [sys.executable, "-c", code], readme.plain_environment()
     done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT, env=environment)
