@@ -33,19 +33,19 @@ export class Laws {
       ([name, value]) => !(name in settings) || JSON.stringify(settings[name]) === JSON.stringify(value));
   }
 
-  // The events of a sequence at n, relative to its start: n kinds an event, one after the other.
-  events(number, n) {
+  // The events of a sequence at n, on top of the bytes at its start: n kinds an event, one after the other.
+  events(number, n, start = this.kinds.map(() => 0)) {
     const width = this.kinds.length;
     if (!this.unfolded.has(number)) this.unfolded.set(number, unfolded(this.bundle.sequences[number], []));
     const steps = this.unfolded.get(number);
-    const moved = {};
+    const moved = [];
     const values = new Float64Array(steps.length * width);
-    const now = new Float64Array(width);
-    steps.forEach((change, at) => {
-      moved[change] ??= this.bundle.changes[change].map(([kind, ...law]) => [kind, valueAt(law, n)]);
-      for (const [kind, bytes] of moved[change]) now[kind] += bytes;
+    const now = Float64Array.from(start);
+    for (let at = 0; at < steps.length; at += 1) {
+      moved[steps[at]] ??= this.bundle.changes[steps[at]].map(([kind, ...law]) => [kind, valueAt(law, n)]);
+      for (const [kind, bytes] of moved[steps[at]]) now[kind] += bytes;
       values.set(now, at * width);
-    });
+    }
     return values;
   }
 
@@ -53,7 +53,7 @@ export class Laws {
   timeline(settings) {
     if (this.bundle.segments) {
       return this.bundle.segments.map((one) => ({ ...one, net: Float64Array.from(one.net),
-        values: this.events(one.events, 2).map((bytes, at) => one.base[at % this.kinds.length] + bytes) }));
+        values: this.events(one.events, 2, one.base) }));
     }
     const asked = JSON.stringify(settings);
     if (this.asked === asked) return this.segments;
@@ -85,16 +85,16 @@ class Assembly {
   }
 
   only(bytesByKind) {
-    return Float64Array.from(this.laws.kinds, (kind) => bytesByKind[kind] ?? 0);
+    return this.now.map((bytes, kind) => bytes + (bytesByKind[this.laws.kinds[kind]] ?? 0));
   }
 
-  // A piece with events relative to its start, `repeats` times; stays: what each leaves, or null for nothing.
-  add(phase, events, { tower = null, chunk = null, rows = null, repeats = 1, leaves = true } = {}) {
-    const width = this.now.length;
-    const net = events.slice(events.length - width);
-    const values = new Float64Array(events.length);
-    events.forEach((bytes, at) => { values[at] = this.now[at % width] + bytes; });
-    this.most = values.reduce((most, bytes) => Math.max(most, bytes), this.most);
+  events(number, n) { return this.laws.events(number, n, this.now); }
+
+  // A piece with these events, `repeats` times. leaves: whether each leaves what is there at its end, or nothing.
+  add(phase, values, { tower = null, chunk = null, rows = null, repeats = 1, leaves = true } = {}) {
+    const last = values.length - this.now.length;
+    const net = this.now.map((bytes, kind) => values[last + kind] - bytes);
+    for (let at = 0; at < values.length; at += 1) if (values[at] > this.most) this.most = values[at];
     const kept = leaves ? net : net.map(() => 0);
     this.segments.push({ phase, tower, chunk, rows, repeats, values, net: kept });
     this.now = this.now.map((bytes, kind) => bytes + (leaves ? repeats : 1) * net[kind]);
@@ -108,7 +108,7 @@ class Assembly {
   naive() {
     const [rows] = this.rows;
     for (const { phase, tower, events } of this.part("naive", rows)) {
-      this.add(phase, this.laws.events(events, rows), { tower, rows });
+      this.add(phase, this.events(events, rows), { tower, rows });
     }
   }
 
@@ -119,7 +119,7 @@ class Assembly {
     for (const [which, rows, repeats] of [[0, size, 1], [1, size, full - 1], [1, this.rows[0] % size, 1]]) {
       const pieces = rows && repeats ? this.part("accumulation", rows).filter((one) => one.chunk === which) : [];
       for (const { phase, tower, chunk, events } of pieces) {
-        this.add(phase, this.laws.events(events, rows), { tower, chunk, rows, repeats, leaves: false });
+        this.add(phase, this.events(events, rows), { tower, chunk, rows, repeats, leaves: false });
       }
     }
   }
@@ -135,7 +135,7 @@ class Assembly {
     }
     const { loss } = this.part("grad_cache", this.rows[0]);
     let copies = this.laws.events(loss.copies, this.rows[0]);
-    this.add("loss", this.laws.events(loss.events, this.rows[0]));
+    this.add("loss", this.events(loss.events, this.rows[0]));
     seen = new Set();
     for (const [retained, phase] of [[true, "backward"], [false, "replay"]]) {
       if (phase === "replay") this.add("replay", this.only({ "random states": this.bundle.states }));
@@ -162,12 +162,12 @@ class Assembly {
     }
     const repeats = count - first;
     const later = repeats && pieces.find((one) => !one.first);
-    if (later) this.add(phase, this.laws.events(later.events, rows), { tower, rows, repeats });
+    if (later) this.add(phase, this.events(later.events, rows), { tower, rows, repeats });
   }
 
   // A first chunk's events with the room for all representations: for one event an activation.
   withRoom(piece, rows, room) {
-    const events = this.laws.events(piece.events, rows);
+    const events = this.events(piece.events, rows);
     if (piece.room_at === null) return events;
     const width = this.now.length;
     const [activations, representations] = ["activations", "representations"].map((k) => this.laws.kinds.indexOf(k));

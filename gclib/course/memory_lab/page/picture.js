@@ -119,9 +119,9 @@ export class Step {
   }
 
   totals(segment) {
-    const add = (sums, bytes, at) => { sums[Math.floor(at / this.width)] += bytes; return sums; };
-    segment.sums ??= segment.values.reduce(add, new Float64Array(segment.count));
-    return segment.sums;
+    const { values, sums = new Float64Array(segment.count) } = segment;
+    for (let at = 0; !segment.sums && at < values.length; at += 1) sums[Math.floor(at / this.width)] += values[at];
+    return Object.assign(segment, { sums }).sums;
   }
 
   highest(segment) {
