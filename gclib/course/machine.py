@@ -152,7 +152,8 @@ def _judge_packages(machine: Machine) -> Assessment:
     missing = [name for name in names if name not in machine.installed]
     found = f"{len(names) - len(missing)} of the {len(names)} that the course uses are installed"
     if missing == ["peft"]:
-        return Assessment("Packages", found, "limited", "Missing: peft. Chapter 13 stops where it begins with LoRA.")
+        means = "Missing: peft. Chapters 06 and 13 stop where they come to LoRA, and the memory lab forecasts none."
+        return Assessment("Packages", found, "limited", means)
     if missing:
         means = f"Missing: {', '.join(missing)}. Run `make env`, or what the README has you type."
         return Assessment("Packages", found, "will not work", means)

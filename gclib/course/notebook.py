@@ -110,11 +110,11 @@ def peak_of(step: Callable, *modules: nn.Module) -> int:
 
 
 def run_here(settings: LabSettings) -> LiveRun:
-    """One real step of these settings on this machine; the run that is returned has its ledger.
+    """One real step of these settings, on their device; the run that is returned has its ledger.
 
     Raises RuntimeError, in words, where the step would not fit into what is free here, or did not finish.
     """
-    run = LiveRun(settings)
+    run = LiveRun(settings, settings.device)
     card_free = memory_of(run.device)[0] if run.device.type == "cuda" else None
     if refusal := obstacle(forecast_of(run.settings), ram_bytes()[1], card_free_bytes=card_free):
         raise RuntimeError(refusal)

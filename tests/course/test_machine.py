@@ -42,7 +42,12 @@ def test_a_good_machine_has_nothing_to_mend():
         ("Packages", {"installed": VERSIONS | {"torch": "1.2.4"}}, "limited", "torch 1.2.4 (tested: 1.2.3)"),
         ("Packages", {"installed": VERSIONS | {"torch": "1.2.3+cpu"}}, "works", "tests passed"),
         ("Packages", {"pinned": {}}, "limited", "constraints.txt"),
-        ("Packages", {"installed": {n: v for n, v in VERSIONS.items() if n != "peft"}}, "limited", "Chapter 13 stops"),
+        (
+            "Packages",
+            {"installed": {n: v for n, v in VERSIONS.items() if n != "peft"}},
+            "limited",
+            "Chapters 06 and 13 stop",
+        ),
         ("Memory", {"free_ram_bytes": GiB}, "will not work", "Close other programs"),
         ("Memory", {"free_ram_bytes": 3 * GiB}, "limited", "one notebook"),
         ("Processor cores", {"cores": 1}, "limited", "longer"),

@@ -103,6 +103,15 @@ def test_a_real_step_has_the_peak_of_its_forecast():
     assert run.result.ending == "finished" and run.ledger.peak_bytes == forecast_of(settings).peak_bytes
 
 
+def test_a_step_of_the_processor_is_run_there_although_there_is_a_card(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    settings = LabSettings(step="naive", model="tiny", batch_size=4, length=8)
+    run = notebook.run_here(settings)
+    assert run.device.type == "cpu" and run.ledger.peak_bytes == forecast_of(settings).peak_bytes
+
+
 def test_a_step_that_would_not_fit_is_refused_before_it_starts(monkeypatch):
     monkeypatch.setattr(notebook, "ram_bytes", lambda: (2**34, 2**20))
     monkeypatch.setattr(notebook.LiveRun, "run", lambda self: pytest.fail("it was started"))

@@ -307,6 +307,11 @@ online_log_sum_exp = Exercise(
             _rescaled_up,
         ),
         Misconception(
+            "first tile alone",
+            "That is the log-sum-exp of the first tile: does `return` stand inside the loop?",
+            lambda tiles, rows: next(iter(tiles)).logsumexp(1),
+        ),
+        Misconception(
             "last tile alone",
             "That is the log-sum-exp of the last tile. Each tile's exponentials add to those of the tiles before.",
             lambda tiles, rows: [tile.logsumexp(1) for tile in tiles][-1],
@@ -324,7 +329,7 @@ online_log_sum_exp = Exercise(
         "log(total).",
         "maximum = torch.full((rows,), -torch.inf, dtype=torch.float64); total = torch.zeros_like(maximum); for tile "
         "in tiles: new = torch.maximum(maximum, tile.amax(1)); total = total * (maximum - new).exp() + (tile - new[:, "
-        "None]).exp().sum(1); maximum = new; return maximum + total.log()",
+        "None]).exp().sum(1); maximum = new; after the last tile return maximum + total.log()",
     ),
 )
 
@@ -869,7 +874,7 @@ tile_gradient = Exercise(
         "p of the rows: exp(tile - row_lse[:, None]); of the columns: exp(tile - column_lse). Add them, subtract 2 on "
         "the diagonal if it holds positives, divide by 2, B and the temperature.",
         "p = (tile - row_lse[:, None]).exp() + (tile - column_lse).exp(); if holds_positives: p = p - 2 * "
-        "torch.eye(len(tile), dtype=p.dtype); return p / (2 * batch_size * temperature)",
+        "torch.eye(len(tile), dtype=p.dtype); in either case return p / (2 * batch_size * temperature)",
     ),
 )
 

@@ -83,6 +83,8 @@ def _room(settings: LabSettings, budget_bytes: int) -> str:
         if bigger := _fits([replace(settings, batch_size=size) for size in more[:1]], budget_bytes):
             whole = ", whole and without chunks" if settings.step == "naive" else ""
             return f"There is room: a batch of {bigger.batch_size:,} fits too{whole}."
+        if not more:
+            return "No larger batch is forecast here."
     return "Leave some room: a GPU takes more than live tensors alone."
 
 
@@ -119,6 +121,7 @@ _ways_out: dict[tuple[LabSettings, int], WayOut] = {}
 def _look_for_a_way_out(settings: LabSettings, budget_bytes: int, wanted: Callable[[], bool]) -> WayOut:
     sizes = (1, next(size for size in CHUNKS if size > settings.negatives))
     least = [replace(settings, **_LEAST, chunk_size=size) for size in sizes]
+    least.append(replace(settings, batch_size=1, chunk_size=1, retain_chunks=0))  # the step itself, of one query
     smallest = _fits(least, budget_bytes)
     if smallest is None:
         return _nothing_fits(least[0], budget_bytes, wanted)

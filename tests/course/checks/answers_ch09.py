@@ -343,6 +343,15 @@ def a_list_begun_with_none(gradients):
     return found
 
 
+@wrong("average_over_ranks", "a call that gives None")
+def written_into_what_append_returns(gradients):
+    found = [].append(None)
+    for place, column in enumerate(zip(*gradients, strict=True)):
+        there = [gradient for gradient in column if gradient is not None]
+        found[place] = sum(there) / len(gradients)
+    return found
+
+
 @wrong("average_over_ranks", "nothing returned")
 def where_all_have_a_gradient_it_ends_without_return(gradients):
     if any(gradient is None for column in gradients for gradient in column):
