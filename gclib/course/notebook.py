@@ -63,7 +63,8 @@ def start(seed: int = 0) -> None:
     """Begin a chapter: set the seed and the look of every picture, and say which versions run here."""
     torch.manual_seed(seed)
     matplotlib.rcParams.update(plots.SETTINGS)
-    print(f"Python {platform.python_version()}, PyTorch {torch.__version__}, on the CPU, seed {seed}")
+    place = "with a CUDA card" if torch.cuda.is_available() else "on the CPU"
+    print(f"Python {platform.python_version()}, PyTorch {torch.__version__}, {place}, seed {seed}")
 
 
 def load_texts() -> tuple[list[TextPair], list[TextPair], Any]:
@@ -112,7 +113,8 @@ def peak_of(step: Callable, *modules: nn.Module) -> int:
 def run_here(settings: LabSettings) -> LiveRun:
     """One real step of these settings, on their device; the run that is returned has its ledger.
 
-    Raises RuntimeError, in words, where the step would not fit into what is free here, or did not finish.
+    Raises ValueError for a card that is not there, and RuntimeError, in words, where the step would not fit into what
+    is free here, or did not finish.
     """
     run = LiveRun(settings, settings.device)
     card_free = memory_of(run.device)[0] if run.device.type == "cuda" else None

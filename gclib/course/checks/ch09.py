@@ -329,8 +329,8 @@ average_over_ranks = Exercise(
             "None stands where a list or a tensor should: a rank that has no gradient has None in its place (leave "
             "it out), a list was begun with None (begin with []), or the value of append, remove or sort, or of a "
             "function without return, was kept, which is None.",
-            r"NoneType'.* (no attribute '(append|extend|insert|remove|pop|sort)'|not iterable|has no len|not subscript)"
-            r"|'NoneType' and 'list'|not support item|non-iterable NoneType|concatenate list",
+            r"NoneType'.* (attribute '(append|extend|insert|remove|pop|sort)'|not iterable|has no len|not subscript"
+            r"|not support item)|'NoneType' and 'list'|non-iterable NoneType|concatenate list \(not .NoneType",
         ),
         Slip(
             "None taken for a tensor",

@@ -84,7 +84,7 @@ def _room(settings: LabSettings, budget_bytes: int) -> str:
             whole = ", whole and without chunks" if settings.step == "naive" else ""
             return f"There is room: a batch of {bigger.batch_size:,} fits too{whole}."
         if not more:
-            return "No larger batch is forecast here."
+            return "The slider has no larger batch that is forecast here."
     return "Leave some room: a GPU takes more than live tensors alone."
 
 
@@ -111,7 +111,7 @@ def way_out(settings: LabSettings, budget_bytes: int, wanted: Callable[[], bool]
 
 
 def knows_a_way_out(settings: LabSettings, budget_bytes: int) -> bool:
-    """Whether `way_out` answers at once; otherwise it makes some dozens of forecasts first."""
+    """Whether `way_out` answers at once; otherwise it makes dozens or hundreds of forecasts first."""
     return (settings, budget_bytes) in _ways_out
 
 
@@ -121,10 +121,11 @@ _ways_out: dict[tuple[LabSettings, int], WayOut] = {}
 def _look_for_a_way_out(settings: LabSettings, budget_bytes: int, wanted: Callable[[], bool]) -> WayOut:
     sizes = (1, next(size for size in CHUNKS if size > settings.negatives))
     least = [replace(settings, **_LEAST, chunk_size=size) for size in sizes]
-    least.append(replace(settings, batch_size=1, chunk_size=1, retain_chunks=0))  # the step itself, of one query
+    least += [replace(least[0], retain_chunks=1), replace(settings, batch_size=1, chunk_size=1)]  # the step itself
     smallest = _fits(least, budget_bytes)
     if smallest is None:
-        return _nothing_fits(least[0], budget_bytes, wanted)
+        steps = "the gradient cache" if settings.step == "grad_cache" else "this step or the gradient cache"
+        return _nothing_fits(least[0], steps, budget_bytes, wanted)
     ways = (_retain_less, _with_the_cache, _other_chunks, _with_tiles, _smaller_batch)
     for way in ways:
         options = takewhile(lambda _: wanted(), way(settings, budget_bytes))
@@ -260,7 +261,7 @@ def _change(before: LabSettings, after: LabSettings) -> str:
         changes.append(f"take the gradient cache, in chunks of {chunk}")
     elif after.chunk_size != before.chunk_size:
         changes.append(f"make the chunk {after.chunk_size:,}")
-    if after.retained < before.retained:
+    if after.retained != before.retained:
         changes.append(f"retain {after.retain_chunks or 'none'}")
     if after.tile_size != before.tile_size:
         changes.append("set a tile size of " + f"{after.tile_size:,}" if after.tile_size else "take the dense loss")
@@ -275,10 +276,13 @@ def _change(before: LabSettings, after: LabSettings) -> str:
     return f"{', '.join([*changes, stays])}. That takes {format_bytes(peak_of(after))}{lost}"
 
 
-def _nothing_fits(smallest: LabSettings, budget_bytes: int, wanted: Callable[[], bool]) -> WayOut:
-    """Words for settings of which not even one query fits, and which of some changes would let one fit."""
+def _nothing_fits(smallest: LabSettings, steps: str, budget_bytes: int, wanted: Callable[[], bool]) -> WayOut:
+    """Words for settings of which not even one query fits, and which of some changes would let one fit.
+
+    smallest: the gradient cache of one query. steps: with which none fits.
+    """
     at_peak = forecast_of(smallest).at_peak()
-    alone = "One row alone does not fit, and there is no smaller chunk"
+    alone = "Rows one by one do not fit either"
     if sum(at_peak[kind] for kind in MODEL_KINDS) > budget_bytes:
         states = ", its gradients and AdamW's states" if smallest.optimizer == "adamw" else " and its gradients"
         alone = f"The model{states} alone are too big"
@@ -292,5 +296,7 @@ def _nothing_fits(smallest: LabSettings, budget_bytes: int, wanted: Callable[[],
     which = "a smaller model or a larger budget would help"
     if helps:
         which = f"{' or '.join(helps)} would let one query fit"
-    takes = f"no batch and no chunk fits, as one query takes {format_bytes(peak_of(smallest))}"
+    takes = (
+        f"with {steps} no batch and no chunk fits, as one query takes {format_bytes(peak_of(smallest))} in the cache"
+    )
     return WayOut(f"{alone}: {takes}; {which}.")

@@ -1,8 +1,9 @@
 """One step of the memory lab, run for real in a thread of its own: live bytes, progress, Stop.
 
-The thread builds a model, a batch and the optimizer's states on a CUDA card where there is one, else on the processor,
-runs the step under the ledger and lets go of everything again. Afterwards the random generators are as they were, no
-gradient is left, and a card has its memory back, also where it was not enough.
+The thread builds a model, a batch and the optimizer's states on the device that is given (by itself on a CUDA card
+where there is one, else on the processor), runs the step under the ledger and lets go of everything again. Afterwards
+the random generators are as they were, no gradient is left, and a card has its memory back, also where it was not
+enough.
 """
 
 import gc

@@ -99,7 +99,7 @@ class MemoryLab(LiveLab):
         self.optimizer = menu("Optimizer", optimizers, start.optimizer, "Whose states are there during the step")
         self._make_folded_controls(start, choice, menu)
         one_of("budget", budget, tuple(answers.BUDGETS))
-        tooltip = "A card's memory, whether you own it or not, or any other size"
+        tooltip = "A card's memory, whether you own it or not, or a plain size"
         self.budget = choice("Budget", list(answers.BUDGETS.items()), answers.BUDGETS[budget], tooltip)
 
     def _make_folded_controls(self, start: LabSettings, choice: Callable, menu: Callable) -> None:

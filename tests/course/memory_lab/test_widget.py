@@ -689,6 +689,12 @@ def test_advised_chunks_go_by_calls_then_by_bytes_and_accumulations_by_negatives
     assert _chunks(replace(settings, negatives=7))[0] == 512
 
 
+# In 17.5 MiB: retained, its passage is backpropagated before there are gradients.
+ONE_QUERY_FITS = LabSettings(
+    model="tiny", length=512, query_length=16, batch_size=2, chunk_size=1, retain_chunks=1, optimizer="sgd"
+)
+
+
 @pytest.mark.parametrize(
     ("settings", "budget", "words"),
     [
@@ -701,7 +707,11 @@ def test_advised_chunks_go_by_calls_then_by_bytes_and_accumulations_by_negatives
         (LabSettings(**TINY, batch_size=64, chunk_size=64), 2**23, "make the chunk 32, the batch may stay. That takes"),
         (LabSettings(**TINY, batch_size=16384, chunk_size=4), 2**28, "set a tile size of 4,096"),
         (LabSettings(**TINY, batch_size=2**20, chunk_size=4), 2**28, "no chunk shrinks them: make the batch 4,096"),
-        (LabSettings(**TINY), 2**20, "AdamW's states alone are too big: no batch and no chunk fits"),
+        (
+            LabSettings(**TINY),
+            2**20,
+            "AdamW's states alone are too big: with the gradient cache no batch and no chunk fits",
+        ),
         (LabSettings(**TINY), 4 * 2**20, "SGD or pure bf16 or pure bf16 and SGD would let one query fit"),
         (LabSettings(**TINY, optimizer="sgd"), 2**20, "The model and its gradients alone are too big"),
         (LabSettings(**TINY, optimizer="sgd", precision="pure bf16"), 2**19, "a smaller model or a larger budget"),
@@ -733,6 +743,14 @@ def test_advised_chunks_go_by_calls_then_by_bytes_and_accumulations_by_negatives
             LabSettings("naive", "tiny", length=512, query_length=16, batch_size=2, optimizer="sgd"),
             35 * 2**19,
             "the whole batch's activations: make the batch 1. That takes 17.0 MiB",
+        ),
+        *(
+            (
+                replace(ONE_QUERY_FITS, retain_chunks=retained),
+                35 * 2**19,
+                f"{words}make the batch 1. That takes 16.9 MiB",
+            )
+            for retained, words in ((1, ""), (0, "retain 1, "))
         ),
         (LabSettings("accumulation", **TINY), 2**30, "accumulation loses negatives"),
         (LabSettings("naive", **TINY), 2**30, "a batch of 128 fits too, whole and without chunks"),

@@ -90,7 +90,7 @@ class Assembly {
 
   events(number, n) { return this.laws.events(number, n, this.now); }
 
-  // A piece with these events, `repeats` times. leaves: whether each leaves what is there at its end, or nothing.
+  // A piece with these events, `repeats` times. leaves: whether each adds to what is there, or the first alone.
   add(phase, values, { tower = null, chunk = null, rows = null, repeats = 1, leaves = true } = {}) {
     const last = values.length - this.now.length;
     const net = this.now.map((bytes, kind) => values[last + kind] - bytes);
