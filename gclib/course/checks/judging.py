@@ -235,23 +235,26 @@ def _attempt(
             return Verdict("wrong", f"{said}{where}"), ()
         return _judge_error(task, tell_error(answer, error) + where, error), ()
     if _did_nothing(task, outcome[0], case):
-        by_effect = task.outcome is not None and task.oracle(*map(_copied, case.inputs.values())) is None
         elsewhere = answered or any(_does_something(task, answer, other) for other in others)
-        if elsewhere and by_effect:
-            return None, outcome
-        if elsewhere:
-            said = (
-                "It returns nothing for this input, and a value for others: does every way through it end in `return`?"
-            )
-            return Verdict("wrong", f"{said}{where}", "nothing returned", earns_hint=True), ()
-        nothing = "The function above returns nothing; if you have written it: does it end in `return`?"
-        if by_effect:
-            nothing = (
-                "The function above does nothing that is asked for; if you have written it: does it change what came "
-                "in (a new value with its name is no change)?"
-            )
-        return Verdict("not attempted", nothing), ()
+        return _judge_nothing(task, case, where, elsewhere=elsewhere), outcome
     return None, outcome
+
+
+def _judge_nothing(task: Task, case: Case, where: str, *, elsewhere: bool) -> Verdict | None:
+    """The verdict on an answer that did nothing here; None where only effects count, and it has some elsewhere."""
+    by_effect = task.outcome is not None and task.oracle(*map(_copied, case.inputs.values())) is None
+    if elsewhere and by_effect:
+        return None
+    if elsewhere:
+        said = "It returns nothing for this input, and a value for others: does every way through it end in `return`?"
+        return Verdict("wrong", f"{said}{where}", "nothing returned", earns_hint=True)
+    nothing = "The function above returns nothing; if you have written it: does it end in `return`?"
+    if by_effect:
+        nothing = (
+            "The function above does nothing that is asked for; if you have written it: does it change what came in "
+            "(a new value with its name is no change)?"
+        )
+    return Verdict("not attempted", nothing)
 
 
 _BACKWARD_INSIDE = (
