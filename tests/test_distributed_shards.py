@@ -108,7 +108,7 @@ def whole_gradients(encoders, loss_fn):
 
 
 def run_case(here, case, rows, encoders, loss_fn, inputs, *, watched=False):
-    """Its loss, and the `Watch` over it or None: watching takes as long as the step."""
+    """Its loss, and the `Watch` over it; None where it was not to be watched, which every operation pays for."""
     _, cut, choice, _, as_loss = case
     kept = nullcontext() if choice == "a chunk" else weights_kept(*encoders, reduce_once=choice == "kept, once")
     with Watch() if watched else nullcontext() as watch, kept:

@@ -26,8 +26,8 @@ COURSE = ("jupyterlab", "ipywidgets", "anywidget", "matplotlib", "peft")
 SMALLEST_PYTHON = (3, 11)
 NEEDED_RAM_BYTES = 2 * GiB  # one notebook and JupyterLab, with room to spare for all but chapter 13
 EASY_RAM_BYTES = 4 * GiB
-_REFUSED = "A live run of the memory lab or the tile lab that would not fit is refused before it starts."
 NEEDED_DISK_BYTES = GiB
+_REFUSED = "A live run of the memory lab or the tile lab that would not fit is refused before it starts."
 
 State = Literal["works", "limited", "will not work"]
 

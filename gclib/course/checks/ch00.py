@@ -70,25 +70,28 @@ tensor_bytes = Exercise(
             "It looks as if the sides of the shape are added: a table of 3 by 5 holds 15 numbers, not 8.",
             lambda shape, bits: sum(shape) * bits // 8,
         ),
-        Misconception(
-            "first side only",
-            "It looks as if only the first side of the shape counts: a table holds a number for each row and column.",
-            lambda shape, bits: math.prod(shape[:1]) * bits // 8,
+        *(
+            Misconception(
+                "first side only",
+                "It looks as if only the first side of the shape counts: a tensor may have more, or none.",
+                wrong,
+            )
+            for wrong in (
+                lambda shape, bits: math.prod(shape[:1]) * bits // 8,
+                lambda shape, bits: shape[0] * bits // 8,  # an error where there is none
+            )
         ),
-        Misconception(
-            "first side only",
-            "It looks as if only the first side of the shape counts: a tensor may have more, or none.",
-            lambda shape, bits: shape[0] * bits // 8,
-        ),
-        Misconception(
-            "two sides only",
-            "Right for a table. It looks as if only two sides of the shape count: a tensor may have more, or none.",
-            lambda shape, bits: math.prod(shape[:2]) * bits // 8,
-        ),
-        Misconception(
-            "two sides only",
-            "Right for a table. It looks as if only two sides of the shape count: a tensor may have more, or fewer.",
-            lambda shape, bits: shape[0] * shape[1] * bits // 8,
+        *(
+            Misconception(
+                "two sides only",
+                "Right for a table. It looks as if only two sides of the shape count: a tensor may have more, or "
+                "fewer.",
+                wrong,
+            )
+            for wrong in (
+                lambda shape, bits: math.prod(shape[:2]) * bits // 8,
+                lambda shape, bits: shape[0] * shape[1] * bits // 8,
+            )
         ),
         Misconception(
             "bytes of one number rounded down",

@@ -1,5 +1,7 @@
 """Chapter 13's sharded ranks: messages by formula, gradients by an oracle in one process, bytes that differ."""
 
+import weakref
+
 import pytest
 import torch
 from helpers.oracles import InfoNCE, worst_error
@@ -52,6 +54,16 @@ def test_weights_that_are_kept_take_more_room(launched):
         assert each["shard bytes"] == kept["shard bytes"] == once["shard bytes"] == whole // RANKS
         assert each["peak bytes"] < min(kept["peak bytes"], once["peak bytes"])
         assert min(kept["peak bytes"], once["peak bytes"]) >= 1.5 * whole
+
+
+def test_a_storage_at_the_address_of_one_that_is_gone_is_counted():
+    tensor, watch = torch.zeros(8), shards.Watch()
+    gone = torch.zeros(1).untyped_storage()
+    watch._storages[tensor.untyped_storage()._cdata] = weakref.ref(gone)
+    del gone
+    with watch:
+        tensor.view(2, 4)
+    assert watch.peak_bytes == tensor.nbytes
 
 
 @pytest.mark.parametrize(
