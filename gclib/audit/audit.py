@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
+from numbers import Real
 from typing import Any
 
 import numpy as np
@@ -245,6 +246,7 @@ def _report(
     worst = _worst_error(outcome.encoders, truth.encoders) if outcome else nan
     unjudged = {
         "the gradient, for the step refuses its encoders": outcome is None,
+        "the loss, for the step returns none": outcome is not None and outcome.loss is None,
         "the gradient, for the encoders draw random numbers in eval mode too": calm.draws and worst > exam.tolerance,
         "the gradient with dropout on (`plan` would tell its chunks)": lively.draws and plan is None,
         "the gradient with BatchNorm in training mode": bool(exam.batch_norms),
@@ -360,9 +362,10 @@ def _run(step: Step, exam: Exam, training: bool | None) -> Outcome:
         before = [int(layer.num_batches_tracked) for layer in layers]
         stand_ins, loss_fn = logged(exam.encoders, working.loss_fn, log)
         loss = step(stand_ins, working.inputs, loss_fn)
+        loss = loss.detach() if isinstance(loss, Tensor) else loss
         updates = [int(layer.num_batches_tracked) - count for layer, count in zip(layers, before, strict=True)]
         return Outcome(
-            loss=float(loss.detach()) if isinstance(loss, Tensor) else None,
+            loss=float(loss) if isinstance(loss, (Tensor, Real)) else None,
             encoders=[_change(leaf) for leaf in working.encoder_leaves],
             own=[_change(leaf) for leaf in working.own_leaves],
             log=log,
@@ -534,7 +537,7 @@ def _wrong_size(exam: Exam, scale: float) -> Finding:
     """The direction is right. Which known factor is it?"""
     rows = exam.rows
     if math.isclose(scale, rows[0], rel_tol=1e-3):
-        words = f"gradients are {scale:.2f} times too large: B? A sum was backpropagated where a mean is reported."
+        words = f"gradients are {scale:.2f} times too large: B? A sum was backpropagated where a mean is wanted."
         return Finding("B times too large", f"{words} Adam hides it; SGD and clipping by norm do not.")
     if exam.ranks > 1 and math.isclose(scale * exam.ranks, 1, rel_tol=1e-3):
         words = f"gradients are {scale:.3f} of the right size, 1/{exam.ranks}: the factor W of the processes is lost."
@@ -599,8 +602,9 @@ def _judge_randomness(sitting: Sitting) -> list[Finding]:
         words = f"{len(other) - redrawn} of {replayed} second forwards gave other representations than the first, from"
         words += " the same random states: a state of the encoder, or a generator that is not torch's, has moved."
         findings.append(Finding(FAULTS["replay"], words))
-    if sitting.draws and any(torch.equal(sitting.outcome.state, call.state) for call in log.calls):
-        words = "after the step the generator stands where a forward began: the next step draws the same dropout again."
+    if any(call.drew and torch.equal(sitting.outcome.state, call.state) for call in log.calls):
+        words = "after the step the generator stands where a forward that draws dropout began: the next step draws it "
+        words += "again."
         findings.append(Finding("generators turned back", words))
     return findings
 

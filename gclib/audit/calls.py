@@ -15,13 +15,17 @@ from torch.utils._pytree import tree_leaves
 
 @dataclass
 class Call:
-    """One forward of an encoder. gradient: what came back to its representations, if anything did."""
+    """One forward of an encoder, from a state of the generators; drew: whether it moved them.
+
+    gradient: what came back to its representations, if anything did.
+    """
 
     inputs: list[Tensor]
     reps: Tensor
     with_graph: bool
     autocast: torch.dtype | None
     state: Tensor
+    drew: bool
     gradient: Tensor | None = None
 
     def note_gradient(self, gradient: Tensor) -> None:
@@ -92,7 +96,8 @@ class LoggedEncoder(StandIn):
         if isinstance(reps, Tensor):
             kind = reps.device.type
             autocast = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
-            call = Call(given, reps.detach().clone(), reps.requires_grad, autocast, state)
+            drew = not torch.equal(state, generator_states(self))
+            call = Call(given, reps.detach().clone(), reps.requires_grad, autocast, state, drew)
             self.call_log.calls.append(call)
             if reps.requires_grad:
                 reps.register_hook(call.note_gradient)

@@ -170,6 +170,24 @@ def test_a_generator_that_is_turned_back_is_told(encoder, batch):
     assert audit(step, encoder, batch).names == ["generators turned back"]
 
 
+@pytest.mark.parametrize("rates", [(0.4, 0.0), (0.0, 0.4)])
+def test_of_two_towers_one_may_draw_nothing(rates, batch):
+    towers = list(map(TinyEncoder, rates))
+    for step in RIGHT.values():
+        report = audit_step(step, towers, batch, InfoNCE())
+        assert report.right, str(report)
+
+
+def test_a_loss_that_is_returned_as_a_number_is_judged_and_none_is_said(encoder, batch):
+    def returns(give):
+        return audit(lambda *given: give(naive_step(*given)), encoder, batch)
+
+    assert returns(float).right and "the loss" not in str(returns(float).unjudged)
+    assert returns(lambda loss: 7 * float(loss)).names == ["another loss"]
+    assert returns(lambda loss: None).right
+    assert "Not judged: the loss, for the step returns none." in str(returns(lambda loss: None))
+
+
 def test_with_the_plan_dropout_is_held_against_kept_graphs(encoder, batch):
     plan = [[Chunk(tuple(range(start, min(start + SIZE, ROWS))), 6) for start in range(0, ROWS, SIZE)]] * 2
     assert audit(right_step, encoder, batch, plan=plan).right

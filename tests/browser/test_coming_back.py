@@ -5,7 +5,7 @@ from browser.lab import KERNEL, NotebookPage, reopen, wait_until
 from browser.test_widgets import write_gallery
 
 NAMES = ("MemoryLab", "BlockMatrix", "predict")
-SAY_SO = "A picture of the widget, as it was: run this cell to use it."
+SAY_SO = "A picture of the widget, as it was: run the notebook to use it."
 MODEL = "jupyterapp.shell.currentWidget.context.model"
 
 

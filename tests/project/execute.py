@@ -39,7 +39,7 @@ MAX_LINES = 20
 CELL_SECONDS = 180
 GUARD, GUARD_CODE = "where-it-runs", Path(__file__).with_name("where_it_runs.py")
 CHECKED = {"comment": "# NBVAL_CHECK_OUTPUT\n", "tag": "nbval-check-output"}
-WIDGET_NOTE = "*A widget stands here: run this cell to use it.*"
+WIDGET_NOTE = "*A widget stands here: run the notebook to use it.*"
 COMMON_USERS = {"root", "user", "runner", "jovyan"}  # words that mean nobody
 METADATA = {
     "kernelspec": {"display_name": "Python 3 (ipykernel)", "language": "python", "name": "python3"},

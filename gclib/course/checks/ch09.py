@@ -335,7 +335,8 @@ average_over_ranks = Exercise(
         Slip(
             "None taken for a tensor",
             "None is taken for a tensor or a number here: a rank that has no gradient has None in its place (leave it "
-            "out), or a sum was begun with None (begin with 0).",
+            "out), a sum was begun with None, a function without return gave it, or what no rank has a gradient for "
+            "was divided (it keeps None).",
             "NoneType",
         ),
     ),

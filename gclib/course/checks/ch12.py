@@ -513,7 +513,7 @@ at_equal_tokens = Exercise(
         ),
         Misconception(
             "its own hard negatives left out",
-            "It looks as if a query did not meet its own hard negatives. It is for them that they were mined.",
+            "It looks as if a query did not meet its own hard negatives. It is for this query that they were mined.",
             _spent(negatives=lambda b, k: (b - 1) * (1 + k)),
         ),
         Misconception(

@@ -13,7 +13,6 @@ import hashlib
 import json
 import statistics
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,15 +20,15 @@ from typing import Any, NamedTuple
 import torch
 import transformers
 from torch.nn.utils.rnn import pad_sequence
-from tqdm import tqdm
 
+from gclib.course.experiments.kept import check_chosen, read_or_train
 from gclib.course.experiments.recipes import QUICK, RECIPES, Recipe, TableSetting
 from gclib.data.corpus import fingerprint, installed_sources
 from gclib.data.pairs import TextPair, load_pairs
 from gclib.data.tokens import train_tokenizer
 from gclib.models.encoder import Encoder, bert_config
-from gclib.support.files import DamagedFile, cache_folder, code_digest, read_checked, write_checked
-from gclib.support.validation import int_at_least, positive_int, refuse
+from gclib.support.files import DamagedFile, cache_folder, code_digest, read_checked
+from gclib.support.validation import positive_int
 from gclib.training.loop import TrainingRecord, train
 from gclib.training.retrieval import retrieval_metrics
 
@@ -94,24 +93,18 @@ def race(
 
     progress: one bar over all queries that are still to be trained on.
     """
-    for seed in seeds:
-        int_at_least("seed", seed, 0)
-    for name, chosen in (("recipes", recipes), ("seeds", seeds)):
-        if not chosen:
-            raise refuse(name, "must be at least one", "none")
-    rows = [(recipe, seed) for seed in seeds for recipe in recipes]
-    paths = _paths(setting, rows)
-    results = {row: None if fresh else _read(paths[row], row[0]) for row in rows}
-    missing = [row for row in rows if results[row] is None]
-    with _bar(setting, [recipe for recipe, _ in missing], progress) as bar:
-        for recipe, seed in missing:
-            bar.set_description(f"{recipe.name}, seed {seed}")
-            result = run(recipe, setting, seed=seed, on_record=lambda _, rows=recipe.batch_size: bar.update(rows))
-            body = json.dumps(dataclasses.asdict(result)).encode()
-            with suppress(OSError):  # where nothing can be written, it is trained again
-                write_checked(paths[recipe, seed], {"row": recipe.name}, body)
-            results[recipe, seed] = result
-    return [results[row] for row in rows]
+    check_chosen(seeds, recipes=recipes)
+    paths = _paths(setting, [(recipe, seed) for seed in seeds for recipe in recipes])
+
+    def queries(recipe: Recipe) -> int:
+        return recipe.updates(len(pairs_and_tokenizer(setting)[0]), setting) * recipe.batch_size
+
+    train_one = functools.partial(_train_row, setting)
+    return read_or_train(train_one, paths, _read, queries=queries, progress=progress, fresh=fresh)
+
+
+def _train_row(setting: TableSetting, row: tuple[Recipe, int]) -> Result:
+    return run(row[0], setting, seed=row[1])
 
 
 def saved_results(
@@ -123,13 +116,11 @@ def saved_results(
     return [result for result in results if result is not None]
 
 
-def run(
-    recipe: Recipe, setting: TableSetting, *, seed: int, on_record: Callable[[TrainingRecord], object] | None = None
-) -> Result:
+def run(recipe: Recipe, setting: TableSetting, *, seed: int) -> Result:
     """Train one encoder for both towers by the recipe, and judge it on the test split."""
     _, held_out, tokenizer = pairs_and_tokenizer(setting)
     encoder = fresh_encoder(setting, seed)
-    records = train_encoder(encoder, recipe, setting, seed=seed, on_record=on_record)
+    records = train_encoder(encoder, recipe, setting, seed=seed)
     metrics = retrieval_metrics((encoder, encoder), held_out, tokenizer, ks=KS, **setting.lengths())
     last, threads = records[-1], torch.get_num_threads()
     return Result(recipe, seed, metrics, len(held_out), last.seconds, last.examples, last.loss, threads, thin(records))
@@ -238,13 +229,6 @@ def _texts(
 
     pairs = load("train", train_pairs)
     return pairs, load("test", test_pairs), _TokenizedOnce(train_tokenizer(pairs, vocab_size=vocab_size))
-
-
-def _bar(setting: TableSetting, rows: Sequence[Recipe], progress: bool) -> Any:
-    """A progress bar over the queries of these rows."""
-    pairs = len(pairs_and_tokenizer(setting)[0]) if rows else 0
-    total = sum(recipe.updates(pairs, setting) * recipe.batch_size for recipe in rows)
-    return tqdm(total=total, unit="query", disable=not (progress and rows), mininterval=0.5)
 
 
 def _paths(setting: TableSetting, rows: Sequence[tuple[Recipe, int]]) -> dict[tuple[Recipe, int], Path]:

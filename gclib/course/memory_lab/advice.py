@@ -85,7 +85,7 @@ def _room(settings: LabSettings, budget_bytes: int) -> str:
             return f"There is room: a batch of {bigger.batch_size:,} fits too{whole}."
         if not more:
             return "The slider has no larger batch that is forecast here."
-    return "Leave some room: a GPU takes more than live tensors alone."
+    return "Leave some room: an allocator takes more than live tensors alone."
 
 
 @dataclass(frozen=True)

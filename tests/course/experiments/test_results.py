@@ -8,7 +8,7 @@ import torch
 from helpers.numbers import small_corpus
 
 from gclib import __main__ as command
-from gclib.course.experiments import results
+from gclib.course.experiments import kept, results
 from gclib.course.experiments.recipes import RECIPES, TableSetting
 from gclib.course.experiments.results import POINTS, Point, fresh_encoder, race, saved_results, table1, thin
 from gclib.data import card
@@ -127,7 +127,7 @@ def test_a_race_trains_what_is_missing_and_says_how_far_it_is(monkeypatch, capsy
     assert "1536/1536" in capsys.readouterr().err
     assert race(TINY, recipes=only, seeds=(0, 1))[1].curve == trained[1].curve
     assert [(r.recipe, r.seed) for r in saved_results(TINY, seeds=(1, 5))] == [(only[0], 1), (only[1], 1)]
-    monkeypatch.setattr(results, "write_checked", Mock(side_effect=PermissionError("a cache that others own")))
+    monkeypatch.setattr(kept, "write_checked", Mock(side_effect=PermissionError("a cache that others own")))
     assert race(TINY, recipes=only[:1], seeds=(7,))[0].seed == 7
 
 

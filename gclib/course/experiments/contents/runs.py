@@ -15,7 +15,7 @@ import hashlib
 import json
 import time
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import nullcontext, suppress
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,6 @@ from typing import Any
 import torch
 import transformers
 from torch import Tensor
-from tqdm import tqdm
 
 from gclib.course.chapters import PROJECT as ROOT
 from gclib.course.experiments.contents.rows import (
@@ -36,6 +35,7 @@ from gclib.course.experiments.contents.rows import (
     batches_of,
     updates_of,
 )
+from gclib.course.experiments.kept import check_chosen, read_or_train
 from gclib.course.experiments.recipes import TableSetting
 from gclib.course.experiments.results import KS, SEEDS, fresh_encoder, pairs_and_tokenizer
 from gclib.course.experiments.summaries import METRICS
@@ -47,8 +47,7 @@ from gclib.memory.ledger import record_memory
 from gclib.memory.plan import largest_chunk
 from gclib.models.encoder import Encoder
 from gclib.steps import grad_cache_step, naive_step
-from gclib.support.files import DamagedFile, cache_folder, code_digest, read_checked, write_checked
-from gclib.support.validation import int_at_least, refuse
+from gclib.support.files import DamagedFile, cache_folder, code_digest, read_checked
 from gclib.training.loop import Training, learning_rate_factors
 from gclib.training.retrieval import retrieval_metrics
 
@@ -88,33 +87,28 @@ def trainings(
 ) -> list[Trained]:
     """One result for each row and seed, seed by seed; those trained before with the same data and code are read.
 
-    progress: a bar over the updates still to take. Raises ValueError for no rows or seeds, or a seed below 0.
+    progress: a bar over the queries still to train on. Raises ValueError for no rows or seeds, or a seed below 0.
     """
-    for seed in seeds:
-        int_at_least("seed", seed, 0)
-    for name, chosen in (("rows", rows), ("seeds", seeds)):
-        if not chosen:
-            raise refuse(name, "must be at least one", "none")
-    paths = _paths(setting, rows, seeds)
-    results = {key: _read(path) for key, path in paths.items()}
-    missing = [key for key, result in results.items() if result is None]
-    updates = sum(updates_of(row, setting) for row, _ in missing)
-    with tqdm(total=updates, unit="update", disable=not (progress and missing), mininterval=0.5) as bar:
-        for row, seed in missing:
-            bar.set_description(f"{row.name}, seed {seed}")
-            results[row, seed] = train_row(row, setting, seed=seed, on_update=bar.update)
-            body = json.dumps(dataclasses.asdict(results[row, seed])).encode()
-            with suppress(OSError):  # where nothing can be written, it is trained again
-                write_checked(paths[row, seed], {"row": row.name}, body)
-    return list(results.values())
+    check_chosen(seeds, rows=rows)
+
+    def queries(row: Row) -> int:
+        return updates_of(row, setting) * row.batch_size
+
+    train_one, paths = functools.partial(_train_one, setting), _paths(setting, rows, seeds)
+    return read_or_train(train_one, paths, _read, queries=queries, progress=progress)
 
 
 def saved_trainings(setting: TableSetting, rows: Sequence[Row], seeds: Sequence[int] = SEEDS) -> list[Trained]:
     """Those results that are kept on disk; nothing is trained."""
-    return [result for result in map(_read, _paths(setting, rows, seeds).values()) if result is not None]
+    read = [_read(path, row) for (row, _), path in _paths(setting, rows, seeds).items()]
+    return [result for result in read if result is not None]
 
 
-def train_row(row: Row, setting: TableSetting, *, seed: int, on_update: Callable[[], object] = lambda: None) -> Trained:
+def _train_one(setting: TableSetting, row: tuple[Row, int]) -> Trained:
+    return train_row(row[0], setting, seed=row[1])
+
+
+def train_row(row: Row, setting: TableSetting, *, seed: int) -> Trained:
     """Train one encoder for both towers on the row's batches, and judge it."""
     encoder, tokenizer = fresh_encoder(setting, seed), pairs_and_tokenizer(setting)[2]
     encoder.train()
@@ -132,7 +126,6 @@ def train_row(row: Row, setting: TableSetting, *, seed: int, on_update: Callable
             optimizer.param_groups[0]["lr"] = factor * row.learning_rate
             step.mask = false_negative_mask(batch) if row.masked else None
             loss, _ = training.update(batch)
-            on_update()
     seconds, pool = time.perf_counter() - started, pairs_and_tokenizer(setting)[1]
     metrics = retrieval_metrics(both, pool, tokenizer, ks=KS, **setting.lengths())
     measured = (step.tokens, chunk_size, step.peak_bytes, loss, seconds, torch.get_num_threads())
@@ -204,14 +197,13 @@ def _surroundings() -> dict[str, Any]:
     }
 
 
-def _read(path: Path) -> Trained | None:
+def _read(path: Path, row: Row) -> Trained | None:
     """The saved result, or None where there is none that is whole."""
     try:
         _, body = read_checked(path)
     except (FileNotFoundError, DamagedFile):
         return None
-    fields = json.loads(body)
-    return Trained(**{**fields, "recipe": Row(**fields["recipe"]), "saved": True})
+    return Trained(**{**json.loads(body), "recipe": row, "saved": True})
 
 
 def as_line(result: Trained) -> dict[str, str | int | None]:

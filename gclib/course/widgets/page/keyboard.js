@@ -1,7 +1,7 @@
 // What Jupyter leaves out, once for a page: names, values and keys; the state of widgets in a saved notebook; and words
 // where no program answers behind a widget any more.
 const STATE = "application/vnd.jupyter.widget-state+json";
-const WORDS = "A picture of the widget, as it was: run this cell to use it.";
+const WORDS = "A picture of the widget, as it was: run the notebook to use it.";
 
 function set(element, name, value) {
   if (element && element.getAttribute(name) !== value) element.setAttribute(name, value);

@@ -5,6 +5,7 @@ from unittest.mock import Mock
 
 import pytest
 
+from gclib.course.experiments import kept
 from gclib.course.experiments.contents import runs
 from gclib.course.experiments.contents.rows import EQUAL_BYTES, PLANTED, SWEEP, Row
 from gclib.course.experiments.contents.runs import (
@@ -52,7 +53,7 @@ def test_a_row_is_trained_once_and_again_where_it_depends_on_something_else(tmp_
     for path in tmp_path.glob("contents-*.json"):
         path.write_bytes(path.read_bytes()[:-5])
     assert saved_trainings(TINY, (row,)) == []
-    monkeypatch.setattr(runs, "write_checked", Mock(side_effect=PermissionError("a cache that others own")))
+    monkeypatch.setattr(kept, "write_checked", Mock(side_effect=PermissionError("a cache that others own")))
     assert trainings(TINY, (row,), seeds=(0,), progress=False)[0].seed == 0
 
 
