@@ -1,7 +1,6 @@
 """Work on many things in several processes."""
 
 import multiprocessing
-import signal
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from typing import TypeVar
@@ -18,17 +17,11 @@ def map_in_processes(work: Callable[[Item], Done], items: Iterable[Item], proces
     """work(item) of each item, in order, in as many new processes of one thread each; for 1, in this process.
 
     work and items must be picklable where there are several. A process that has threads is never copied: it may hang.
-    An interrupt ends them at once. Raises ValueError for processes that are no positive int, before any work.
+    Raises ValueError for processes that are no positive int, before any work.
     """
     if positive_int("processes", processes) == 1:
         yield from map(work, items)
         return
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(processes, context, _alone) as pool:
+    with ProcessPoolExecutor(processes, context, torch.set_num_threads, (1,)) as pool:
         yield from pool.map(work, items)
-
-
-def _alone() -> None:
-    """One thread, and no traceback where a terminal or a kernel interrupts all its processes."""
-    torch.set_num_threads(1)
-    signal.signal(signal.SIGINT, signal.SIG_DFL)

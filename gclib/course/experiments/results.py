@@ -99,12 +99,10 @@ def race(
     def queries(recipe: Recipe) -> int:
         return recipe.updates(len(pairs_and_tokenizer(setting)[0]), setting) * recipe.batch_size
 
-    train_one = functools.partial(_train_row, setting)
-    return read_or_train(train_one, paths, _read, queries=queries, progress=progress, fresh=fresh)
+    def train_row(recipe: Recipe, seed: int, advance: Callable[[int], object]) -> Result:
+        return run(recipe, setting, seed=seed, on_record=lambda _: advance(recipe.batch_size))
 
-
-def _train_row(setting: TableSetting, row: tuple[Recipe, int]) -> Result:
-    return run(row[0], setting, seed=row[1])
+    return read_or_train(train_row, paths, _read, queries=queries, progress=progress, fresh=fresh)
 
 
 def saved_results(
@@ -116,11 +114,13 @@ def saved_results(
     return [result for result in results if result is not None]
 
 
-def run(recipe: Recipe, setting: TableSetting, *, seed: int) -> Result:
+def run(
+    recipe: Recipe, setting: TableSetting, *, seed: int, on_record: Callable[[TrainingRecord], object] | None = None
+) -> Result:
     """Train one encoder for both towers by the recipe, and judge it on the test split."""
     _, held_out, tokenizer = pairs_and_tokenizer(setting)
     encoder = fresh_encoder(setting, seed)
-    records = train_encoder(encoder, recipe, setting, seed=seed)
+    records = train_encoder(encoder, recipe, setting, seed=seed, on_record=on_record)
     metrics = retrieval_metrics((encoder, encoder), held_out, tokenizer, ks=KS, **setting.lengths())
     last, threads = records[-1], torch.get_num_threads()
     return Result(recipe, seed, metrics, len(held_out), last.seconds, last.examples, last.loss, threads, thin(records))

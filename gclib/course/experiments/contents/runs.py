@@ -94,8 +94,10 @@ def trainings(
     def queries(row: Row) -> int:
         return updates_of(row, setting) * row.batch_size
 
-    train_one, paths = functools.partial(_train_one, setting), _paths(setting, rows, seeds)
-    return read_or_train(train_one, paths, _read, queries=queries, progress=progress)
+    def train(row: Row, seed: int, advance: Callable[[int], object]) -> Trained:
+        return train_row(row, setting, seed=seed, on_update=lambda: advance(row.batch_size))
+
+    return read_or_train(train, _paths(setting, rows, seeds), _read, queries=queries, progress=progress)
 
 
 def saved_trainings(setting: TableSetting, rows: Sequence[Row], seeds: Sequence[int] = SEEDS) -> list[Trained]:
@@ -104,11 +106,7 @@ def saved_trainings(setting: TableSetting, rows: Sequence[Row], seeds: Sequence[
     return [result for result in read if result is not None]
 
 
-def _train_one(setting: TableSetting, row: tuple[Row, int]) -> Trained:
-    return train_row(row[0], setting, seed=row[1])
-
-
-def train_row(row: Row, setting: TableSetting, *, seed: int) -> Trained:
+def train_row(row: Row, setting: TableSetting, *, seed: int, on_update: Callable[[], object] = lambda: None) -> Trained:
     """Train one encoder for both towers on the row's batches, and judge it."""
     encoder, tokenizer = fresh_encoder(setting, seed), pairs_and_tokenizer(setting)[2]
     encoder.train()
@@ -126,6 +124,7 @@ def train_row(row: Row, setting: TableSetting, *, seed: int) -> Trained:
             optimizer.param_groups[0]["lr"] = factor * row.learning_rate
             step.mask = false_negative_mask(batch) if row.masked else None
             loss, _ = training.update(batch)
+            on_update()
     seconds, pool = time.perf_counter() - started, pairs_and_tokenizer(setting)[1]
     metrics = retrieval_metrics(both, pool, tokenizer, ks=KS, **setting.lengths())
     measured = (step.tokens, chunk_size, step.peak_bytes, loss, seconds, torch.get_num_threads())
