@@ -246,7 +246,7 @@ def _report(
     worst = _worst_error(outcome.encoders, truth.encoders) if outcome else nan
     unjudged = {
         "the gradient, for the step refuses its encoders": outcome is None,
-        "the loss, for the step returns none": outcome is not None and outcome.loss is None,
+        "the loss, for the step returns no number": outcome is not None and outcome.loss is None,
         "the gradient, for the encoders draw random numbers in eval mode too": calm.draws and worst > exam.tolerance,
         "the gradient with dropout on (`plan` would tell its chunks)": lively.draws and plan is None,
         "the gradient with BatchNorm in training mode": bool(exam.batch_norms),
@@ -603,8 +603,10 @@ def _judge_randomness(sitting: Sitting) -> list[Finding]:
         words += " the same random states: a state of the encoder, or a generator that is not torch's, has moved."
         findings.append(Finding(FAULTS["replay"], words))
     if any(call.drew and torch.equal(sitting.outcome.state, call.state) for call in log.calls):
-        words = "after the step the generator stands where a forward that draws dropout began: the next step draws it "
-        words += "again."
+        words = (
+            "after the step the generator stands where a forward began that draws random numbers: the next step draws "
+        )
+        words += "the same again."
         findings.append(Finding("generators turned back", words))
     return findings
 

@@ -185,7 +185,7 @@ def test_a_loss_that_is_returned_as_a_number_is_judged_and_none_is_said(encoder,
     assert returns(float).right and "the loss" not in str(returns(float).unjudged)
     assert returns(lambda loss: 7 * float(loss)).names == ["another loss"]
     assert returns(lambda loss: None).right
-    assert "Not judged: the loss, for the step returns none." in str(returns(lambda loss: None))
+    assert "Not judged: the loss, for the step returns no number." in str(returns(lambda loss: None))
 
 
 def test_with_the_plan_dropout_is_held_against_kept_graphs(encoder, batch):

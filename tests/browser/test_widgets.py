@@ -210,7 +210,9 @@ def test_the_audit_is_answered_with_keys_alone(gallery):
     )
     audit.locator("select").nth(1).focus()
     page.keyboard.press("ArrowDown")
+    gallery.settle()
     page.keyboard.press("Tab")
+    assert page.evaluate("document.activeElement.textContent").strip() == "Check my answer"
     page.keyboard.press("Enter")
     audit.get_by_text(re.compile("^(Yes|No)[:.]")).wait_for()
     assert gallery.errors() == []

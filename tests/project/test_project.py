@@ -396,6 +396,20 @@ def test_without_gclib_a_chapter_says_in_words_what_to_type(place, words, tmp_pa
 
 
 @by_name(CHAPTERS)
+def test_no_function_takes_the_name_of_another_cell(path):
+    """An exercise's function in place of one that was imported stops the cells above it when they are run again."""
+    owners, taken = {}, []
+    for cell in nbformat.read(path, as_version=4).cells:
+        for node in ast.parse(cell.source).body if cell.cell_type == "code" else ():
+            defined = isinstance(node, (ast.FunctionDef, ast.ClassDef))
+            names = [alias.asname or alias.name for alias in getattr(node, "names", [])]
+            for name in [node.name] if defined else names:
+                owner, theirs = owners.setdefault(name, (cell.id, defined))
+                taken += [name] if owner != cell.id and (defined or theirs) else []
+    assert taken == []
+
+
+@by_name(CHAPTERS)
 def test_a_chapter_and_its_solutions_check_the_same_exercises(path):
     def checked_in(notebook):
         code = [cell.source for cell in nbformat.read(notebook, as_version=4).cells if cell.cell_type == "code"]

@@ -441,7 +441,7 @@ def read_plan(brief: Brief, given: object) -> TrainingPlan:
     one_of("step", given.step, tuple(STEPS))
     most = (16 if scenario.limited else 2) * scenario.batch_size
     if positive_int("batch_size", given.batch_size) > most:
-        words = "more than the demand can leave" if scenario.limited else "twice what the brief asks for"
+        words = "already more than the demand can leave" if scenario.limited else "twice what the brief asks for"
         raise refuse("batch_size", f"must be at most {most:,}, {words}", given.batch_size)
     if not isinstance(given.sort_by_length, bool):
         raise refuse("sort_by_length", "must be True or False", given.sort_by_length)

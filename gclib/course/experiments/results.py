@@ -102,7 +102,9 @@ def race(
     def train_row(recipe: Recipe, seed: int, advance: Callable[[int], object]) -> Result:
         return run(recipe, setting, seed=seed, on_record=lambda _: advance(recipe.batch_size))
 
-    return read_or_train(train_row, paths, _read, queries=queries, progress=progress, fresh=fresh)
+    results = read_or_train(train_row, paths, _read, queries=queries, progress=progress, fresh=fresh)
+    by_row = dict(zip(paths, results, strict=True))
+    return [by_row[recipe, seed] for seed in seeds for recipe in recipes]
 
 
 def saved_results(

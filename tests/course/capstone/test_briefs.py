@@ -354,7 +354,7 @@ def test_a_plan_that_cannot_be_run_is_told_why(given_plan, problem):
 def test_a_batch_far_beyond_a_demand_is_refused_without_telling_the_largest():
     brief = Brief(3, "few examples", LIMITED[0], 10_240_000, 9.0)
     told = str(review(brief, {"step": "naive", "batch_size": 10**5}))
-    assert "batch_size must be at most 4,096, more than the demand can leave" in told
+    assert "batch_size must be at most 4,096, already more than the demand can leave" in told
 
 
 def test_a_seed_is_not_its_brief():
