@@ -96,7 +96,8 @@ def test_the_cursor_is_worked_with_keys_and_read_aloud(opened):
     cursor.press("Enter")
     assert opened.locator("[data-part=zoom]").get_attribute("aria-pressed") == "true"
     label = opened.locator(".gclib-chart > svg").get_attribute("aria-label")
-    assert label.startswith("Bytes over one step: first forward, queries, chunk 1 of 8 (8 rows). Peak ")
+    assert label.startswith("Bytes over one piece: first forward, queries, chunk 1 of 8 (8 rows). Peak ")
+    assert f". The step, with a peak of {peak}, fits within" in label
     cursor.press("End")
     assert "second forward and backward, passages, chunk 8 of 8" in cursor.get_attribute("aria-valuetext")
     assert "chunk 8 of 8" in opened.locator(".gclib-chart > svg").get_attribute("aria-label")  # zoom goes along

@@ -9,11 +9,10 @@ class NotHere(ModuleNotFoundError):
 
 
 if find_spec("gclib") is None:
-    python = f'"{sys.executable}"' if " " in sys.executable else sys.executable
-    python = "& " + python if python[0] == '"' and sys.platform == "win32" else python  # PowerShell asks for it
     words = f"""gclib, the course's library, is missing in Python {sys.version.split()[0]}, {sys.executable}.
 If you have it elsewhere: Kernel > Change Kernel, or start JupyterLab from the project's folder, as its README says.
-To put it here (Python 3.11 or newer), type in a terminal, there: {python} -m pip install -e ".[course]"
+To put it here (Python 3.11 or newer), type in a cell, with the project's folder for FOLDER:
+    %pip install -e "FOLDER[course]"
 Then Kernel > Restart Kernel, and run this cell again."""
     if "google.colab" in sys.modules:
         words = """Colab has no gclib yet. Type in a cell, with the project's address on GitHub for OWNER/NAME:

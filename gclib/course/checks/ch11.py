@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from .engine import Exercise, Misconception, Slip
 from .judging import Inputs
 
-# --- the knobs of three libraries -------------------------------------------------------------------------------
+# --- the knobs of two libraries ---------------------------------------------------------------------------------
 
 
 def _sentence_transformers(rng: np.random.Generator, *, gather: bool, tiny: bool = False) -> Inputs:

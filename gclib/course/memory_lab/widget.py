@@ -374,7 +374,7 @@ class MemoryLab(LiveLab):
             text = f"{verdict(settings, shown, budget, name)} Looking for what would fit…"
             self._want(settings)
         if run is not None and run.settings != settings:
-            text += " The picture is of the processor that ran the step: its operations keep more than a card's."
+            text += " The picture is of the processor that ran the step; these words are of a card's operations."
         self.forecast.value = sentence(text)
 
     def _explicit(self, settings: LabSettings, forecast: MemoryForecast) -> dict[str, Any]:

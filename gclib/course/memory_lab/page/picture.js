@@ -258,14 +258,14 @@ export function peakEvent({ step, peak: { panel } }) {
   return step.number({ ...panel, repeat, at: step.highest(panel.segment) });
 }
 
-// The picture in words, with its numbers: phases in order, the peak, its largest parts, and the budget.
-export function describe(picture, { bytes, name }) {
+// The picture in words, with its numbers: phases in order, the peak, its largest parts; the budget is held against all.
+export function describe(picture, { bytes, name }, all = picture) {
   const order = picture.spans.map(({ label }) => label.replaceAll("\n", " ")).join("; ");
   const { total } = picture.peak;
   const held = picture.peak.bytes.map((count, kind) => [picture.step.kinds[kind], count])
     .filter(([, count]) => count && count >= 0.05 * total).sort((a, b) => b[1] - a[1])
     .map(([kind, count]) => `${kind} ${formatBytes(count)}`);
-  const fits = total <= bytes ? "fits within" : "does not fit within";
-  return `Bytes over one step: ${order}. Peak ${formatBytes(total)}, of which ${held.join(", ")}. `
-    + `It ${fits} ${name} (${formatBytes(bytes)}).`;
+  const [what, it] = picture === all ? ["step", "It"] : ["piece", `The step, with a peak of ${formatBytes(all.peak.total)},`];
+  return `Bytes over one ${what}: ${order}. Peak ${formatBytes(total)}, of which ${held.join(", ")}. `
+    + `${it} ${all.peak.total <= bytes ? "fits" : "does not fit"} within ${name} (${formatBytes(bytes)}).`;
 }

@@ -117,7 +117,7 @@ export class View {
     this.wide ??= this.svg.parentElement.clientWidth; // later the observer's: to ask makes the browser lay out the page
     this.svg.setAttribute("width", this.wide);
     this.svg.setAttribute("viewBox", `0 0 ${this.wide} ${HEIGHT}`);
-    this.svg.setAttribute("aria-label", describe(this.shown, this.budget));
+    this.svg.setAttribute("aria-label", describe(this.shown, this.budget, this.whole));
     const highest = Math.max(this.shown.peak.total, ...(this.live && !this.zoomed ? this.live.bytes : []));
     const inside = this.budget.bytes <= 2 * highest;
     this.scale = Math.max(highest * (inside ? 1.18 : 1.32), inside ? this.budget.bytes * 1.12 : 0);
@@ -177,7 +177,7 @@ export class View {
       <text x="${this.x((start + stop) / 2)}" y="${this.y(top / 2)}" text-anchor="middle">…</text>`);
     const { bytes, name } = this.budget;
     const label = `${escaped(name)}: ${formatBytes(bytes)}`;
-    const far = `${label} (${counted(bytes / highest)} times the peak${this.wide > 620 ? ": far above this picture" : ""})`;
+    const far = `${label} (${counted(bytes / (this.zoomed ? this.whole.peak.total : highest))} times the peak${this.wide > 620 ? ": far above this picture" : ""})`;
     const card = inside
       ? `<path class="gclib-card" d="M${this.x(0)} ${this.y(bytes)}H${this.x(1)}"/>
         <text class="gclib-card" x="${this.x(0.005)}" y="${this.y(bytes) - 4}">${label}</text>`
