@@ -1,7 +1,7 @@
 """Record and replay the random generators that a forward draws from: how dropout is replayed.
 
 Dropout in the second forward must draw the masks of the first. Gao et al. 2021, section 3.3, and their code
-do this by putting the generators back; the state of *every* device that the inputs are on belongs to it.
+do this by putting the generators back; the state of *every* device that inputs and weights are on belongs to it.
 Python's and numpy's own generators are not recorded: a forward that draws from them cannot be replayed.
 """
 

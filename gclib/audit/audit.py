@@ -596,7 +596,8 @@ def _judge_randomness(sitting: Sitting) -> list[Finding]:
     replayed, redrawn = sitting.replays[0], sum(not torch.equal(one.state, two.state) for one, two in other)
     if redrawn:
         words = f"{redrawn} of {replayed} second forwards gave other representations than the first:"
-        words += " other dropout masks. Record the generators' states with the inputs' devices, and put them back."
+        words += " other dropout masks. Record the generators' states of the inputs' and the weights' devices, and put "
+        words += "them back."
         findings.append(Finding("random states not replayed", words))
     if len(other) > redrawn and "replay" not in sitting.faults:
         words = f"{len(other) - redrawn} of {replayed} second forwards gave other representations than the first, from"

@@ -11,7 +11,7 @@ class NotHere(ModuleNotFoundError):
 if find_spec("gclib") is None:
     words = f"""gclib, the course's library, is missing in Python {sys.version.split()[0]}, {sys.executable}.
 If you have it elsewhere: Kernel > Change Kernel, or start JupyterLab from the project's folder, as its README says.
-To put it here (Python 3.11 or newer), type in a cell, with the project's folder for FOLDER:
+To put it here (Python 3.11 or newer), type in a cell, with the project's folder, written out, for FOLDER:
     %pip install -e "FOLDER[course]"
 Then Kernel > Restart Kernel, and run this cell again."""
     if "google.colab" in sys.modules:

@@ -15,7 +15,7 @@ from gclib.support.words import format_table
 
 NOTHING = "nothing wrong"
 RIGHT = Trap(NOTHING, right_step, "Gao et al. 2021, section 3.3", "as it is, nothing to mend")
-SMALLEST = 5  # rows: less would leave no chunk that is full and one that is short
+SMALLEST = 5  # rows, in chunks of 3: a full one, and a short one of more than one row
 RANKS = 2
 MEASURED = (
     "the encoders' factor",
