@@ -127,7 +127,7 @@ translate = Exercise(
         Misconception(
             "accum_freq taken for accumulation",
             "It looks as if --accum-freq left the loss as it is. open_clip keeps the representations of all accum_freq "
-            "batches and takes one loss over them: there the batch grows.",
+            "batches, and each loss that it takes is over all of them: there the batch grows.",
             _Translate(features=False),
         ),
         Misconception(

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from gclib.randomness import RandomState
@@ -52,13 +52,13 @@ def cut(inputs: dict[str, Tensor], sizes: Sequence[int] | None = None) -> list[d
     return [rows_of(inputs, start, size) for start, size in zip(starts, sizes, strict=True)]
 
 
-def first_forward(encoders: Sequence[Callable], chunks: Sequence[Sequence[dict]]) -> tuple[list[Tensor], list[list]]:
+def first_forward(encoders: Sequence[nn.Module], chunks: Sequence[Sequence[dict]]) -> tuple[list[Tensor], list[list]]:
     """Every representation, without a graph, as leaves; and the generators' state before each chunk."""
     leaves, states = [], []
     for encoder, tower in zip(encoders, chunks, strict=True):
         parts, drawn = [], []
         for chunk in tower:
-            drawn.append(RandomState.record(named_tensors(chunk).values()))
+            drawn.append(RandomState.record([*named_tensors(chunk).values(), *encoder.parameters()]))
             with torch.no_grad():
                 parts.append(encoder(**chunk))
         leaves.append(torch.cat(parts).requires_grad_())

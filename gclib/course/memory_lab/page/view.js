@@ -177,7 +177,7 @@ export class View {
       <text x="${this.x((start + stop) / 2)}" y="${this.y(top / 2)}" text-anchor="middle">…</text>`);
     const { bytes, name } = this.budget;
     const label = `${escaped(name)}: ${formatBytes(bytes)}`;
-    const far = `${label}${this.zoomed ? "" : ` (${counted(bytes / highest)} times the peak${this.wide > 620 ? ": far above this picture" : ""})`}`;
+    const far = `${label}${this.zoomed ? ": above this picture" : ` (${counted(bytes / highest)} times the peak${this.wide > 620 ? ": far above this picture" : ""})`}`;
     const card = inside
       ? `<path class="gclib-card" d="M${this.x(0)} ${this.y(bytes)}H${this.x(1)}"/>
         <text class="gclib-card" x="${this.x(0.005)}" y="${this.y(bytes) - 4}">${label}</text>`
