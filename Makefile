@@ -94,7 +94,7 @@ readme: env ## fill in what the README says of chapters, files and the sample
 bench: env ## print the measured times
 	@for script in tests/benchmarks/bench_*.py; do echo "== $$script"; $(RUN) $$script || exit 1; done
 
-clean: ## remove what was made: environment, caches, corpus (not what a reader solved or measured)
-	if [ -d data/cache ]; then find data/cache/ -type f ! -name exercises.json ! -name predictions.json ! -name 'calibration-*' -delete; fi
+clean: ## remove what was made: environment, caches, corpus (not what a reader solved, predicted or calibrated)
+	if [ -d data/cache ] && [ ! -L data/cache ]; then find data/cache/ -type f ! -name exercises.json ! -name predictions.json ! -name 'calibration-*' -delete; fi
 	rm -rf $(VENV) _site build *.egg-info .pytest_cache .ruff_cache .hypothesis
 	find . \( -name __pycache__ -o -name .ipynb_checkpoints \) -prune -exec rm -rf {} +

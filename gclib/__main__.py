@@ -72,7 +72,8 @@ def _calibrate(chosen: argparse.Namespace, parser: argparse.ArgumentParser) -> N
     measured = calibration.calibrate(seconds=chosen.seconds, on_reading=lambda reading: print(reading.case, flush=True))
     print(calibration.format_calibration(measured))
     if chosen.record:
-        print(f"recorded in {recording.record_card(measured, chosen.record)}")
+        command = f"python -m gclib calibrate --seconds {chosen.seconds:g} --record {chosen.record}"
+        print(f"recorded in {recording.record_card(measured, chosen.record, command=command)}")
 
 
 def _course(chosen: argparse.Namespace, parser: argparse.ArgumentParser) -> None:

@@ -87,18 +87,26 @@ class Recording:
     command: str
 
 
-def record_card(calibration: Calibration, folder: str | Path, *, cases: Sequence[CalibratedStep] = RECORDED) -> Path:
-    """Record the cases on the CUDA card that `found` is of, and write them beside it to a file in the folder.
+def record_card(
+    calibration: Calibration,
+    folder: str | Path,
+    *,
+    cases: Sequence[CalibratedStep] = RECORDED,
+    command: str = "python -m gclib calibrate --record data/recordings",
+) -> Path:
+    """Record the cases on the CUDA card that `calibration` is of, and write both to a file in the folder.
+
+    command: what was typed, for the record.
 
     Raises ValueError where there is no such card.
     """
     if not torch.cuda.is_available() or torch.cuda.get_device_name() != calibration.device:
-        raise refuse("found", "must be of the CUDA card that is here", calibration.device)
+        raise refuse("calibration", "must be of the CUDA card that is here", calibration.device)
     with torch.device("cuda"):
         encoder = Encoder.from_config(calibration.model)
     steps = tuple(_record(case, encoder) for case in cases)
     name = "".join(letter if letter.isalnum() else "-" for letter in calibration.device.lower())
-    recording = Recording(calibration, steps, "python -m gclib calibrate --record data/recordings")
+    recording = Recording(calibration, steps, command)
     path = Path(folder) / f"{name}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(_written(recording), separators=(",", ":")) + "\n", "utf-8")

@@ -61,7 +61,7 @@ def test_a_line_follows_the_picture_of_its_own_forecast(series, more, forecast):
 
 
 def test_a_card_that_is_not_here_is_refused(tmp_path, capsys):
-    with pytest.raises(ValueError, match="found must be of the CUDA card that is here, got A card"):
+    with pytest.raises(ValueError, match="calibration must be of the CUDA card that is here, got A card"):
         record_card(dataclasses.replace(CARD), tmp_path)
     assert not list(tmp_path.iterdir())
 

@@ -11,7 +11,7 @@ _PER_DEVICE = "`per_device_train_batch_size`"
 # what it is -> where each of LIBRARIES keeps it
 KNOBS: dict[str, tuple[str, ...]] = {
     "batch of a rank (queries of one loss)": (
-        "`batch_size`, of all ranks, / W",
+        "`train`'s `batch_size` / W",
         _PER_DEVICE,
         "the rows handed to `cache_step`",
         "`--batch-size` × `--accum-freq`",
