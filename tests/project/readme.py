@@ -89,7 +89,7 @@ def card_table() -> str:
         "",
         *rows,
         "",
-        "Forecasts of BERT-base (vocabulary 8,000), with the workspace, against `max_memory_allocated`:",
+        "Forecasts of BERT-base (vocabulary 8,000), with the card's workspace, against `max_memory_allocated`:",
         "",
     ]
     for recording in load_recordings():
