@@ -19,9 +19,9 @@ from gclib.training import evaluation
 
 TABLE1 = """Train the same small encoder four times on the text pairs of the corpus: sequentially in batches of 8, with
 gradient accumulation (16 chunks of 8), and with the gradient cache in batches of 128 and of 512. Prints a row each: the
-percent of test queries whose own passage is among the first 1, 5, 20 and 100 of the test passages, the mean
-reciprocal rank, and the seconds of training. Rows are kept in {folder} and read from there the next time, as long as
-data, settings and code are the same. Chapter 10 reads them too, and trains three seeds."""
+percent of test queries whose own passage, or a twin's, is among the first 1, 5, 20 and 100 of the test passages, the
+mean reciprocal rank, and the seconds of training. Rows are kept in {folder} and read from there the next time, as long
+as data, settings and code are the same. Chapter 10 reads them too, and trains three seeds."""
 
 TRAIN = """Train one encoder for queries and passages, alone or in several processes:
 
@@ -39,8 +39,8 @@ EVALUATE = """Print how well a saved or a pretrained model finds the passages of
   python -m gclib evaluate runs/first
   python -m gclib evaluate sentence-transformers/all-MiniLM-L6-v2 --data my_pairs --query-prefix "query: "
 
-top-k is the share of queries whose own passage is among the first k of all passages of the test pairs; mrr is the mean
-of 1 / its rank. A run's folder stands for its model/, with the run's own data, lengths and prefixes."""
+top-k is the share of queries whose own passage, or a twin's, is among the first k of all passages of the test pairs;
+mrr is the mean of 1 / its rank. A run's folder stands for its model/, with the run's own data, lengths and prefixes."""
 
 
 def main(arguments: list[str] | None = None) -> int:
