@@ -91,12 +91,12 @@ def record_card(
     calibration: Calibration,
     folder: str | Path,
     *,
+    command: str,
     cases: Sequence[CalibratedStep] = RECORDED,
-    command: str = "python -m gclib calibrate --record data/recordings",
 ) -> Path:
     """Record the cases on the CUDA card that `calibration` is of, and write both to a file in the folder.
 
-    command: what was typed, for the record.
+    command: what makes such a recording again.
 
     Raises ValueError where there is no such card.
     """

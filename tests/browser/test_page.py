@@ -1,5 +1,6 @@
 """The lab without a kernel: plain files in Chromium, worked with mouse and keyboard, seen narrow and wide, by axe."""
 
+import os
 import re
 import shutil
 
@@ -104,6 +105,16 @@ def test_the_cursor_is_worked_with_keys_and_read_aloud(opened):
     cursor.press("Escape")
     cursor.press("p")
     assert f"{peak} live" in opened.locator("[data-part=reading]").inner_text()
+
+
+def test_a_budget_is_no_multiple_of_what_a_zoomed_picture_has_at_its_peak(opened):
+    plot = opened.locator("[data-part=plot]")
+    choose(opened, "budget", 5)
+    assert re.search(r"[2-9][\d,]* times the peak: far above this picture", plot.text_content())
+    opened.locator("[data-part=cursor]").press("Enter")
+    assert "above this picture" in plot.text_content() and "times the peak" not in plot.text_content()
+    if "GCLIB_GALLERY" in os.environ:
+        opened.screenshot(path=f"{os.environ['GCLIB_GALLERY']}/zoomed.png")
 
 
 def test_the_mouse_reads_and_zooms(opened):

@@ -62,7 +62,7 @@ def test_a_line_follows_the_picture_of_its_own_forecast(series, more, forecast):
 
 def test_a_card_that_is_not_here_is_refused(tmp_path, capsys):
     with pytest.raises(ValueError, match="calibration must be of the CUDA card that is here, got A card"):
-        record_card(dataclasses.replace(CARD), tmp_path)
+        record_card(dataclasses.replace(CARD), tmp_path, command="x")
     assert not list(tmp_path.iterdir())
 
 
@@ -76,3 +76,11 @@ def test_the_command_refuses_before_it_measures(arguments, words, capsys, monkey
     with pytest.raises(SystemExit):
         command.main(["calibrate", *arguments])
     assert words in capsys.readouterr().err
+
+
+def test_a_recording_says_what_makes_it_again(capsys, monkeypatch):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr(command.calibration, "calibrate", lambda **_: CARD)
+    monkeypatch.setattr(command.recording, "record_card", lambda *_, command: command)
+    command.main(["calibrate", "--seconds", "180", "--record", "there"])
+    assert "recorded in python -m gclib calibrate --seconds 180 --record there" in capsys.readouterr().out

@@ -5,6 +5,7 @@ import copy
 import inspect
 import pkgutil
 import re
+import shutil
 import subprocess
 import sys
 import tomllib
@@ -393,6 +394,17 @@ def test_without_gclib_a_chapter_says_in_words_what_to_type(place, words, tmp_pa
     assert done.returncode == 1 and words in done.stderr.split("NotHere: ")[1]
     here = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert (here.returncode, here.stdout, here.stderr) == (0, "", "")
+
+
+def test_make_clean_leaves_what_only_its_owner_can_make_again(tmp_path):
+    shutil.copy(ROOT / "Makefile", tmp_path)
+    cache, theirs = tmp_path / "data" / "cache", {"exercises.json", "predictions.json", "calibration-a-card.json"}
+    for name in (*theirs, "corpus-1.jsonl", "laws/one.json", "../../_site/index.html"):
+        (cache / name).parent.mkdir(parents=True, exist_ok=True)
+        (cache / name).touch()
+    for _ in range(2):  # again, when there is nothing left to remove
+        subprocess.run(["make", "clean"], cwd=tmp_path, check=True, capture_output=True)
+    assert {path.name for path in tmp_path.rglob("*") if path.is_file()} == {"Makefile", *theirs}
 
 
 @by_name(CHAPTERS)
