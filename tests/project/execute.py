@@ -251,7 +251,7 @@ def find_problems(notebook: nbformat.NotebookNode) -> list[str]:
 
 
 def output_problems(output: nbformat.NotebookNode) -> list[str]:
-    """What is wrong with one output: an error, stderr, a path, a user's name, an address, no alt text."""
+    """What is wrong with one output: an error, stderr, a path, a user's name, an address, no alt text, markup."""
     problems = []
     data = output.get("data", {})
     text = "\n".join([output.get("text", ""), *(v for k, v in data.items() if k.startswith("text/"))])
@@ -269,6 +269,8 @@ def output_problems(output: nbformat.NotebookNode) -> list[str]:
         problems.append(f"shows a memory address: {found[0]}")
     if not has_alt_text(output):
         problems.append("shows an image without alt text")
+    if found := re.search(r"\*[a-z][^*]*\*", output.get("metadata", {}).get("image/png", {}).get("alt", "")):
+        problems.append(f"shows asterisks where words were to be emphasised: {found[0]}")
     return problems
 
 

@@ -445,6 +445,14 @@ def test_every_solution_belongs_to_a_chapter():
         ({"output_type": "stream", "name": "stdout", "text": "<f at 0x7f00aa12>"}, "memory address: 0x7f00aa12"),
         ({"output_type": "display_data", "data": {"image/png": "AAAA"}, "metadata": {}}, "without alt text"),
         ({"output_type": "display_data", "data": {"text/html": '<img src="x">'}, "metadata": {}}, "without alt"),
+        (
+            {
+                "output_type": "display_data",
+                "data": {"image/png": "A"},
+                "metadata": {"image/png": {"alt": "but *one*"}},
+            },
+            "emphasised: *one*",
+        ),
         ({"output_type": "error", "ename": "ValueError", "evalue": "no"}, "raised ValueError: no"),
     ],
 )
