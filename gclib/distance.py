@@ -5,10 +5,10 @@ for all B x N pairs outgrow memory even with the encoders' cached. So the distan
 
 1. representations without a graph, chunk by chunk, as in `grad_cache_step`;
 2. distances without a graph, block by block, and from them the loss;
-3. the distance gradient cache w_ij = dL/dd_ij (equation 11): B x N numbers, no graph below them;
+3. the distance gradient cache w_ij = dL/dd_ij: B x N numbers, no graph below them;
 4. each block once more, with its graph and its first randomness: the surrogate sum_ij w_ij d_ij gives Phi's
-   parameters their gradient, and the representations theirs, u_i = sum_j w_ij dd_ij/df(s_i) and v_j likewise
-   (equations 12-13);
+   parameters their gradient (equation 11), and the representations theirs, u_i = sum_j w_ij dd_ij/df(s_i) and v_j
+   likewise (equations 12-13);
 5. the encoders' chunks once more, with u and v, as in `grad_cache_step`.
 
 Steps 2 to 4 are one autograd function, for which w is simply the gradient that comes in; the rest is
@@ -134,7 +134,7 @@ class _Blocks:
     def replay(
         self, query_reps: Tensor, passage_reps: Tensor, cache: Tensor, first: Tensor | None
     ) -> tuple[Tensor, Tensor]:
-        """Backpropagate w block by block, equations (12)-(13): Phi's parameters add to .grad; u and v are returned."""
+        """Backpropagate w block by block, equations (11)-(13): Phi's parameters add to .grad; u and v are returned."""
         gradients = torch.zeros_like(query_reps), torch.zeros_like(passage_reps)
         for rows, columns, named in self.each(query_reps, passage_reps, again=True):
             self.report("loss", **named, tensors=[("cache", cache)])

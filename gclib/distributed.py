@@ -1,7 +1,7 @@
 """Several processes, one batch: representations gathered with their gradient, gradients averaged once a step.
 
-Each of W processes (ranks) encodes its own rows. One rule keeps every scale right, Gao et al. 2021 section 3.4 in
-other words: every rank's loss has the value of the whole batch's loss, and a gradient that is W times its own share
+Each of W processes (ranks) encodes its own rows. One rule keeps every scale right (Gao et al. 2021, section 3.4,
+name none): every rank's loss has the value of the whole batch's loss, and a gradient that is W times its own share
 of it. `average_gradients` then divides the sum over ranks by W, and what every parameter is left with, the
 temperature too, is the gradient that one process would have had for the whole batch.
 

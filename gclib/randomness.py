@@ -1,8 +1,8 @@
 """Record and replay the random generators that a forward draws from: how dropout is replayed.
 
-Dropout in the second forward must draw the masks of the first. Gao et al. 2021, section 3.3, and their code
-do this by putting the generators back; the state of *every* device that inputs and weights are on belongs to it.
-Python's and numpy's own generators are not recorded: a forward that draws from them cannot be replayed.
+Dropout in the second forward must draw the masks of the first. The code of Gao et al. 2021 does this by putting the
+generators back (the paper does not speak of it); the state of *every* device that inputs and weights are on belongs to
+it. Python's and numpy's own generators are not recorded: a forward that draws from them cannot be replayed.
 """
 
 from collections.abc import Iterable, Iterator

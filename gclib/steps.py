@@ -310,7 +310,7 @@ def replay(
 ) -> int:
     """Step 3: encode each chunk again, with its graph and the first forward's randomness; equations (8)-(9).
 
-    The paper backpropagates r . u, a chunk's representations times their cache; r.backward(u) adds the same,
+    The authors' code backpropagates r . u, a chunk's representations times their cache; r.backward(u) adds the same,
     (dr/dtheta)^T u, to the weights theta.
     """
     trained = 0

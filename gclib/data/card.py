@@ -9,7 +9,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from gclib.data.corpus import PACKAGES, SPLITS, Corpus, fingerprint, installed_sources
+from gclib.data.corpus import PACKAGES, SPLITS, Corpus
 from gclib.support import ROOT
 from gclib.support.validation import refuse
 
@@ -25,9 +25,8 @@ def figures(corpus: Corpus) -> str:
     train, test = (corpus.split(name) for name in SPLITS)
     twins = near_twins([row.passage for row in test], [row.passage for row in train])
     lines = [
-        f"Corpus `{fingerprint(installed_sources())}`: {len(corpus.packages)} of {len(PACKAGES) + 1} packages, "
-        f"{corpus.files:,} files, {corpus.mined:,} functions with a usable docstring, "
-        f"{len(corpus.rows):,} distinct pairs.",
+        f"{len(corpus.packages)} of {len(PACKAGES) + 1} packages, {corpus.files:,} files, "
+        f"{corpus.mined:,} functions with a usable docstring, {len(corpus.rows):,} distinct pairs.",
         "",
         "| split | pairs | files | query characters, median (95 %) | passage characters, median (95 %) |",
         "|---|---|---|---|---|",

@@ -194,7 +194,7 @@ def split_of(module: str) -> str:
 
 
 def fingerprint(sources: Sequence[Source]) -> str:
-    """16 hexadecimal digits of the package versions, the Python and the rules (this code and the miner's)."""
+    """16 hexadecimal digits of the packages' versions, the kinds of Python and system, and the code of gclib/data."""
     rules = code_digest("data")
     versions = [[source.name, source.version] for source in sources]
     depends_on = json.dumps([versions, sys.implementation.name, platform.system(), rules])

@@ -42,7 +42,7 @@ def contrastive_loss(
     Allocates B * N logits and as many for their gradient.
 
     Raises ValueError for shapes, dtypes or devices that do not fit, and for a temperature that is not above 0.
-    Source: Gao et al. 2021, equation (1); the symmetric form as in Cheng et al. 2024, section 3.1.
+    Source: Gao et al. 2021, equation (1); the symmetric form is CLIP's (Radford et al. 2021, figure 3).
     """
     check_representations(query_reps, passage_reps)
     check_temperature(temperature)

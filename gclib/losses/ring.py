@@ -1,6 +1,6 @@
 """The contrastive loss around a ring of processes: passages travel, logits are never gathered.
 
-Cheng et al. 2024 (arXiv 2410.17243), equation (9) and algorithms 1-2. Each of W ranks keeps its b queries. Blocks of
+Cheng et al. 2024 (arXiv 2410.17243), section 3.2, algorithms 1 and 3. Each of W ranks keeps its b queries. Blocks of
 passages move from rank to rank; at each of W hops a rank takes one block's logits, tile by tile, into its rows'
 log-sum-exps (`gclib.losses.tiles`). If symmetric, the block's columns' log-sum-exps travel with it; what a rule knows
 of the block's texts does, and the block's queries where queries are contrasted with queries. In the backward
@@ -61,7 +61,7 @@ def ring_contrastive_loss(
 
     Raises ValueError as `tiled_contrastive_loss` does (on all ranks where their shapes differ) and for CUDA tensors in
     a group of gloo, which sends none; RuntimeError for a second derivative and where a rank does not answer.
-    Source: Cheng et al. 2024, equation (9), algorithms 1 and 2.
+    Source: Cheng et al. 2024, section 3.2, algorithms 1 and 3.
     """
     refuse_matrix(mask)
     asked = {"symmetric": symmetric, "directions": directions, "partition": partition}
@@ -238,7 +238,7 @@ def _once_around(ring: Ring, queries: Tensor, passages: Tensor, temperature: Any
 def _once_more_around(
     ring: Ring, queries: Tensor, passages: Tensor, temperature: Any, softmax: Softmax, with_temperature: bool
 ) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Algorithm 2: a rank adds its part to its own texts' gradient and to that of the block that is here.
+    """Algorithm 3: a rank adds its part to its own texts' gradient and to that of the block that is here.
 
     A block's gradient so far arrives while the tiles of the block are computed; the two meet afterwards.
     """

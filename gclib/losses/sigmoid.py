@@ -33,7 +33,7 @@ from gclib.support.validation import check_representations, check_temperature, d
 class SigmoidLoss(BatchLoss):
     """SigLIP's loss with its settings, for any step's `loss_fn`.
 
-    temperature, bias: where they start (the paper's t' = 10 and b = -10); learnable: then the module owns
+    temperature, bias: where they start (as in the paper, t = 10 and b = -10); learnable: then the module owns
     `log_temperature` and `bias`, whose gradients a step gives exactly once. tile_size, across: as in `ContrastiveLoss`;
     a ring is the paper's exchange with neighbours. mask: a rule (`gclib.losses.masks`), whose pairs are left out
     of the sum, or with across="none" a (B, N) bool tensor, which may leave out no positive: the loss is then infinite.

@@ -1,6 +1,7 @@
 """The data card's figures are those that the command prints: `gclib.data.card`."""
 
 import random
+import re
 
 import pytest
 from hypothesis import given
@@ -8,7 +9,7 @@ from hypothesis import strategies as st
 
 from gclib.data import card
 from gclib.data.card import CARD, MARKERS, figures, licence, near_twins, shingles, write_figures
-from gclib.data.corpus import Corpus, Row, fingerprint, installed_sources, load_corpus, split_of
+from gclib.data.corpus import Corpus, Row, installed_sources, load_corpus, split_of
 
 WORDS = ["alpha", "beta", "gamma", "delta", "(", ")"]
 
@@ -89,13 +90,14 @@ def written():
 
 
 def test_the_card_holds_figures():
-    assert written()[0].startswith("Corpus `")
+    assert "distinct pairs" in written()[0]
     assert sum(line.startswith("Near-twins: ") for line in written()) == 1
 
 
 @pytest.mark.slow
 def test_the_cards_figures_are_this_environments(monkeypatch):
-    if f"`{fingerprint(installed_sources())}`" not in written()[0]:
+    told = re.findall(r"^\| (\S+) \| (\S+) \| [\d,]+ \|", "\n".join(written()), re.MULTILINE)
+    if sorted(told) != sorted((source.name, source.version) for source in installed_sources()):
         pytest.skip("the card was written with other versions of Python or of the packages")
     monkeypatch.setattr(card, "near_twins", lambda *passages: [])  # a quarter of a minute: `data-card --write`
     fresh = figures(load_corpus(progress=False)).splitlines()

@@ -37,7 +37,7 @@ class CapstoneForm(Lab):
     def __init__(self, seed: int = 0):
         super().__init__()
         self.seed = _text("seed", str(int_at_least("seed", seed, 0)), "Another seed is another brief")
-        self.draw = button("Draw this brief", self._on_draw, layout={"width": "auto"})
+        self.draw = button("Draw this brief", self._on_draw)
         self.verdict = self.status
         self.step = widgets.Dropdown(options=tuple(STEPS), value="grad_cache", description="step")
         self.batch_size, self.tile_size, self.chunk_size, self.retain_chunks = (
@@ -47,7 +47,7 @@ class CapstoneForm(Lab):
         self.sort = widgets.Checkbox(True, description="sort by length, trim each chunk", indent=False)
         self.peak = _text("peak, GiB", "", "Your prediction of the step's peak")
         self.hours = _text("hours", "", "Your prediction of the whole training's hours")
-        self.judge = button("Judge my plan", self._on_judge, layout={"width": "auto"})
+        self.judge = button("Judge my plan", self._on_judge)
         self.arrange(
             *([self.seed, self.draw], self.words, [self.step, self.batch_size, self.tile_size]),
             *([self.chunk_size, self.retain_chunks, self.sort], [self.peak, self.hours, self.judge], self.verdict),

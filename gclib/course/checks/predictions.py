@@ -122,7 +122,7 @@ def predict(
         except ValueError as refused:
             box.status.value = escape(f"{refused}{_still_kept(chapter, key)}")
 
-    box.keep = button("Keep my prediction", keep_answer, layout={"width": "max-content"})
+    box.keep = button("Keep my prediction", keep_answer)
     box.arrange(box.words, box.answer, box.keep, box.status, classes={"prediction": box})
     return box
 

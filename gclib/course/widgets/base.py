@@ -34,8 +34,8 @@ def sentence(text: str) -> str:
 
 
 def button(label: str, react: Callable[[], object], **look: Any) -> widgets.Button:
-    """A button that calls `react` when it is pressed."""
-    made = widgets.Button(description=label, **look)
+    """A button that calls `react` when it is pressed, as wide as its words."""
+    made = widgets.Button(description=label, layout={"width": "max-content", "min_width": "9rem"}, **look)
     made.on_click(lambda _: react())
     return made
 

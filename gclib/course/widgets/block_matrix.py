@@ -1,7 +1,7 @@
 """The B x N matrix of logits cut by gradient accumulation: which cells a step sees, counted, drawn, on a slider.
 
 Accumulation gives each chunk of C queries a loss of its own, over the chunk's own C * (1 + K) passages (Gao et al.
-2021, section 3.2). Of the matrix of logits only the blocks on the diagonal are ever computed.
+2021, section 1). Of the matrix of logits only the blocks on the diagonal are ever computed.
 
 Letters: B queries, K hard negatives per query, N = B * (1 + K) passages, C queries of a chunk.
 """

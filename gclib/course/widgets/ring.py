@@ -47,7 +47,7 @@ class RingMoment:
 def ring_moments(ranks: int) -> list[RingMoment]:
     """The 2 W + 1 moments of a loss and its backward: W hops with tiles, W more, and the gradients at home.
 
-    ranks: 2 to MOST_RANKS. Raises ValueError for another number. Source: Cheng et al. 2024, algorithms 1 and 2.
+    ranks: 2 to MOST_RANKS. Raises ValueError for another number. Source: Cheng et al. 2024, algorithms 1 and 3.
     """
     size = int_at_least("ranks", ranks, 2)
     if size > MOST_RANKS:
