@@ -49,11 +49,11 @@ def distance_cache_step(
     scalar; its own parameters get their gradient once. chunk_size: rows encoded at once and the sides of a block, one
     int or (C_q, C_p); last ones may be short. Rows are encoded sorted by length, blocks are taken in the batch's order.
 
-    Holds, beside one chunk's or one block's activations and the representations with their gradients: the distances
-    and w, 2 B N numbers, and what loss_fn keeps and needs (2 B N more for a cross entropy). Every pair is scored
-    twice; dropout in the distance draws the same masks both times. on_phase hears of each block under "loss": the
-    n blocks are chunks 0 to n-1 of 2n, their replays n to 2n-1. scaler and verify as in `grad_cache_step`: of the
-    distance too, each block's second distances are held against its first.
+    Holds, beside one chunk's or one block's activations and the representations with their gradients: the distances and
+    w, 2 B N numbers (B N more while `verify` looks), and what loss_fn keeps and needs (2 B N more for a cross entropy).
+    Every pair is scored twice; dropout in the distance draws the same masks both times. on_phase hears of each block
+    under "loss": the n blocks are chunks 0 to n-1 of 2n, their replays n to 2n-1. scaler and verify as in
+    `grad_cache_step`: of the distance too, each block's second distances are held against its first.
 
     Adds to .grad, returns the detached, unscaled loss. Raises ValueError, before anything is computed, as
     `grad_cache_step` does, for anything but two towers, and for a distance in which BatchNorm trains; and
@@ -65,7 +65,7 @@ def distance_cache_step(
     blocks = _Blocks(distance, sizes, on_phase or silent, verify)
 
     def loss_of_reps(query_reps: Tensor, passage_reps: Tensor) -> Tensor:
-        return loss_fn(_CachedDistance.apply(query_reps, passage_reps, blocks))
+        return loss_fn(blocks(query_reps, passage_reps))
 
     options = {"verify": verify, "on_phase": on_phase, "scaler": scaler}
     return grad_cache_step(encoders, inputs, loss_of_reps, chunk_size=sizes, **options)
@@ -98,6 +98,10 @@ class _Blocks:
     sizes: Sequence[int]
     report: OnPhase
     verify: str
+
+    def __call__(self, query_reps: Tensor, passage_reps: Tensor) -> Tensor:
+        """All distances, with a gradient; callable, so that who looks for the loss's modules sees the distance."""
+        return _CachedDistance.apply(query_reps, passage_reps, self)
 
     def is_new(self, distances: Tensor) -> bool:
         """Whether the second distances are still to be held against the first."""

@@ -132,8 +132,8 @@ def gather_with_grad(reps: Tensor, *, rows: Sequence[int] | None = None, group: 
     and `average_gradients` takes the W out again. Ranks may have unlike numbers of rows (b >= 1). rows: those of each
     rank, where they are known (saves their exchange).
 
-    Alone it returns `reps`. Raises ValueError, on every rank, where the ranks' dtypes or columns differ, and
-    RuntimeError where a rank does not answer. Source: Gao et al. 2021, section 3.4.
+    Alone it returns `reps`. Raises ValueError, on every rank, where the ranks' dtypes or columns differ (with
+    `rows` they are not exchanged), and RuntimeError where a rank does not answer. Source: Gao et al. 2021, section 3.4.
     """
     if world_size(group) == 1:
         return reps

@@ -44,8 +44,9 @@ def naive_step(
     mapping of Tensors with rows first. loss_fn(*reps) or loss_fn(*reps, mask=mask) -> scalar. mask: (B, N) bool, True =
     left out of the denominator, or a rule (`losses.masks`). scaler: a GradScaler; it scales once, at the loss.
 
-    on_phase(phase, *, tower, chunk, chunks, tensors) is called with "first_forward", "loss", "replay" or "backward" as
-    a piece begins or tensors appear, (kind, tensor) pairs for the ledger. Raising from it stops the step.
+    on_phase(phase, *, tower=None, chunk=None, chunks=None, tensors=()) is called with "first_forward", "loss", "replay"
+    or "backward" as a piece begins or tensors appear, (kind, tensor) pairs for the ledger. Raising from it stops the
+    step.
 
     Adds to .grad, returns the detached, unscaled loss. Bad arguments are refused (ValueError) before anything is
     computed or changed. After a later error the generators are as at entry, and .grad may hold a part: zero it.
@@ -125,13 +126,14 @@ def grad_cache_step(
 
     Exactly one of: chunk_size, at most so many rows a chunk, one int or one a tower; chunk_tokens, padded tokens a
     chunk; plan, ready chunks (a list of Chunk a tower). sort_by_length: rows of like length are encoded together and
-    trimmed (mappings with an attention mask; others are left as they are); loss and mask never see that order. Where
-    lengths fall steeply a sorted chunk ends early, if that saves more than a call costs (`plan_chunks`). Trimming is
-    exact for encoders that ignore padding, as transformers do; one that does not (an LSTM, a convolution) is found by
-    `verify`, and left untrimmed with a warning. token_inputs: names of further entries as long as the texts, beside
-    `gclib.towers.TOKEN_INPUTS`; None trims nothing where an unknown one is as wide as the mask.
-    retain_chunks: R chunks, those with the most tokens, keep their graph and are encoded once; each row is encoded
-    2 - (retained rows / all rows) times. Their graphs live during the loss. Other arguments as in `naive_step`.
+    trimmed (mappings with an attention mask; others are left as they are); loss and mask never see that order. In a
+    process alone a sorted chunk ends early where lengths fall steeply, if that saves more than a call costs
+    (`plan_chunks`). Trimming is exact for encoders that ignore padding, as transformers do; one that does not (an LSTM,
+    a convolution) is found by `verify`, and left untrimmed with a warning. token_inputs: names (a list) of further
+    entries as long as the texts, beside `gclib.towers.TOKEN_INPUTS`; None trims nothing where an unknown one is as wide
+    as the mask. retain_chunks: R chunks, those with the most tokens, keep their graph and are encoded once; each row
+    that is trained is encoded 2 - (retained rows / all rows) times. Their graphs live during the loss. Other arguments
+    as in `naive_step`.
 
     verify: "first" checks an encoder in its first step, "always" in each, "never" trusts it (`gclib.verify`): that it
     encodes a chunk the second time as the first, a row alike in any company, and trimmed as untrimmed. It costs five to
@@ -243,7 +245,7 @@ class _Deferred(torch.autograd.Function):
 def first_forward(
     towers: Sequence[Tower], jobs: Sequence[Job], states: list, graphs: list, report: OnPhase
 ) -> list[Tensor]:
-    """Step 1: every representation, without a graph (retained chunks: with). Equation (8)'s f(s_i), g(t_j).
+    """Step 1: every representation, without a graph (retained chunks: with): f(s_i), g(t_j).
 
     Fills `states`, one RandomState a job, and `graphs`, the retained chunks' outputs. Returns one leaf a tower.
     """

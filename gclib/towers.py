@@ -171,7 +171,7 @@ def plan_jobs(
 
 def _cut(tower: Tower, by: str, value: int, sort_by_length: bool) -> list[Chunk]:
     """The tower's rows cut `by` chunk_size or chunk_tokens. Among several processes every one must call its encoder
-    equally often, for a sharded encoder (FSDP) communicates at each call: their chunks are cut evenly.
+    equally often, for a sharded encoder (FSDP) communicates at each call: by chunk_size their chunks are cut evenly.
     """
     lengths = row_lengths(tower.inputs, tower.trimmed) if sort_by_length else None
     call_tokens = price_of_a_call(tower.tensors[0].device) if world_size() == 1 else None

@@ -9,7 +9,7 @@ encoder looks; later ones trust it.
 
 import random
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import replace
 from typing import Any
@@ -74,6 +74,7 @@ def check_towers(
             raise refuse(name, "must be callable", type(value).__name__)
     if scaler is not None and not callable(getattr(scaler, "scale", None)):
         raise refuse("scaler", "must have a scale(loss) method, as torch.amp.GradScaler has", type(scaler).__name__)
+    _check_token_inputs(token_inputs, inputs)
     towers = []
     for number, (encoder, tower_inputs) in enumerate(zip(encoders, inputs, strict=True)):
         if not callable(encoder):
@@ -92,6 +93,17 @@ def check_towers(
         raise refuse("loss_fn", f"must take the representations of {len(towers)} towers and mask=", got)
     _check_positives_stay(mask, towers)
     return towers
+
+
+def _check_token_inputs(names: Any, inputs: Sequence[Any]) -> None:
+    """ValueError for anything but names of which each is an entry of some tower's inputs."""
+    if names is None:
+        return
+    if isinstance(names, str) or not isinstance(names, Collection):
+        raise refuse("token_inputs", "must be a list of names of entries, or None", names)
+    known = {key for tower_inputs in inputs if isinstance(tower_inputs, Mapping) for key in tower_inputs}
+    if unknown := [name for name in names if name not in known]:
+        raise refuse("token_inputs", "must name entries of the inputs", unknown)
 
 
 def check_inputs(inputs: Any, tower: int) -> int:
@@ -351,7 +363,7 @@ def sketch(reps: Tensor) -> tuple[np.ndarray, float]:
 
     For two chunks E (s_k - s'_k)^2 = ||reps - reps'||^2, so 16 such numbers tell two chunks apart as the difference
     itself does, to a factor of about 2 (a thousandth of it would be told less than once in 1e25), and nothing of the
-    size of the representations is kept or allocated. Trailing zeros of an axis (trimmed tokens) change nothing. The
+    size of the representations is kept. Trailing zeros of an axis (trimmed tokens) change nothing. The
     numbers are numpy's: autocast and the ledger leave them alone.
     """
     wide = torch.promote_types(reps.dtype, torch.float32)
@@ -542,7 +554,8 @@ def _off_by_padding(tower: Tower, chunk: Chunk) -> float:
     """How far rows as wide as their chunk are from themselves as wide as the batch; 0 where rounding may be all of it.
 
     In eval mode, for dropout falls otherwise on other widths; of an encoder that draws random numbers all the same
-    nothing can be said. Looked at is an odd width, which cuts a block or a stride of any even length in two.
+    nothing can be said. Looked at is an odd width where there is one below the batch's: it cuts a block or a stride of
+    any even length in two.
     """
     width = chunk.width + (chunk.width % 2 == 0 and chunk.width + 1 < tower.width)
     with torch.no_grad(), training_mode([tower.encoder], False), _generators_kept(tower) as again:
@@ -605,9 +618,9 @@ def _generators_kept(tower: Tower) -> Iterator[Callable]:
         if not told:
             return reps
         moved = not all(map(torch.equal, generators_of([tower]).tensors, state.tensors))
-        return reps, moved or random.getstate() != others[0] or not np.array_equal(
-            np.random.get_state()[1], others[1][1]
-        )
+        python, numpy = random.getstate(), np.random.get_state()
+        moved |= python != others[0] or numpy[2:] != others[1][2:] or not np.array_equal(numpy[1], others[1][1])
+        return reps, moved
 
     try:
         yield again

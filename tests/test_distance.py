@@ -250,6 +250,22 @@ def test_a_distance_without_parameters_and_frozen_towers():
     assert all(parameter.grad is None for parameter in encoders[0].parameters())
 
 
+def test_a_distance_trains_alone_on_frozen_encoders():
+    encoders, distance, inputs, _ = make_case(4)
+    for encoder in encoders:
+        encoder.requires_grad_(False)
+
+    def loss(distances):
+        return distances.square().mean()
+
+    truth = gradients([distance], lambda: whole_batch(encoders, distance, inputs, loss))
+    found = gradients([distance], lambda: distance_cache_step(encoders, distance, inputs, loss, chunk_size=3))
+    assert worst_error(found[1], truth[1]) <= 1e-12
+    distance.requires_grad_(False)
+    with pytest.raises(ValueError, match="encoders must hold something to train"):
+        distance_cache_step(encoders, distance, inputs, loss, chunk_size=3)
+
+
 def test_no_value_is_read_inside_the_step():
     with FakeTensorMode():
         encoders, distance, loss = [TinyEncoder(0.1), TinyEncoder(0.1)], Scorer(dropout=0.1), RankLoss()

@@ -18,7 +18,8 @@ from gclib.chunks import plan_chunks
 from gclib.distance import distance_cache_step
 from gclib.memory.ledger import record_memory
 from gclib.steps import accumulation_step, grad_cache_step, naive_step
-from gclib.verify import sketch
+from gclib.towers import Tower
+from gclib.verify import _generators_kept, sketch
 
 CACHED = partial(grad_cache_step, chunk_size=3)
 
@@ -310,6 +311,28 @@ def test_named_token_inputs_are_trimmed_and_unknown_ones_keep_the_batch_untrimme
     assert set(widths) == {6}
     CACHED([encoder] * 2, inputs, InfoNCE(), token_inputs=["weights"], verify="never")
     assert min(widths) < 6
+
+
+@pytest.mark.parametrize(
+    ("names", "words"),
+    [
+        ("weights", "must be a list of names"),
+        (3, "must be a list of names"),
+        (["wieghts"], r"must name entries of the in"),
+    ],
+)
+def test_token_inputs_that_no_input_has_are_refused(names, words):
+    inputs = [texts(seed=seed) | {"weights": torch.rand(8, 6)} for seed in (0, 1)]
+    with pytest.raises(ValueError, match=f"token_inputs {words}"):
+        CACHED([TinyEncoder()] * 2, inputs, InfoNCE(), token_inputs=names)
+
+
+def test_a_draw_that_moves_numpys_place_alone_is_seen():
+    tower = Tower(0, TinyEncoder(), texts(seed=0), 8, (), 6)
+    np.random.seed(0)
+    np.random.rand()  # the keys are made; what follows moves the place in them
+    with _generators_kept(tower) as again:
+        assert again(np.random.rand, told=True)[1] and not again(lambda: None, told=True)[1]
 
 
 def test_writing_into_the_inputs_is_refused_before_the_batch_is_changed():

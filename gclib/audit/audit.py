@@ -219,7 +219,7 @@ def audit_step(
     to) are named, also where the step refuses them.
 
     The caller's modules, gradients, inputs, closures and random generators are untouched: each run starts from their
-    present state, in copies. Raises ValueError for encoders that are no modules or have no parameters to train, for
+    present state, in copies. Raises ValueError for encoders that are no modules, where there is nothing to train, for
     inputs with a graph of their own or from inference_mode, and for what can't be run twice or in float64; passes on
     what the step raises for other reasons.
     """

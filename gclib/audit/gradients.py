@@ -111,7 +111,7 @@ def compare_gradients(expected: Mapping[str, Tensor], found: Mapping[str, Tensor
 
 
 def compare_vectors(expected: Tensor, found: Tensor) -> GradientError:
-    """The error of one vector (n,) against another; NaN where `expected` is zero."""
+    """The error of one vector (n,) against another. Of `expected` zero cosine is NaN, the others infinite or NaN."""
     size = (found.norm() / expected.norm()).item()
     cosine = (expected @ found / (expected.norm() * found.norm())).item() if size > 0 else float("nan")
     return GradientError(cosine, size, ((found - expected).norm() / expected.norm()).item())

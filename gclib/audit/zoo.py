@@ -163,7 +163,7 @@ def _copies(encoders: Sequence[nn.Module]) -> list[nn.Module]:
 
 
 def batches(towers: Sequence[Architecture], seed: int) -> list[dict[str, Tensor]]:
-    """Ragged rows for both towers, in float64: of seed 0 the longest text fills its batch, of others it does not."""
+    """Ragged rows for both towers, in float64: of even seeds the longest text fills its batch, of odd ones not."""
     generator = torch.Generator().manual_seed(seed)
     return [_batch(tower, generator, WIDTH - 3 * (seed % 2)) for tower in towers]
 
@@ -182,7 +182,7 @@ def _batch(tower: Architecture, generator: torch.Generator, longest: int) -> dic
 
 
 def _texts(tower: Architecture, lengths: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
-    """Tokens 4 to 63, behind or in front of padding; a text ends with token 2, as CLIP's do."""
+    """Tokens 4 to 63, before padding; a text ends with token 2, as CLIP's do. Left padding: turned round."""
     mask = (torch.arange(WIDTH) < lengths).long()
     ids = torch.randint(4, 64, (ROWS, WIDTH), generator=generator)
     ids = ids.scatter(1, lengths - 1, 2) * mask

@@ -72,7 +72,8 @@ def expected_share(twins: Sequence[int], batch_size: int) -> float:
 
 @dataclass(frozen=True)
 class RowsMeasured:
-    """Batches of `rows` rows at the same weights: mean loss in nats, the loss of chance, mean gradient norm."""
+    """Batches of `rows` rows at the same weights: mean loss in nats, the loss of chance (no hard negatives), mean
+    gradient norm."""
 
     rows: int
     loss: float

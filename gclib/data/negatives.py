@@ -35,9 +35,9 @@ def mine_hard_negatives(pairs: Sequence[TextPair], *, per_query: int, seed: int)
 
     The pool is the pairs' distinct passages. For each query its right passages are left out (this module's docstring
     says which), and `per_query` of the best 4 * per_query others are drawn, best first. Where fewer share a word with
-    the query, the rest are drawn from the whole pool. `seed` decides the draws; the order of the pairs does not.
-    Negatives that a pair already has are replaced. Words are parted at punctuation, underscores and the humps of
-    camelCase; English stop words are skipped.
+    the query, the rest are drawn from the whole pool. `seed` decides the draws; the pairs' order decides only which of
+    twins stands there. Negatives that a pair already has are replaced. Words are parted at punctuation, underscores and
+    the humps of camelCase; English stop words are skipped.
 
     Gao et al. 2021, like Karpukhin et al. 2020 (DPR), train with one BM25 negative for each question. Raises ValueError
     for no pairs, a per_query below 1, or a pool without that many wrong passages for some query.

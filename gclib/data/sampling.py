@@ -250,15 +250,10 @@ class _Texts:
         return cls(own, right, held, Counter(itertools.chain.from_iterable(own)), faults, shared_by)
 
     def meeting(self, batch: Sequence[int]) -> int:
-        """How many pairs of the batch meet another one badly."""
+        """How many queries of the batch meet a text of another pair that is right for them."""
         batch = [row for row in batch if self.held[row]]
-        right = Counter(itertools.chain.from_iterable(self.right[row] for row in batch))
         held = Counter(itertools.chain.from_iterable(self.held[row] for row in batch))
-        return sum(
-            any(right[number] > (number in self.right[row]) for number in self.held[row])
-            or any(held[number] > (number in self.held[row]) for number in self.right[row])
-            for row in batch
-        )
+        return sum(any(held[number] > (number in self.held[row]) for number in self.right[row]) for row in batch)
 
 
 def _drawn(
@@ -273,13 +268,14 @@ def _drawn(
 
 
 def _tell(texts: _Texts, batches: list[list[int]]) -> bool:
-    """Warn where pairs of the epoch's batches meet badly; whether any do."""
+    """Warn where queries of the epoch's batches meet a false negative; whether any do."""
     meeting, rows = sum(map(texts.meeting, batches)), sum(map(len, batches))
     if meeting:
         most, size = max(texts.twins.values(), default=1), len(batches[0])
         why = "which can't be parted" if most > len(batches) else "and no order was found that parts them"
+        whose = f"one {texts.shared} belongs to {most} pairs" if most > 1 else "a negative is right for another query"
         harm = f"{meeting} of an epoch's {rows} queries meet a false negative in their batch"
-        cause = f"one {texts.shared} belongs to {most} pairs, and an epoch has {len(batches)} batches of {size}, {why}"
+        cause = f"{whose}, and an epoch has {len(batches)} batches of {size}, {why}"
         warnings.warn(f"{harm}: {cause}; smaller batches have fewer of them", stacklevel=3)
     return bool(meeting)
 

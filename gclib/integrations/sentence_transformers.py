@@ -4,6 +4,7 @@ Its own name of a column's role: anchor, positive and negatives are here the que
 Letters: B queries, K hard negatives a query, N = B * (1 + K) passages, D dimensions.
 """
 
+import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -12,7 +13,7 @@ from sentence_transformers.util import cos_sim, dot_score
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from gclib.losses.masks import HardnessWeight
+from gclib.losses.masks import HARDNESS, HardnessWeight
 from gclib.losses.module import ContrastiveLoss
 from gclib.memory.step_plan import plan_step
 from gclib.steps import grad_cache_loss
@@ -46,8 +47,8 @@ class GradCacheLoss(nn.Module):
     `ContrastiveLoss`: query i against all N passages, with its positive at i * (1 + K).
 
     temperature, or scale = 1 / temperature. similarity_fct: `cos_sim` or `dot_score` of sentence_transformers.util.
-    directions, partition_mode, hardness_mode, hardness_strength: as there. gather_across_devices: against the texts of
-    all ranks, which may have unlike numbers of rows.
+    directions, partition_mode, hardness_mode, hardness_strength: as there (a warning where one of the two is missing).
+    gather_across_devices: against the texts of all ranks, which may have unlike numbers of rows.
 
     chunk_size "auto" plans each batch (`gclib.plan_step`): the chunks, and how many of them keep their graph, that take
     the least time within budget_bytes (None: what is free on a card, half of it on a processor). Or chunk_size,
@@ -105,8 +106,7 @@ class GradCacheLoss(nn.Module):
             tile_size=tile_size,
             across="gather" if gather_across_devices else "none",
         )
-        weighs = hardness_mode is not None and hardness_strength != 0
-        self.rule = HardnessWeight(hardness_strength, hardness_mode) if weighs else None
+        self.rule = _hardness(hardness_mode, hardness_strength)
 
     @property
     def encoder(self) -> "Embedder":
@@ -213,6 +213,18 @@ def _temperature_of(temperature: float, scale: float | None) -> float:
     if temperature != TEMPERATURE:
         raise refuse("scale", "must not be given beside a temperature: it is 1 / temperature", (temperature, scale))
     return 1 / positive_number("scale", scale)
+
+
+def _hardness(mode: str | None, strength: float) -> HardnessWeight | None:
+    """The rule; None, and a warning, where a mode or a strength alone weighs nothing."""
+    one_of("hardness_mode", mode, (None, *HARDNESS))
+    if strength != 0:
+        positive_number("hardness_strength", strength)
+    if mode is not None and strength != 0:
+        return HardnessWeight(strength, mode)
+    if mode is not None or strength != 0:
+        warnings.warn(f"hardness_mode={mode!r} with hardness_strength={strength} weighs nothing", stacklevel=3)
+    return None
 
 
 def _checked_cut(chunk_size: Any, chunk_tokens: Any, retain_chunks: int, budget_bytes: Any) -> dict[str, Any]:

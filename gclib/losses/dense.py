@@ -39,9 +39,9 @@ def contrastive_loss(
     the loss would be infinite.
     `symmetric` averages in the second direction: each of the B positives against all B queries,
     with the transposed mask. Other directions, and one softmax over all of them: `gclib.losses.directions`.
-    Allocates B * N logits and as many for their gradient.
+    Holds three times B * N numbers at its peak; symmetric four, with a learned temperature too six.
 
-    Raises ValueError for shapes, dtypes or devices that do not fit, and for a temperature that is not above 0.
+    Raises ValueError for shapes, dtypes or devices that do not fit, and for a temperature that is a number not above 0.
     Source: Gao et al. 2021, equation (1); the symmetric form is CLIP's (Radford et al. 2021, figure 3).
     """
     check_representations(query_reps, passage_reps)

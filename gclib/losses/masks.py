@@ -2,7 +2,8 @@
 
 A rule holds a few numbers for each query and each passage, and makes each tile of a (B, N) mask when the tile's logits
 are there. So it takes O(B) memory where a mask takes B x N, it is cut with a chunk, gathered with the passages, and
-travels with them around a ring. Every loss takes a rule for its `mask`, and every step hands it on. Rules add up:
+travels with them around a ring. Every loss but MaxSim takes a rule for its `mask`, and every step but the
+distance's hands it on. Rules add up:
 `SameIds(...) | GuideFilter(...) | HardnessWeight(...)`. No rule leaves out a query's own positive.
 
 Letters: B queries, K hard negatives per query, N = B * (1 + K) passages; R x C the sides of a tile.

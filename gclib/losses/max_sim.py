@@ -37,7 +37,8 @@ def max_sim(
     passages at once, tile_size^2 * Tq * Tp products, and has no second derivative. Half precision is summed in float32
     in tiles. Where tokens of a passage are equally near, each gets its share of the gradient, in both forms.
 
-    Raises ValueError for shapes, dtypes or devices that don't fit, and a tile_size that is no positive int.
+    Raises ValueError for shapes or dtypes that don't fit, a mask on another device, and a tile_size that is no positive
+    int.
     """
     for name, tokens, mask in (
         ("query_tokens", query_tokens, query_mask),
@@ -132,7 +133,7 @@ class MaxSimLoss:
         self.tile_size = None if tile_size is None else positive_int("tile_size", tile_size)
 
     def __call__(self, query_tokens: Tensor, passage_tokens: Tensor) -> Tensor:
-        """(B, Tq, D) and (N, Tp, D), zeros or anything at padding -> scalar."""
+        """(B, Tq, D) and (N, Tp, D), any finite numbers at padding -> scalar."""
         if not query_tokens.shape[0] or passage_tokens.shape[0] % query_tokens.shape[0]:
             rule = f"must have a multiple of B = {query_tokens.shape[0]} rows"
             raise refuse("passage_tokens", rule, f"{passage_tokens.shape[0]} rows")

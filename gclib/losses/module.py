@@ -45,14 +45,14 @@ class BatchLoss(nn.Module):
 class ContrastiveLoss(BatchLoss):
     """InfoNCE (`contrastive_loss`) with its settings, for any step's `loss_fn`.
 
-    temperature: a number above 0. learnable: then the module owns one parameter, `log_temperature`
-    (the logarithm keeps the temperature above 0), whose gradient a step gives exactly once.
-    tile_size: None computes the dense loss; an int computes it tile by tile (`gclib.losses.tiled`), "auto" in tiles
-    that fit the cache. across: over several processes "none" is the loss of each one's own rows; "gather" that of the
-    whole batch, passages gathered (`gathered_contrastive_loss`); "ring" the same with passages that travel
-    (`ring_contrastive_loss`), which needs a tile_size. The last two want `average_gradients` after the step, and are
-    the plain loss in a process alone. directions, partition: what is contrasted with what, under one softmax or each
-    under its own (`gclib.losses.directions`); None is query to passage, and symmetric=True the mean of both ways.
+    temperature: a number above 0. learnable: then the module owns one parameter, `log_temperature` (the logarithm keeps
+    the temperature above 0), whose gradient a step gives exactly once. tile_size: None computes the dense loss; an int
+    computes it tile by tile (`gclib.losses.tiled`), "auto" in tiles that fit the processor's cache, of 4,096 on a GPU.
+    across: over several processes "none" is the loss of each one's own rows; "gather" that of the whole batch, passages
+    gathered (`gathered_contrastive_loss`); "ring" the same with passages that travel (`ring_contrastive_loss`), which
+    needs a tile_size. The last two want `average_gradients` after the step, and are the plain loss in a process alone.
+    directions, partition: what is contrasted with what, under one softmax or each under its own
+    (`gclib.losses.directions`); None is query to passage, and symmetric=True the mean of both ways.
 
     Called with mask=: a rule of `gclib.losses.masks`, or, with across="none", a (B, N) bool tensor.
 

@@ -71,7 +71,8 @@ def sigmoid_loss(
     tile_size: int | str | None = None,
     across: str = "none",
 ) -> Tensor:
-    """The loss of `SigmoidLoss`. Dense it allocates b * N logits some times over; in tiles two tiles and the gradients.
+    """The loss of `SigmoidLoss`. Dense it allocates b * N logits some times over; in tiles two or three tiles,
+    some blocks (tile_size, D) and the gradients.
 
     Across ranks every rank returns the whole batch's loss, with W times its share of the gradient: `gclib.distributed`.
     Raises ValueError as `contrastive_loss` and `ring_contrastive_loss` do; RuntimeError for tiles' second derivative.

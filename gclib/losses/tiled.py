@@ -50,10 +50,10 @@ def tiled_contrastive_loss(
     holds, and 4,096 on a GPU (`auto_tile_size`).
 
     Allocates tiles (one; one more if symmetric, and in backward one more for a learnable temperature), some vectors
-    of B numbers, log2(N / tile_size) blocks (tile_size, D) and the gradients. Never allocated: the B x N logits,
+    of B numbers, log2(N / tile_size) + 1 blocks (tile_size, D) and the gradients. Never allocated: the B x N logits,
     probabilities or their gradient. Logits of positives and log-sum-exps of the others stay apart, so that an easy
-    positive's small loss keeps the digits that the dense loss rounds away. Probabilities under exp(-60) of a
-    direction's largest (float64: exp(-600)) count as 0.
+    positive's small loss keeps the digits that the dense loss rounds away. Probabilities up to exp(-59) of a
+    direction's largest (float64: exp(-599)) have no gradient.
 
     bfloat16 and float16 are read as they are and every product, sum and exponential is float32 (the passages' gradient
     has one float32 copy); the loss is then float32. Ambient autocast is switched off inside: representations keep
@@ -131,7 +131,7 @@ def auto_tile_size(dimensions: int, *, dtype: torch.dtype = torch.float32, cache
 @cache
 def last_level_cache_bytes() -> int:
     """Bytes of the processor's largest cache; 16 MiB where the system doesn't tell."""
-    return max((_cache_bytes(path) for path in CACHE_FOLDER.glob("index*/size")), default=UNKNOWN_CACHE_BYTES)
+    return max(map(_cache_bytes, CACHE_FOLDER.glob("index*/size")), default=0) or UNKNOWN_CACHE_BYTES
 
 
 def _cache_bytes(path: Path) -> int:

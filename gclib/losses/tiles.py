@@ -25,7 +25,7 @@ from gclib.losses.directions import QP, TEXTS, Directions, Side
 from gclib.losses.masks import Restriction, Rule
 from gclib.support.shapes import shape_checked
 
-# exp(x) is taken for 0 below these x: far under one rounding of a sum that holds exp(0) = 1, and far above the
+# exp(x) is not told from less below these x: far under one rounding of a sum that holds exp(0) = 1, and far above the
 # subnormal numbers on which a CPU's exp and matrix product are 10 to 100 times slower.
 NEGLIGIBLE_EXPONENT = {torch.float32: -60.0, torch.float64: -600.0}
 

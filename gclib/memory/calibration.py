@@ -1,7 +1,7 @@
 """The learner's own device against the forecast: real steps of random tokens, measured, kept, and read back.
 
 A forecast counts tensors. A GPU takes more, and each part of that has a name here: the *context* (driver and kernels,
-there before the first tensor, in no counter of PyTorch), the *workspace* of its matrix library (memory that PyTorch's
+in no counter of PyTorch), the *workspace* of its matrix library (memory that PyTorch's
 allocator holds for good), and *rounding* (blocks are handed out in sizes of the allocator's own). Context and
 workspace are measured once; steps of rising size show the rest, and the largest ratio is what a card's bytes are
 divided by.
@@ -64,8 +64,8 @@ class Reading:
 
 @dataclass(frozen=True)
 class Calibration:
-    """A device as it was measured. context_bytes: taken before the first tensor, by this process and by any other
-    that was on the device; None where nothing tells.
+    """A device as it was measured. context_bytes: beside all tensors, once matrix products have run, of this process
+    and of any other on the device; None where nothing tells.
 
     workspace_bytes: what the matrix library keeps of the allocator's memory.
     """

@@ -101,9 +101,10 @@ def forecast_step(
     Both are equal to the ledger of a rank, which sees no buckets and no buffers inside a backend (gloo copies what it
     gathers). Weights that FSDP2 shards are no forecast but a formula: `gclib.memory.shards.rank_bytes`.
 
-    The first forecast of a configuration runs its step with fake tensors; later ones, also those of a later session,
-    run only the loss. Where no law holds, and for rows of unlike lengths, every forecast runs the whole step with fake
-    tensors, up to `MOST_CHUNKS` chunks. Raises ValueError for arguments that do not fit.
+    The first forecast of a configuration runs its step with fake tensors; later ones run only the loss, of a config
+    (and a loss that is a module) also those of a later session. Where no law holds, and for rows of unlike lengths,
+    every forecast runs the whole step with fake tensors, up to `MOST_CHUNKS` chunks. Raises ValueError for arguments
+    that do not fit.
     """
     return forecast_workload(Workload(**locals()))
 

@@ -72,9 +72,10 @@ def largest_batch(step: str, *, budget_bytes: int, largest: int = 2**20, **same:
 
 
 def largest_chunk(step: str = "grad_cache", *, budget_bytes: int, batch_size: int, **same: Any) -> int:
-    """The largest chunk_size, up to the tower with the most rows, whose forecast stays within budget_bytes; 0 for none.
+    """The largest chunk_size, up to the rows of the larger tower, whose forecast stays within budget_bytes; 0 for none.
 
-    step: "grad_cache" or "accumulation". `same`: the other arguments of `forecast_step`, without chunk_size.
+    step: "grad_cache", or "accumulation" (up to the queries). `same`: the other arguments of `forecast_step`, without
+    chunk_size.
     """
     positive_int("budget_bytes", budget_bytes)
     one_of("step", step, ("grad_cache", "accumulation"))
@@ -250,7 +251,7 @@ def _cached(budget_bytes: int, naive_bytes: int, tile: int | None, chunks: _Chun
     limit = NEARLY * min(plan(size).time_ratio for size in sizes)
     coarse = quick(sizes, limit)
     best = plan(quick(range(coarse, min(size for size in [*sizes, largest + 1] if size > coarse)), limit))
-    tiles = "" if tile is None else f" The dense logits alone would not leave room for a row, so tiles of {tile:,}."
+    tiles = "" if tile is None else f" Beside the dense logits no chunk fits, so tiles of {tile:,}."
     reason = (
         f"The whole batch at once takes {format_bytes(naive_bytes)}, more than {format_bytes(budget_bytes)}.{tiles} "
         f"Chunks of {best.chunk_size:,} rows take {format_bytes(best.peak_bytes)} with {best.retain_chunks:,} of them "

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 from torch import nn
 
 from gclib.memory.depth import layers_of
@@ -24,15 +25,17 @@ from gclib.support.validation import int_at_least, one_of, positive_int, refuse
 class ShardBytes:
     """Bytes of one rank. weights, gradients (between a step and its optimizer) and optimizer: shards, exact.
 
-    most_whole: a bound for the whole weights and gradients beside them while a step runs, FSDP's own way: the root's
-    weights and gradients, and of the largest layer the weights, the next one's on their way, the gradients, and the
-    buffer in which they are reduced: 2 * root + 4 * layer. kept_whole: the same inside
-    `weights_kept`: all weights, all gradients, and twice the largest unit.
+    whole: of the encoders' whole parameters, gradients and states, what a forecast holds in their place. most_whole: a
+    bound for the whole weights and gradients beside them while a step runs, FSDP's own way: the root's weights and
+    gradients, and of the largest layer the weights, the next one's on their way, the gradients, and the buffer in which
+    they are reduced: 2 * root + 4 * layer. kept_whole: the same inside `weights_kept`: all weights, all gradients, and
+    twice the largest unit.
     """
 
     weights: int
     gradients: int
     optimizer: int
+    whole: tuple[int, int, int]
     most_whole: int
     kept_whole: int
 
@@ -44,16 +47,19 @@ class ShardBytes:
     def at_most(self, forecast: MemoryForecast, *, kept: bool = False) -> MemoryForecast:
         """A bound for a rank, from the forecast of the same step of this rank's rows with whole weights.
 
-        The forecast's own weights, gradients and optimizer states give way to the shards, and to what is whole
-        ("other"); the average of the gradients, which is FSDP's own, is left out. An upper bound: activations and whole
-        gradients need not peak at once.
+        The encoders' weights, gradients and optimizer states give way to the shards, and to what is whole ("other");
+        what else is of these kinds (buffers, a learned temperature) stays; the average of the gradients, which is
+        FSDP's own, is left out. An upper bound: activations and whole gradients need not peak at once.
         """
-        shards = {"parameters": self.weights, "gradients": self.gradients, "optimizer": self.optimizer}
+        places = [KINDS.index(kind) for kind in ("parameters", "gradients", "optimizer")]
+        segments = [segment for segment in forecast.timeline if segment.phase != "average"]
+        most = np.max([segment.kind_bytes.max(axis=0) for segment in segments], axis=0)
+        rest = [max(0, most[place] - size) for place, size in zip(places, self.whole, strict=True)]
         timeline = []
-        for segment in (segment for segment in forecast.timeline if segment.phase != "average"):
+        for segment in segments:
             held, net = segment.kind_bytes.copy(), segment.net_bytes.copy()
-            for kind, size in shards.items():
-                held[:, KINDS.index(kind)], net[KINDS.index(kind)] = size, 0
+            held[:, places] = np.add((self.weights, self.gradients, self.optimizer), rest)
+            net[places] = 0
             held[:, KINDS.index("other")] += self.kept_whole if kept else self.most_whole
             timeline.append(replace(segment, kind_bytes=held, net_bytes=net))
         return replace(forecast, timeline=timeline)
@@ -95,14 +101,15 @@ def rank_bytes(encoders: Sequence[nn.Module], *, ranks: int, rank: int = 0, opti
     states = sum(2 * _own_bytes(p, ranks, rank) + 4 for p in trained) if optimizer == "adamw" else 0
     units = [layer for encoder in dict.fromkeys(encoders) for layer in layers_of(encoder)]
     layers = [sum(p.nbytes for p in unit.parameters()) for unit in units]
-    whole = sum(p.nbytes for p in every)
+    whole, asked = (sum(p.nbytes for p in some) for some in (every, trained))
     root, largest = whole - sum(layers), max(layers, default=0)
     return ShardBytes(
         weights=sum(_stored_bytes(p, ranks) for p in every),
         gradients=sum(_stored_bytes(p, ranks) for p in trained),
         optimizer=states,
+        whole=(whole, asked, sum(2 * p.nbytes + 4 for p in trained) if states else 0),
         most_whole=2 * root + 4 * largest,
-        kept_whole=whole + sum(p.nbytes for p in trained) + 2 * max(root, largest),
+        kept_whole=whole + asked + 2 * max(root, largest),
     )
 
 

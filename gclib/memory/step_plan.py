@@ -65,9 +65,9 @@ def plan_step(
 
     Held against every cut of a grid on 300 random jobs (`python tests/benchmarks/bench_plans.py 300`; each job is in
     results/plans.csv): none went over budget by the ledger. At the price of calls the sum of FLOPs and calls was the
-    least in half of the jobs and at worst 1.026 of it; FLOPs alone are more, for a price of calls buys fuller chunks.
-    Where calls cost nothing, FLOPs were at worst 1.043 of the fewest that fit. The bytes that are told are the ledger's
-    in half of the jobs; where chunks of one row fit as if they were of two, they are up to 1.83 of it.
+    least in 284 jobs and at worst 1.026 of it; FLOPs alone are more, for a price of calls buys fuller chunks. Where
+    calls cost nothing, FLOPs were at worst 1.043 of the fewest that fit. The bytes that are told are within 0.02 % of
+    the ledger's in half of the jobs; where chunks of one row fit as if they were of two, they are up to 1.83 of it.
 
     Where encoders or loss can't be run with fake tensors, one small chunk is run and measured instead, and `reason`
     says so. Raises ValueError for what the step would refuse, and where nothing fits, with the bytes of the smallest.

@@ -55,8 +55,9 @@ def record_walk(
 ) -> Walk:
     """Run `step(encoders, inputs, loss_fn, **options)` for real, on the CPU, and return what was alive when.
 
-    One Moment for each piece that the step reports through `on_phase` (so options may not hold that), and one after it
-    has returned. Gradients are added to `.grad`, as the step does. Raises ValueError where encoders are no modules.
+    One Moment for each piece that the step reports through `on_phase` (so options may not hold that) but a chunked
+    step's entry, and one after it has returned. Gradients are added to `.grad`, as the step does. Raises ValueError
+    where encoders are no modules.
     """
     if not all(isinstance(encoder, nn.Module) for encoder in encoders):
         raise refuse("encoders", "must be torch modules", [type(encoder).__name__ for encoder in encoders])

@@ -94,8 +94,9 @@ class Workload:
                 raise refuse("config", "must be one config, or one for each of the two towers", self.config)
             return
         made = {name: getattr(self, name) for name in ("pooling", "gradient_checkpointing", "lora")}
+        made["dtype"] = self.dtype if self.dtype != torch.float32 else None
         if any(made.values()):
-            rule = "gradient_checkpointing and lora must be left alone where encoders are given: they have their own"
+            rule = "gradient_checkpointing, lora and dtype must be left alone beside encoders, which have their own"
             raise refuse("pooling,", rule, ", ".join(f"{name}={value!r}" for name, value in made.items()))
         if len(self.encoders) != 2 or not all(isinstance(encoder, nn.Module) for encoder in self.encoders):
             raise refuse("encoders", "must be two modules, the same one twice where tied", self.encoders)

@@ -98,9 +98,10 @@ class Encoder(nn.Module):
         """The encoder that a folder or a Hugging Face name holds: the vectors that sentence-transformers gives of it.
 
         pooling, normalize: None for what the folder says (a folder of sentence-transformers says it in modules.json,
-        with layers behind the pooling, which are read too); else the mean, normalized, or "own" for a model with a
-        projection. dtype: what the weights become, whatever they are kept in: small updates are lost in bfloat16; None
-        leaves them as they are. `gclib.models.pretrained.load_tokenizer` loads the tokenizer beside it.
+        with layers behind the pooling, which are read too); else the mean, normalized (sentence-transformers leaves its
+        length), or "own" for a model with a projection. dtype: what the weights become, whatever they are kept in:
+        small updates are lost in bfloat16; None leaves the model as it is, and layers behind the pooling follow it.
+        `gclib.models.pretrained.load_tokenizer` loads the tokenizer beside it.
 
         ValueError where there is no model to be had, or one that can't be read whole.
         """
@@ -115,8 +116,8 @@ class Encoder(nn.Module):
             raise refuse("pooling", "may be 'own' only where the pooler's weights are kept", "a folder without them")
         normalize = sentence.normalize if normalize is None else normalize
         encoder = cls(model, pooling=pooling, normalize=normalize, head=sentence.head, rules=sentence.rules)
-        if encoder.head is not None and dtype is not None:
-            encoder.head.to(dtype)
+        if encoder.head is not None:
+            encoder.head.to(dtype or next(model.parameters()).dtype)
         return encoder
 
     def in_words(self) -> str:

@@ -114,7 +114,7 @@ def _lower_case(tokenizer: Any, argument: str) -> None:
 
 
 def tokenizer_text(tokenizer: Any) -> str:
-    """All that decides a tokenizer's tokens, as a text: two that differ give different ones."""
+    """All that decides a fast tokenizer's tokens, as a text; of one written in Python its class and vocabulary."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is not None:
         return backend.to_str()

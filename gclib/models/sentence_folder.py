@@ -5,6 +5,7 @@ Read whole, or refused by the name of what can't be read: a layer that is left o
 
 import json
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -274,11 +275,22 @@ def _write_json(path: Path, content: Any) -> None:
 _KINDS: dict[type, str] = {Dense: "Dense", Norm: "LayerNorm", UnitLength: "Normalize", nn.Dropout: "Dropout"}
 
 
+def _is_kept_by_name(activation: nn.Module) -> bool:
+    """Whether the class's name says all of an activation but how its output is stored."""
+    with suppress(TypeError):  # a class that wants arguments
+        same = repr(activation).replace("inplace=True", "") == repr(type(activation)())
+        return same and getattr(nn, type(activation).__name__, None) is type(activation)
+    return False
+
+
 def check_head(head: Sequence[nn.Module]) -> nn.ModuleList | None:
-    """The layers behind a pooling, if each is of a kind that a folder can keep; None for none. ValueError."""
+    """The layers behind a pooling, if each is one that a folder can keep; None for none. ValueError."""
     for layer in head:
         if type(layer) not in _KINDS:
             raise refuse(
                 "head", f"must hold layers of {', '.join(kind.__name__ for kind in _KINDS)}", type(layer).__name__
             )
+        if isinstance(layer, Dense) and not _is_kept_by_name(layer.activation_function):
+            rule = "must hold activations of torch.nn with their defaults: a folder keeps an activation's name alone"
+            raise refuse("head", rule, repr(layer.activation_function))
     return nn.ModuleList(head) if head else None

@@ -21,8 +21,9 @@ DEEPEST = 3  # callables inside callables that are looked through
 def modules_of(encoder: Any) -> list[nn.Module]:
     """The outermost modules behind a callable: itself, or those that it holds or names.
 
-    Looked through are functions (closures, defaults, the globals that they load), `functools.partial`, bound methods,
-    lists, mappings, and the attributes of other callable objects. A module that is made inside a call is not seen.
+    Looked through are functions (closures, defaults, the globals that they load), `functools.partial`, bound methods
+    and the attributes of their objects, lists, mappings, and the attributes of other callable objects. A module that is
+    made inside a call is not seen.
     """
     if isinstance(encoder, nn.Module):
         return [encoder]
@@ -52,7 +53,7 @@ def parts_of(thing: Any) -> Iterable[Any]:
     if isinstance(thing, partial):
         return [thing.func, *thing.args, *thing.keywords.values()]
     if isinstance(thing, MethodType):
-        return [thing.__self__, thing.__func__]
+        return [thing.__self__, *getattr(thing.__self__, "__dict__", {}).values(), thing.__func__]
     if isinstance(thing, (list, tuple)):
         return thing
     if isinstance(thing, Mapping):

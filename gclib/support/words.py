@@ -3,6 +3,7 @@
 import math
 import re
 from collections.abc import Sequence
+from contextlib import suppress
 from numbers import Real
 
 from gclib.support.validation import refuse
@@ -34,7 +35,7 @@ def unit_for(count: float) -> tuple[str, int]:
 
 
 def format_table(headings: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
-    """Rows of text under headings, in columns: words left, numbers right."""
+    """Rows of text under headings, in columns: words and what has a sign left, numbers right."""
     texts = [[_cell(value) for value in row] for row in rows]
     widths = [max(map(len, column)) for column in zip(headings, *texts, strict=True)]
     right = [all(_is_number(row[n]) for row in texts) for n in range(len(headings))]
@@ -67,8 +68,8 @@ def typed_number(text: str, unit: str = "") -> int | float:
     if "," in plain and not THOUSANDS.fullmatch(plain):
         raise ValueError(f"That is not a number: {text}. A comma stands between thousands, a point before decimals.")
     for kind in (int, float):
-        try:
-            return kind(plain.replace(",", ""))
-        except ValueError:
-            pass
+        with suppress(ValueError):
+            number = kind(plain.replace(",", ""))
+            if "_" not in plain and number - number == 0:  # neither infinite nor NaN
+                return number
     raise ValueError(f"That is not a number: {text}.")

@@ -173,7 +173,7 @@ def fitted(settings: Settings, encoder: Encoder, tokenizer: Any) -> Settings:
 def with_prompts(settings: Settings) -> Settings:
     """With the prefixes that the model's folder has for queries and passages, where none were typed.
 
-    As sentence-transformers reads them: the prompt "query"; "document", else "passage"; else its default prompt.
+    As sentence-transformers reads them: the prompt "query"; "document", "passage" or "corpus"; else its default.
     """
     prompts = {} if settings.is_fresh else prompts_of(settings.model)
     query = prompts.get("query", prompts.get("default", ""))

@@ -31,7 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def command(arguments: argparse.Namespace) -> int:
-    """Evaluate what was typed and print a table; the exit status: 0, 2 for what was refused, 1 for a lack of memory."""
+    """Evaluate what was typed and print a table; the exit status: 0; 2: refused; 1: the machine failed."""
     try:
         settings = settings_for(typed_settings(arguments))
         with fewer_words(quiet=True):

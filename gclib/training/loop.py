@@ -182,9 +182,9 @@ def train(
     Batches: as `draw_batches` says. Each epoch is a new order by `seed` and epoch, in which every pair stands once but
     the few that fill no batch at its end, and no batch holds a false negative: a passage that is right for one of its
     queries, as another pair's positive or hard negative. Pairs with too many twins for that are told in a warning
-    before training. Dropout follows `seed` too; the caller's random generators and the encoders' training modes are put
-    back. `on_record` sees each record; raising from it stops the training after that step, with weights and optimizer
-    as they then are.
+    before training. Dropout follows `seed` too; the random generators of the processor and of the encoders' cards, and
+    the encoders' training modes, are put back. `on_record` sees each record; raising from it stops the training after
+    that step, with weights and optimizer as they then are.
 
     start: go on from this state, with weights and optimizer as they then were (but for the learning rates: again the
     schedule's top), to the same records, bit for bit on the same machine; the records of the steps still to take are

@@ -53,7 +53,7 @@ class Settings:
     )
     passage_prefix: str | None = option(None, "data", "put before every passage; else the model's own prompt", str)
     train_pairs: int | None = option(None, "data", "train on the first so many pairs; else all", int)
-    test_pairs: int = option(1_000, "data", "evaluate on the first so many test pairs; 0: no evaluation", int)
+    test_pairs: int = option(1_000, "data", "evaluate on the first so many pairs; train takes 0 for none", int)
     negatives: int = option(0, "data", "hard negatives to mine with BM25 for each query", int)
     query_length: int | None = option(None, "data", "tokens that a query is cut to; else 64, or the model's most", int)
     passage_length: int | None = option(None, "data", "the same of a passage; else 256, or the model's most", int)
@@ -61,7 +61,9 @@ class Settings:
     model: str = option(
         "mini", "model", f"{', '.join(SIZES)} or a preset, with fresh weights; or a folder to start from"
     )
-    pooling: str | None = option(None, "model", "how tokens become one vector; else mean, or the preset's", str, POOLED)
+    pooling: str | None = option(
+        None, "model", "how tokens become one vector; else as a folder says, the preset's, or mean", str, POOLED
+    )
     lora_rank: int | None = option(
         None, "model", "freeze the weights, and train pairs of this rank beside the attention's (LoRA; needs peft)", int
     )
@@ -79,7 +81,11 @@ class Settings:
     step: str = option("grad_cache", "step", "how the gradient of a batch is made", str, tuple(STEPS))
     batch_size: int = option(128, "step", "queries an update, over all processes", int)
     chunk_size: int | str | None = option(
-        None, "step", "rows encoded at once, or auto: as memory allows; grad_cache without either: auto", int_or_auto
+        None,
+        "step",
+        "rows encoded at once (accumulation: queries, with their passages), or auto: as memory allows; "
+        "grad_cache without either: auto",
+        int_or_auto,
     )
     chunk_tokens: int | None = option(None, "step", "instead: padded tokens encoded at once (grad_cache)", int)
     retain_chunks: int = option(0, "step", "chunks that keep their graph and are encoded once (grad_cache)", int)
@@ -104,7 +110,9 @@ class Settings:
 
     checkpoint_every: int = option(100, "files", "steps between checkpoints; 0: only at the end", int)
     keep: int = option(2, "files", "checkpoints to keep, the newest", int)
-    evaluate_every: int = option(0, "files", "steps between evaluations; 0: only at the end", int)
+    evaluate_every: int = option(
+        0, "files", "steps between evaluations; 0: only before the first and after the last", int
+    )
     timeout_seconds: float = option(1_800.0, "files", "how long a process waits for another one", float)
 
     def check(self, processes: int = 1) -> None:

@@ -219,6 +219,8 @@ def test_a_public_set_is_read_from_a_local_folder(dataset_folder):
     assert pairs_from_dataset(dataset_folder, limit=2) == expected[:2]
     with pytest.raises(ValueError, match=r"passage must be one of the columns .*, got 'positive'"):
         pairs_from_dataset(dataset_folder, passage="positive")
+    with pytest.raises(ValueError, match="split must be one of 'train', got 'test'"):
+        pairs_from_dataset(dataset_folder, split="test")
 
 
 @needs_datasets

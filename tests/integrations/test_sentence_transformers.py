@@ -328,6 +328,12 @@ def test_the_line_of_the_readme_and_of_the_recipe_takes_the_place_of_theirs(fold
 # --- what is refused --------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("half", [{"hardness_mode": "all_negatives"}, {"hardness_strength": 2.0}])
+def test_half_of_what_hardness_needs_is_told(half, folder):
+    with pytest.warns(UserWarning, match="weighs nothing"):
+        assert GradCacheLoss(loaded(folder), **half).rule is None
+
+
 @pytest.mark.parametrize(
     ("settings_", "words"),
     [
@@ -339,8 +345,10 @@ def test_the_line_of_the_readme_and_of_the_recipe_takes_the_place_of_theirs(fold
         ({"budget_bytes": 2**30}, "budget_bytes must be None without"),
         ({"chunk_size": "auto", "budget_bytes": 0}, "budget_bytes must be an int of at least 1"),
         ({"verify": "twice"}, "verify must be one of"),
-        ({"hardness_mode": "some", "hardness_strength": 1.0}, "kind must be one of"),
-        ({"hardness_mode": "all_negatives", "hardness_strength": -1.0}, "strength must be"),
+        ({"hardness_mode": "some", "hardness_strength": 1.0}, "hardness_mode must be one of"),
+        ({"hardness_mode": "some"}, "hardness_mode must be one of"),
+        ({"hardness_mode": "all_negatives", "hardness_strength": -1.0}, "hardness_strength must be"),
+        ({"hardness_strength": -1.0}, "hardness_strength must be"),
         ({"chunk_size": 0}, "chunk_size must be an int of at least 1"),
         ({"temperature": 0.0}, "temperature must be"),
         ({"scale": -1.0}, "scale must be"),

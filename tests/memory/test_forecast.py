@@ -273,6 +273,7 @@ def test_kinds_add_up():
         ({"pooling": "max"}, "pooling"),
         ({"gradient_checkpointing": "yes"}, "gradient_checkpointing"),
         ({"config": None, "encoders": [nn.Linear(1, 1)] * 2, "pooling": "mean"}, "pooling, gradient_checkpointing"),
+        ({"config": None, "encoders": [nn.Linear(1, 1)] * 2, "dtype": torch.bfloat16}, "dtype=torch.bfloat16"),
         ({"passage_length": [1, 2]}, "passage_length"),
         ({"dtype": torch.int64}, "dtype"),
         ({"autocast": "bf16"}, "autocast"),

@@ -133,7 +133,7 @@ def test_7b_with_lora_and_seven_hard_negatives_on_one_card_of_80_gb():
         ({"lora": 16}, "lora must be a gclib.models.adapters.LoRA, or None, got 16"),
         ({"lora": LoRA(4, targets="q_proj")}, "targets must be some of this model's linear layers"),
         ({"gradient_checkpointing": "yes"}, "gradient_checkpointing must be one of False, True, 'reentrant'"),
-        ({"config": None, "encoders": [torch.nn.Linear(1, 1)] * 2, "lora": LoRA(4)}, "lora must be left alone"),
+        ({"config": None, "encoders": [torch.nn.Linear(1, 1)] * 2, "lora": LoRA(4)}, "lora and dtype must be left"),
     ],
 )
 def test_bad_input_is_refused_in_words(change, words):

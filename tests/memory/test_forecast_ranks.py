@@ -12,6 +12,7 @@ from gclib import ContrastiveLoss, Encoder, average_gradients, forecast_step, re
 from gclib.course.ranks.shards import Watch
 from gclib.distributed import rehearsal, weights_kept, world_size
 from gclib.memory.depth import layers_of
+from gclib.memory.ledger import KINDS
 from gclib.memory.shards import rank_bytes
 from gclib.steps import STEPS
 from tests.memory.test_ledger import batch
@@ -175,6 +176,20 @@ def test_a_sharded_rank_s_peak_stays_below_its_bound_and_near_it(tmp_path):
     for peaks in run_ranks(watched_peaks, 2, tmp_path):
         ratios = [peak / bound for peak, bound in zip(peaks, bounds, strict=True)]
         assert all(0.6 <= ratio <= 1 for ratio in ratios), ratios
+
+
+def test_a_bound_keeps_buffers_and_what_the_loss_owns():
+    encoder, loss = Encoder.from_config("mini"), ContrastiveLoss(learnable=True)
+    encoder.register_buffer("table", torch.zeros(2**16))
+    whole = forecast_step("grad_cache", encoders=[encoder] * 2, loss=loss, optimizer="adamw", **SHARDED, **SHAPES)
+    shards = rank_bytes([encoder], ranks=2, optimizer="adamw")
+    bound = shards.at_most(whole).timeline[0].kind_bytes[0]
+    owned = sum(p.nbytes for p in loss.parameters())
+    buffers = sum(b.nbytes for module in (encoder, loss) for b in module.buffers())
+    assert buffers >= 2**18 and owned == 4
+    assert bound[KINDS.index("parameters")] == shards.weights + buffers + owned
+    assert bound[KINDS.index("gradients")] == shards.gradients + owned
+    assert bound[KINDS.index("optimizer")] == shards.optimizer + 2 * owned + 4
 
 
 @pytest.mark.parametrize(

@@ -97,6 +97,10 @@ def test_a_pooling_that_is_none_is_refused(pooling):
 def test_layers_that_no_folder_can_keep_are_refused():
     with pytest.raises(ValueError, match="head must hold layers of Dense, Norm, UnitLength, Dropout, got 'Linear'"):
         Encoder(NanAtPadding(), head=[nn.Linear(8, 8)])
+    for activation in (nn.GELU("tanh"), nn.LeakyReLU(0.3), nn.Softmax(dim=1), nn.Threshold(0.1, 20), NanAtPadding()):
+        with pytest.raises(ValueError, match="head must hold activations of torch.nn with their defaults"):
+            Encoder(NanAtPadding(), head=[Dense(8, 8, activation=activation)])
+    Encoder(NanAtPadding(), head=[Dense(8, 8, activation=nn.ReLU(inplace=True)), Dense(8, 8, activation=nn.PReLU())])
 
 
 def test_a_model_that_shortens_its_rows_is_refused():

@@ -207,3 +207,13 @@ def test_layers_behind_a_pooling_without_a_name_are_not_lost(pooling, bert, tmp_
     with pytest.raises(ValueError, match="must not have layers behind pooling"):
         save_model_folder(encoder, load_tokenizer(bert), tmp_path / "model", max_length=8)
     assert not (tmp_path / "model").exists()
+
+
+def test_without_a_dtype_the_layers_behind_the_pooling_follow_the_model(bert, tmp_path):
+    saved(bert, tmp_path / "st", layers=HEADS["dense"]())
+    encoder = Encoder.from_pretrained(tmp_path / "st", dtype=torch.bfloat16)
+    save_model_folder(encoder, load_tokenizer(tmp_path / "st"), tmp_path / "half", max_length=16)
+    again = Encoder.from_pretrained(tmp_path / "half", dtype=None)
+    assert {parameter.dtype for parameter in again.parameters()} == {torch.bfloat16}
+    tokens = torch.ones(2, 3, dtype=torch.long)
+    assert again(input_ids=tokens, attention_mask=tokens).shape == (2, 8)

@@ -21,11 +21,22 @@ class Holder:
         return self.module(x)
 
 
+class Plain:
+    """An object that can't be called, whose method runs the module it holds."""
+
+    def __init__(self, module):
+        self.model = module
+
+    def encode(self, x):
+        return self.model(x)
+
+
 def test_modules_are_seen_through_what_holds_them():
     module = nn.Sequential(nn.Linear(2, 2))
     defaults = lambda x, layer=module: layer(x)  # noqa: E731
     for held in (module, lambda x: module(x), partial(defaults), defaults, Holder(module), Holder(module).__call__):
         assert modules_of(held) == [module]
+    assert modules_of(Plain(module).encode) == [module]
     assert modules_of(lambda x: LAYER(x)) == [LAYER] and modules_of(len) == []
 
 

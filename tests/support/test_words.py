@@ -51,7 +51,7 @@ def test_a_typed_number(text, number):
     assert typed_number(text, "GiB") == number
 
 
-@pytest.mark.parametrize("text", ["7,5", "1,23,456", "many", "", "3 MiB"])
+@pytest.mark.parametrize("text", ["7,5", "1,23,456", "many", "", "3 MiB", "nan", "inf", "1_000"])
 def test_what_can_not_be_read_for_sure_is_told(text):
     with pytest.raises(ValueError, match="That is not a number"):
         typed_number(text, "GiB")

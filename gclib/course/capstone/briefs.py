@@ -469,7 +469,8 @@ def _check_chunks(scenario: Scenario, plan: TrainingPlan) -> None:
     if plan.step == "naive" and plan.chunk_size is not None:
         raise refuse("chunk_size", "must be None for the naive step, which has no chunks", plan.chunk_size)
     if plan.step != "grad_cache" and retained:
-        raise refuse("retain_chunks", "must be 0 unless the step is grad_cache: only there is a graph kept", retained)
+        rule = "must be 0 unless the step is grad_cache: only there does a kept graph spare a chunk its second forward"
+        raise refuse("retain_chunks", rule, retained)
     if plan.step == "naive":
         return
     if positive_int("chunk_size", plan.chunk_size) > plan.batch_size:

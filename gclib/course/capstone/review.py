@@ -255,7 +255,7 @@ def _needless_tile(brief: Brief, best: TrainingPlan, now: TrainingPlan) -> str:
     matrix = 4 * now.batch_size**2 * (1 + brief.scenario.negatives)
     lost = hours(brief, now) - hours(brief, dense)
     return (
-        f"the dense logits fit ({format_bytes(matrix)} a matrix); tiles compute them twice, 8 products for 6: "
+        f"the dense logits fit ({format_bytes(matrix)} a matrix); tiles compute them twice, 4 products for 3: "
         f"{_hours(lost)} more"
     )
 

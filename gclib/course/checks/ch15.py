@@ -140,8 +140,8 @@ predict_peak = Exercise(
         ),
         Misconception(
             "one matrix of logits",
-            "The dense loss holds three matrices, 12 bytes for each logit: logits, what the softmax keeps, and the "
-            "gradient.",
+            "The dense loss holds three matrices, 12 bytes for each logit: the log-softmax that the forward "
+            "keeps, its gradient, and the gradient of the logits.",
             _sum_of(logits=lambda batch, tile, **_: 4 * (tile or batch) ** 2),
         ),
         Misconception(

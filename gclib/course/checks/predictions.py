@@ -150,7 +150,7 @@ def after_prediction(chapter: int, key: str, widget: "ipywidgets.Widget") -> "ip
         box.arrange(box.status, widget)
 
     box.open_now, box.skip = open_now, button("Skip", open_now, tooltip="Open it without a prediction")
-    box.status.value = aloud(f"<b>Predict first.</b> What answers this opens when you have typed a prediction {here}.")
+    box.status.value = aloud(f"<b>Predict first.</b> What answers this opens when you have kept a prediction {here}.")
     box.arrange(box.status, *asked, box.skip, classes={"closed": box, "skip": box.skip})
     _closed.setdefault(place, []).append(open_now)
     return box

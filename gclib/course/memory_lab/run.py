@@ -236,8 +236,8 @@ def step_of(settings: LabSettings) -> tuple[Any, dict[str, Any]]:
 def make_batch(settings: LabSettings) -> tuple[list[dict[str, Tensor]], str]:
     """Queries (B, their length) and passages (N, theirs) of tokens, and in words what they are.
 
-    Real pairs where the corpus has been built, other pairs' passages for hard negatives; random tokens elsewhere. The
-    last column is padding in every row: the forecast is of a padded batch.
+    Real pairs where the corpus has been built and both lengths are 4 or more, other pairs' passages for hard negatives;
+    random tokens elsewhere. The last column, but of a length of 1, is padding: the forecast is of a padded batch.
     """
     counts, lengths = (settings.batch_size, settings.passages), settings.lengths
     texts = _real_texts()

@@ -44,16 +44,16 @@ class MemoryLab(LiveLab):
     Attributes, each an ipywidget: step, model, precision, optimizer, batch_size, chunk_size, retain_chunks,
     query_length, length (of passages), tile_size, budget (its value: bytes), negatives, symmetric, tied, checkpointing,
     lora_rank, ranks (processes, and how they keep the weights), of which `FOLDED` are folded under `more`; run, stop,
-    largest (sets the batch to the largest that fits), pin (keeps these settings to compare with), as_code (shows code,
-    a program that prints this forecast); status, forecast, compared (text), picture. `table()` is the lab as text.
-    `wait()` returns when all that was started has ended. `controls`: all that change the forecast. `live`: the last
-    run, going on or ended.
-    The keywords set where the controls start: those of `LabSettings`, with its defaults, and budget; each must be one
-    of the control's values. device: where Run runs the step; None for a CUDA card where PyTorch can use one, else the
-    processor. ahead: once nothing else waits, the page gets the laws of every step, for chunks of one row too, and for
-    both kinds of devices: then no move of batch, chunk, step, retained, budget or optimizer asks Python. A budget that
-    is a card is forecast with a card's operations, any other budget with those of the device.
-    Both towers read tokens: towers for pictures are `forecast_step`'s alone.
+    largest (says the largest batch that fits, and moves the slider to its last place that does), pin (keeps these
+    settings to compare with), as_code (shows code, a program that prints this forecast); status, forecast, compared
+    (text), picture. `table()` is the lab as text. `wait()` returns when all that was started has ended. `controls`: all
+    that change the forecast. `live`: the last run, going on or ended. The keywords set where the controls start: those
+    of `LabSettings`, with its defaults, and budget; each must be one of the control's values. device: where Run runs
+    the step; None for a CUDA card where PyTorch can use one, else the processor. ahead: once nothing else waits, the
+    page gets the laws of every step, for chunks of one row too, and for both kinds of devices: then no move of batch,
+    chunk, step, retained, budget or optimizer asks Python. A budget that is a card is forecast with a card's
+    operations, any other budget with those of the device. Both towers read tokens: towers for pictures are
+    `forecast_step`'s alone.
     """
 
     label_width = "115px"

@@ -35,7 +35,7 @@ def sentence(text: str) -> str:
 
 def button(label: str, react: Callable[[], object], **look: Any) -> widgets.Button:
     """A button that calls `react` when it is pressed, as wide as its words."""
-    made = widgets.Button(description=label, layout={"width": "max-content", "min_width": "9rem"}, **look)
+    made = widgets.Button(description=label, layout={"width": "max-content", "min_width": "148px"}, **look)
     made.on_click(lambda _: react())
     return made
 
