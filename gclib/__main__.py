@@ -1,6 +1,7 @@
 """Seven commands: `python -m gclib` and one of course, data-card, table1, train, evaluate, calibrate, zoo."""
 
 import argparse
+import math
 import sys
 
 import torch
@@ -60,13 +61,15 @@ def main(arguments: list[str] | None = None) -> int:
     elif chosen.command == "data-card":
         _data_card(write=chosen.write)
     else:
+        if chosen.seed < 0:
+            parser.error(f"--seed must be at least 0, got {chosen.seed}")
         _table1(QUICK if chosen.quick else WHOLE, seed=chosen.seed, fresh=chosen.fresh)
     return 0
 
 
 def _calibrate(chosen: argparse.Namespace, parser: argparse.ArgumentParser) -> None:
-    if chosen.seconds <= 0:
-        parser.error(f"--seconds must be above 0, got {chosen.seconds}")
+    if not 0 < chosen.seconds < math.inf:
+        parser.error(f"--seconds must be a finite number above 0, got {chosen.seconds}")
     if chosen.record and not torch.cuda.is_available():
         parser.error("--record needs a CUDA card that PyTorch can use, and there is none here")
     measured = calibration.calibrate(seconds=chosen.seconds, on_reading=lambda reading: print(reading.case, flush=True))

@@ -26,9 +26,9 @@ from gclib.chunks import plan_chunks
 from gclib.randomness import RandomState
 from gclib.steps import OnPhase, grad_cache_step, silent
 from gclib.support.modules import Autocast, refuse_batch_norm
-from gclib.support.validation import describe, has_values, positive_int, refuse
+from gclib.support.validation import describe, has_values, one_of, positive_int, refuse
 from gclib.towers import as_tower_list
-from gclib.verify import check_again, learn, seen
+from gclib.verify import WHEN, check_again, check_hooks, learn, seen
 
 
 def distance_cache_step(
@@ -61,6 +61,8 @@ def distance_cache_step(
     Source: Gao et al. 2021, section 5, equations (10)-(13).
     """
     _check_distance(encoders, distance, loss_fn)
+    if one_of("verify", verify, WHEN) != "never":
+        check_hooks("distance", distance, "cpu")
     sizes = [positive_int("chunk_size", size) for size in as_tower_list("chunk_size", chunk_size, 2)]
     blocks = _Blocks(distance, sizes, on_phase or silent, verify)
 

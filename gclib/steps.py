@@ -24,7 +24,16 @@ from gclib.distributed import average_after_backward, own_sync_off, world_size
 from gclib.randomness import RandomState
 from gclib.support.validation import describe, positive_int, refuse
 from gclib.towers import Job, Tower, encode, encode_chunk, generators_back_on_error, generators_of, take
-from gclib.verify import Conditions, Verification, check_towers, even_cuts, plan_verified, refuse_untrained, whole_shape
+from gclib.verify import (
+    Conditions,
+    Verification,
+    check_hooks,
+    check_towers,
+    even_cuts,
+    plan_verified,
+    refuse_untrained,
+    whole_shape,
+)
 
 OnPhase = Callable[..., None]
 
@@ -88,6 +97,7 @@ def accumulation_step(
         raise refuse("loss_fn", "must not gather: a chunk of accumulation has a loss of its own", loss_fn)
     queries = towers[0].rows
     for tower in towers:
+        check_hooks(f"encoders[{tower.number}]", tower.encoder, tower.kind)
         if tower.rows % queries:
             raise refuse(f"inputs[{tower.number}]", f"must have a multiple of B = {queries} rows", f"{tower.rows} rows")
     report = on_phase or silent

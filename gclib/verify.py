@@ -10,7 +10,7 @@ encoder looks; later ones trust it.
 import random
 import warnings
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import replace
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -47,7 +47,6 @@ CAUSES = (
     "statistics) belong into eval mode; random numbers must be torch's. verify='never' trusts the encoder all the same"
 )
 _seen: WeakKeyDictionary[Any, dict[tuple, bool]] = WeakKeyDictionary()
-_follows_tokens: WeakKeyDictionary[Any, bool] = WeakKeyDictionary()
 
 
 def check_towers(
@@ -179,7 +178,7 @@ def plan_verified(towers: Sequence[Tower], verify: str, **cut: Any) -> tuple[lis
     """
     one_of("verify", verify, WHEN)
     for tower in towers if verify != "never" else ():
-        _check_hooks(tower)
+        check_hooks(f"encoders[{tower.number}]", tower.encoder, tower.kind)
     jobs = plan_jobs(towers, **cut)
     padded = Verification(jobs, verify).find_padded()
     if padded and cut["plan"] is not None:
@@ -195,23 +194,23 @@ def plan_verified(towers: Sequence[Tower], verify: str, **cut: Any) -> tuple[lis
     return jobs, checks
 
 
-def _check_hooks(tower: Tower) -> None:
+def check_hooks(argument: str, encoder: Any, device_type: str) -> None:
     """ValueError for parameters that are stepped as soon as they have a gradient; a warning for hooks on gradients.
 
     Both run once a chunk: an optimizer would step on a part of the gradient, and what is not linear (a clamp) gives
     another one than on the whole. A hook whose `only_reads` is true (the ledger's) may stay.
     """
-    named = [(name, p) for module in modules_of(tower.encoder) for name, p in module.named_parameters()]
+    named = [(name, p) for module in modules_of(encoder) for name, p in module.named_parameters()]
     for name, parameter in named:
         hooks = (parameter._post_accumulate_grad_hooks or {}).values()
         if not all(getattr(hook, "only_reads", False) for hook in hooks):
             rule = "must have no hooks that run as soon as a gradient is there: in a chunked step it is a chunk's"
-            raise refuse(f"encoders[{tower.number}]", rule, f"one on {name}")
+            raise refuse(argument, rule, f"one on {name}")
     hooked = [name for name, parameter in named if parameter._backward_hooks]
-    if hooked and seen(tower.encoder, "hooks", tower.kind) is None:
-        learn(tower.encoder, "hooks", tower.kind, True)
+    if hooked and seen(encoder, "hooks", device_type) is None:
+        learn(encoder, "hooks", device_type, True)
         words = "runs once a chunk, not once a step: right if it is linear; clip or clamp after the step instead."
-        warnings.warn(f"encoders[{tower.number}]: the gradient hook on {hooked[0]} {words}", stacklevel=6)
+        warnings.warn(f"{argument}: the gradient hook on {hooked[0]} {words}", stacklevel=6)
 
 
 def same_calls(jobs: Sequence[Job]) -> list[Job]:
@@ -267,10 +266,11 @@ class Conditions:
         self._wrapped = bool(data_parallel(encoders))
         self._autocasts = [Autocast.ambient(kind) for kind in {tower.kind for tower in towers}]
         self._modules = [part for encoder in encoders for module in modules_of(encoder) for part in module.modules()]
-        self._tensors = [tensor for tower in towers for tensor in tower.tensors]
-        self._tensors += [p for module in self._modules for p in module.parameters(recurse=False)]
-        self._tensors = [tensor for tensor in self._tensors if not tensor.is_inference()]  # these can't be written to
-        self._then = self._now()
+        self._inputs = [tower.inputs for tower in towers]
+        self._held, self._then = (
+            self._tensors(),
+            self._now(),
+        )  # held, so that no other tensor gets an identity of theirs
 
     @contextmanager
     def restored(self) -> Iterator[None]:
@@ -291,8 +291,15 @@ class Conditions:
                 rule = "must take the forwards of other losses before grad_cache_loss, where one backward() is for both"
                 raise refuse("DistributedDataParallel", rule, "one after it") from error
 
-    def _now(self) -> tuple[list[bool], list[int]]:
-        return [module.training for module in self._modules], [tensor._version for tensor in self._tensors]
+    def _tensors(self) -> list[Tensor]:
+        """The inputs and weights that are there now."""
+        tensors = [tensor for inputs in self._inputs for tensor in named_tensors(inputs).values()]
+        return tensors + [p for module in self._modules for p in module.parameters(recurse=False)]
+
+    def _now(self) -> tuple[list[bool], list[tuple[int, int]]]:
+        """Modes, and of each tensor which it is and how often it was written to (never, of one of inference_mode)."""
+        tensors = [(id(tensor), 0 if tensor.is_inference() else tensor._version) for tensor in self._tensors()]
+        return [module.training for module in self._modules], tensors
 
 
 class Verification:
@@ -429,12 +436,17 @@ def faults_of(tower: Tower) -> dict[str, str]:
 
 def seen(encoder: Any, what: str, device_type: str) -> bool | None:
     """Whether `what` holds of the encoder, as it was seen in its present mode and autocast; None where it was not."""
-    return _seen.get(_subject(encoder), {}).get((what, *_conditions(encoder, device_type)))
+    try:
+        known = _seen.get(_subject(encoder), {})
+    except TypeError:  # no hash, or no weak reference: such an encoder is new in each step
+        return None
+    return known.get((what, *_conditions(encoder, device_type)))
 
 
 def learn(encoder: Any, what: str, device_type: str, holds: bool) -> None:
     """Remember for later steps whether `what` holds of the encoder."""
-    _seen.setdefault(_subject(encoder), {})[what, *_conditions(encoder, device_type)] = holds
+    with suppress(TypeError):  # as in `seen`
+        _seen.setdefault(_subject(encoder), {})[what, *_conditions(encoder, device_type)] = holds
 
 
 def _subject(encoder: Any) -> Any:
@@ -445,7 +457,7 @@ def _subject(encoder: Any) -> Any:
 def _conditions(encoder: Any, device_type: str) -> tuple:
     """Another method of the object, another mode or another autocast may take other operations."""
     autocast = torch.get_autocast_dtype(device_type) if torch.is_autocast_enabled(device_type) else None
-    modes = tuple(module.training for module in modules_of(encoder))
+    modes = tuple(part.training for module in modules_of(encoder) for part in module.modules())
     return getattr(encoder, "__name__", ""), modes, device_type, autocast
 
 
@@ -468,7 +480,7 @@ def whole_shape(job: Job, output: Tensor) -> list[int]:
     tower, missing = job.tower, job.tower.width - job.chunk.width
     shape = [tower.rows, *output.shape[1:]]
     if output.ndim == 3 and (missing > 0 or (job.chunk.width > 1 and tower.trimmed and world_size() > 1)):
-        if (follows := _follows_tokens.get(_subject(tower.encoder))) is None:
+        if (follows := seen(tower.encoder, "follows", tower.kind)) is None:
             more = missing or -1
             with torch.no_grad(), _generators_kept(tower):
                 other = _encode_rows(tower, job.chunk.rows[:2], job.chunk.width + more)
@@ -476,7 +488,7 @@ def whole_shape(job: Job, output: Tensor) -> list[int]:
             if moved not in (0, more):
                 rule = "must return one vector a token, or as many for every text, or be given sort_by_length=False"
                 raise refuse(f"encoders[{tower.number}]", rule, f"{moved} more vectors for {more} more tokens")
-            follows = _follows_tokens[_subject(tower.encoder)] = moved == more
+            learn(tower.encoder, "follows", tower.kind, follows := moved == more)
         shape[1] += missing * follows
     return shape
 
@@ -579,6 +591,8 @@ def _off_at(tower: Tower, width: int, full: Tensor) -> float:
     """How far two rows at this width are from the same at full width; infinite where they can't be encoded so."""
     try:
         trimmed = _encode_rows(tower, (0, 1), width)
+    except torch.OutOfMemoryError:
+        raise
     except (RuntimeError, ValueError, IndexError, AssertionError):
         return torch.inf  # some architectures have a least width, or a fixed one
     if trimmed.ndim == 3 and full.shape[1] - trimmed.shape[1] == tower.width - width:
@@ -600,17 +614,16 @@ def _generators_kept(tower: Tower) -> Iterator[Callable]:
     again(call) returns what call() does; again(call, told=True) also whether random numbers were drawn.
     """
     state, others = generators_of([tower]), (random.getstate(), np.random.get_state())
-    buffers = [buffer for module in modules_of(tower.encoder) for buffer in module.buffers()]
-    values = [buffer.clone() for buffer in buffers]
     parts = [part for module in modules_of(tower.encoder) for part in module.modules()]
+    buffers = [(part, name, b, b.clone()) for part in parts for name, b in part._buffers.items() if b is not None]
     attributes = [(part, type(part), _plain_attributes(part), dict(part._modules)) for part in parts]
 
     def put_back() -> None:
         state.restore()
         random.setstate(others[0])
         np.random.set_state(others[1])
-        for buffer, value in zip(buffers, values, strict=True):
-            buffer.copy_(value)
+        for part, name, buffer, value in buffers:
+            part._buffers[name] = buffer.copy_(value)  # the same tensor: a forward may have put another one there
 
     def again(call: Callable[[], Tensor], *, told: bool = False) -> Any:
         put_back()

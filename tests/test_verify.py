@@ -2,6 +2,7 @@
 
 import random
 import warnings
+from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
@@ -14,12 +15,12 @@ from torch import nn
 from torch.nn.utils.parametrizations import spectral_norm
 from torch.utils.checkpoint import checkpoint
 
-from gclib.chunks import plan_chunks
+from gclib.chunks import Chunk, plan_chunks
 from gclib.distance import distance_cache_step
 from gclib.memory.ledger import record_memory
-from gclib.steps import accumulation_step, grad_cache_step, naive_step
+from gclib.steps import accumulation_step, grad_cache_loss, grad_cache_step, naive_step
 from gclib.towers import Tower
-from gclib.verify import _generators_kept, sketch
+from gclib.verify import _generators_kept, learn, seen, sketch
 
 CACHED = partial(grad_cache_step, chunk_size=3)
 
@@ -432,10 +433,10 @@ def test_another_mode_is_looked_at_anew():
 
 
 def test_always_sees_what_turns_bad_later():
-    behind = nn.Sequential()
+    behind = nn.Sequential(nn.Identity())
     encoder, inputs = Around(behind).double(), [pictures(), pictures(seed=1)]
     CACHED([encoder] * 2, inputs, InfoNCE().double())
-    behind.append(Attribute().double())
+    behind[0] = Attribute().double()
     CACHED([encoder] * 2, inputs, InfoNCE().double())
     with pytest.raises(ValueError, match="the second time"):
         CACHED([encoder] * 2, inputs, InfoNCE().double(), verify="always")
@@ -538,3 +539,119 @@ def test_the_ledgers_own_hooks_may_stay():
     with record_memory(encoder) as ledger:
         CACHED([encoder] * 2, [texts(), texts(seed=1)], InfoNCE().double(), on_phase=ledger.on_phase)
     assert ledger.peak_bytes > 0 and not encoder.table.weight._post_accumulate_grad_hooks
+
+
+@pytest.mark.parametrize("verify", ["first", "never"])
+def test_a_ready_plan_that_cuts_tokens_off_is_refused(verify):
+    inputs, plan = [texts(seed=seed) for seed in (0, 1)], [Chunk((0, 1, 2, 3), 3), Chunk((4, 5, 6, 7), 6)]
+    with pytest.raises(ValueError, match="plan must have chunks as wide as their rows of inputs.0., here 6 tokens"):
+        grad_cache_step([TinyEncoder()] * 2, inputs, InfoNCE(), plan=[plan] * 2, verify=verify)
+
+
+class TwoWays(nn.Module):
+    """One vector a token, or always four vectors: two methods of one object."""
+
+    def __init__(self):
+        super().__init__()
+        self.embed, self.four_of = nn.Embedding(64, 4), nn.Linear(4, 16)
+
+    def tokens(self, input_ids, attention_mask):
+        return self.embed(input_ids) * attention_mask.unsqueeze(-1)
+
+    def four(self, input_ids, attention_mask):
+        return self.four_of(self.tokens(input_ids, attention_mask).sum(1)).unflatten(1, (4, 4))
+
+
+@pytest.mark.parametrize("names", [("tokens", "four"), ("four", "tokens")])
+def test_two_methods_of_one_object_have_shapes_of_their_own(names):
+    model = TwoWays().double()
+    inputs = [texts(seed=seed) for seed in (0, 1)]
+    inputs[0]["attention_mask"][:, 4:] = inputs[1]["attention_mask"][:, 5:] = 0
+
+    def loss(queries, passages):
+        return InfoNCE().double()(queries.tanh().sum(1), passages.tanh().sum(1))
+
+    encoders = [getattr(model, name) for name in names]
+    value, truth = gradients([model], lambda: naive_step(encoders, inputs, loss))
+    found, changes = gradients([model], lambda: CACHED(encoders, inputs, loss))
+    assert abs(float(value) - float(found)) <= 1e-12 and worst_error(changes, truth) <= 1e-12
+
+
+def exchange_a_weight(encoder, inputs):
+    encoder.layer[0].weight = nn.Parameter(encoder.layer[0].weight.detach() + 1)
+
+
+def exchange_an_input(encoder, inputs):
+    inputs[0] = {"x": inputs[0].pop("x") + 1}
+
+
+def exchange_an_entry(encoder, inputs):
+    inputs[0]["x"] = inputs[0]["x"] + 1
+
+
+@pytest.mark.parametrize("exchange", [exchange_a_weight, exchange_an_entry, exchange_an_input])
+def test_what_is_exchanged_before_the_backward_is_refused(exchange):
+    encoder, inputs = Around(nn.Tanh()).double(), [{"x": pictures(seed=seed)} for seed in (0, 1)]
+    CACHED([encoder] * 2, inputs, InfoNCE().double())  # trusted from here on
+    loss = grad_cache_loss([encoder] * 2, inputs, InfoNCE().double(), chunk_size=3)
+    exchange(encoder, inputs)
+    with pytest.raises(ValueError, match="weights or inputs must be at backward"):
+        loss.backward()
+
+
+def test_a_hook_that_steps_is_refused_in_a_distance_and_in_accumulation():
+    encoder, distance = Around(nn.Tanh()), nn.Bilinear(4, 4, 1)
+    distance.weight.register_post_accumulate_grad_hook(lambda parameter: None)
+    with pytest.raises(ValueError, match="distance must have no hooks that run as soon as a gradient is there"):
+        distance_cache_step([encoder] * 2, distance, [pictures().float()] * 2, torch.sum, chunk_size=2)
+    encoder.layer[0].weight.register_post_accumulate_grad_hook(lambda parameter: None)
+    with pytest.raises(ValueError, match=r"encoders\[0\] must have no hooks that run as soon as a gradient is there"):
+        accumulation_step([encoder] * 2, [pictures().float()] * 2, InfoNCE(), chunk_size=2)
+
+
+def test_what_was_seen_in_one_mode_of_a_part_is_not_taken_for_another():
+    encoder = nn.Sequential(nn.Linear(2, 2), nn.Dropout()).eval()
+    learn(encoder, "replay", "cpu", True)
+    encoder[1].train()
+    assert seen(encoder, "replay", "cpu") is None
+
+
+def test_a_buffer_that_a_forward_exchanges_is_as_without_the_look():
+    counted = []
+    for verify in ("first", "never"):
+        encoder = Around(nn.Tanh())
+        encoder.behind.register_buffer("count", torch.zeros(()))
+        encoder.behind.register_forward_hook(lambda part, *_: setattr(part, "count", part.count + 1))
+        CACHED([encoder] * 2, [pictures().float(), pictures(seed=1).float()], InfoNCE(), verify=verify)
+        counted.append(int(encoder.behind.count))
+    assert counted[0] == counted[1] > 0
+
+
+@pytest.mark.parametrize(
+    ("part", "words"),
+    [
+        (nn.BatchNorm1d(5, track_running_stats=False).eval(), "BatchNorm without running statistics"),
+        (nn.InstanceNorm1d(5, track_running_stats=True), "InstanceNorm that tracks statistics"),
+    ],
+)
+def test_other_statistics_of_a_chunk_are_refused(part, words):
+    with pytest.raises(ValueError, match=words):
+        CACHED([nn.Sequential(part, nn.Linear(5, 4))] * 2, [pictures().float()] * 2, InfoNCE())
+
+
+@dataclass
+class Unhashable:
+    """A callable that no dictionary takes for a key."""
+
+    model: nn.Module
+
+    def __call__(self, x):
+        return self.model(x)
+
+
+def test_an_encoder_without_a_hash_is_looked_at_in_each_step():
+    encoder = Around(nn.Tanh()).double()
+    inputs = [pictures(), pictures(seed=1)]
+    truth = gradients([encoder], lambda: naive_step([Unhashable(encoder)] * 2, inputs, InfoNCE().double()))[1]
+    found = gradients([encoder], lambda: CACHED([Unhashable(encoder)] * 2, inputs, InfoNCE().double()))[1]
+    assert worst_error(found, truth) <= 1e-12

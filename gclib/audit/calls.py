@@ -39,10 +39,13 @@ class Call:
 
 @dataclass
 class CallLog:
-    """All calls of one step in their order; loss_rows: the rows of each tower at each call of the loss."""
+    """All calls of one step in their order; loss_rows: the rows of each tower at each call of the loss; before_loss:
+    how many calls came before its first one.
+    """
 
     calls: list[Call] = field(default_factory=list)
     loss_rows: list[tuple[int, ...]] = field(default_factory=list)
+    before_loss: int = 0
 
     @property
     def first(self) -> list[Call]:
@@ -55,11 +58,16 @@ class CallLog:
         return [call for call in self.calls if call.with_graph]
 
     def replays(self) -> list[tuple[Call, Call]]:
-        """(first, second) for each forward with a graph that was given what an earlier one without was given."""
+        """(first, second) for each forward with a graph behind the loss that was given what one without was given.
+
+        Of several that were given the same it is the one from the same state of the generators, if there is one. A
+        forward with a graph before the loss is a retained chunk's only one.
+        """
         waiting, pairs = self.first, []
-        for call in self.second:
-            match = next((earlier for earlier in waiting if earlier.same_inputs(call)), None)
-            if match is not None:
+        for call in (call for call in self.calls[self.before_loss :] if call.with_graph):
+            twins = [earlier for earlier in waiting if earlier.same_inputs(call)]
+            if twins:
+                match = next((twin for twin in twins if torch.equal(twin.state, call.state)), twins[0])
                 waiting = [earlier for earlier in waiting if earlier is not match]
                 pairs.append((match, call))
         return pairs
@@ -109,6 +117,8 @@ class LoggedLoss(StandIn):
 
     def forward(self, *reps: Tensor, **kwargs: Any) -> Tensor:
         """The loss; the rows of its representations are noted."""
+        if not self.call_log.loss_rows:
+            self.call_log.before_loss = len(self.call_log.calls)
         self.call_log.loss_rows.append(tuple(len(rep) for rep in reps if isinstance(rep, Tensor)))
         return self.original(*reps, **kwargs)
 

@@ -136,8 +136,11 @@ def _rankings(pairs: Sequence[TextPair], passages: Sequence[str], depth: int) ->
         same = {"token_pattern": _WORD.pattern, "stopwords": "english"}
         return bm25s.tokenize(without_humps, return_ids=False, show_progress=False, **same)
 
+    words = words_of(passages)
+    if not any(words):
+        return [[] for _ in pairs]
     index = bm25s.BM25()
-    index.index(words_of(passages), show_progress=False)
+    index.index(words, show_progress=False)
     rankings = []
     for words in words_of([pair.query for pair in pairs]):
         known = index.get_tokens_ids(words)

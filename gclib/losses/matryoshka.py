@@ -21,8 +21,10 @@ class MatryoshkaLoss(nn.Module):
 
     def __init__(self, loss_fn: Callable[..., Tensor], dims: Sequence[int]):
         super().__init__()
-        if not dims:
-            raise refuse("dims", "must have at least one length", dims)
+        if not callable(loss_fn):
+            raise refuse("loss_fn", "must be callable", type(loss_fn).__name__)
+        if isinstance(dims, str) or not isinstance(dims, Sequence) or not dims:
+            raise refuse("dims", "must be a list of at least one length", dims)
         self.loss_fn = loss_fn
         self.dims = [positive_int("dims", dim) for dim in dims]
 

@@ -1,4 +1,4 @@
-"""Many vectors a text: the late interaction of ColBERT, and a loss over it that every step takes.
+"""Many vectors a text: the late interaction of ColBERT, and a loss over it for the naive and the cached step.
 
 MaxSim: each token of the query looks for the passage token nearest to it, and the query adds up what it found,
 

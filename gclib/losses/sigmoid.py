@@ -27,7 +27,7 @@ from gclib.losses.module import BatchLoss
 from gclib.losses.ring import Ring, refuse_gloo_on_cuda
 from gclib.losses.tiled import like, refuse_second_derivative, tile_side
 from gclib.losses.tiles import Gradients, Layout, Logits, PairwiseSum, Tile, add_gradients
-from gclib.support.validation import check_representations, check_temperature, describe, refuse
+from gclib.support.validation import check_representations, check_temperature, describe, one_of, refuse
 
 
 class SigmoidLoss(BatchLoss):
@@ -80,6 +80,8 @@ def sigmoid_loss(
     check_representations(query_reps, passage_reps)
     check_temperature(temperature)
     _check_bias(bias)
+    if one_of("across", across, ("none", "gather", "ring")) == "ring" and tile_size is None:
+        raise refuse("tile_size", 'must be an int or "auto" for a ring, which has no dense form', None)
     rule = as_rule(mask, query_reps.shape[0], passage_reps.shape[0], query_reps.device)
     if rule is not None and rule.weighs:
         raise refuse(
@@ -109,8 +111,8 @@ def sigmoid_loss(
 def _check_bias(bias: Any) -> None:
     """A finite number, or a floating point tensor of one element (its value is not read)."""
     if isinstance(bias, Tensor):
-        if bias.numel() != 1 or not bias.is_floating_point():
-            raise refuse("bias", "must be a floating point tensor of one element", describe(bias))
+        if bias.numel() != 1 or bias.ndim > 2 or not bias.is_floating_point():
+            raise refuse("bias", "must be a floating point tensor of one element, of at most 2 axes", describe(bias))
     elif isinstance(bias, bool) or not isinstance(bias, Real) or not math.isfinite(bias):
         raise refuse("bias", "must be a finite number", bias)
 

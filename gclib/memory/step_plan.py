@@ -60,6 +60,8 @@ def plan_step(
     workspace and the allocator's rounding (`python -m gclib calibrate` measures both), on a processor half. optimizer:
     the optimizer itself, or "adamw" or "sgd" for the states that it will have from the second step on.
 
+    mask: none is counted; put a (B, N) one into loss_fn, or leave room for it.
+
     tile_size: the loss's own where a step with it fits. Where none does, a `ContrastiveLoss` is planned with tiles, and
     the plan is only good once the caller has agreed: `loss_fn.tile_size = plan.tile_size`.
 
@@ -188,15 +190,24 @@ class StartBytes:
 
 
 def _moments(optimizer: Any) -> tuple[int, int]:
-    """States still to come, in numbers for each number of a parameter and bytes beside them: of AdamW and of SGD with
-    momentum, named, or an optimizer of their kind that has taken no step.
+    """States still to come, in numbers for each number of a parameter and bytes beside them: of AdamW, named, or of an
+    optimizer of torch.optim that has taken no step.
     """
     if not isinstance(optimizer, torch.optim.Optimizer):
         return (2, 4) if one_of("optimizer", optimizer, OPTIMIZERS) == "adamw" else (0, 0)
-    if isinstance(optimizer, (torch.optim.Adam, torch.optim.AdamW)) and not optimizer.state:
-        return 2 + any(group["amsgrad"] for group in optimizer.param_groups), 4
-    is_new_sgd = isinstance(optimizer, torch.optim.SGD) and not optimizer.state
-    return int(is_new_sgd and any(group["momentum"] for group in optimizer.param_groups)), 0
+    if optimizer.state:
+        return 0, 0
+
+    def asked(*names: str) -> int:
+        return sum(any(group[name] for group in optimizer.param_groups) for name in names)
+
+    if isinstance(optimizer, torch.optim.SGD):
+        return asked("momentum"), 0
+    if isinstance(optimizer, torch.optim.RMSprop):
+        return 1 + asked("momentum", "centered"), 4
+    if isinstance(optimizer, (torch.optim.Adam, torch.optim.AdamW)):
+        return 2 + asked("amsgrad"), 4
+    return 2, 12  # torch.optim's others have no more, but for LBFGS
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ from torch import nn
 from gclib.support.validation import refuse
 
 BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
+INSTANCE_NORMS = (nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d)
 DEEPEST = 3  # callables inside callables that are looked through
 
 
@@ -95,14 +96,21 @@ def takes(encoder: Any, arguments: tuple[Any, ...], named: Mapping[str, Any]) ->
 
 
 def refuse_batch_norm(argument: str, encoder: Any, piece: str) -> None:
-    """ValueError where BatchNorm in training mode is among the modules: a chunk has other statistics than the batch."""
-    parts = (part for module in modules_of(encoder) for part in module.modules())
-    if any(isinstance(part, BATCH_NORMS) and part.training for part in parts):
+    """ValueError where BatchNorm takes statistics of its input (a chunk has others than the batch), or InstanceNorm
+    gathers running ones: they would be gathered twice.
+    """
+    for part in (part for module in modules_of(encoder) for part in module.modules()):
+        if isinstance(part, BATCH_NORMS) and (part.training or part.running_mean is None):
+            kind = "BatchNorm in training mode" if part.training else "BatchNorm without running statistics"
+        elif isinstance(part, INSTANCE_NORMS) and part.training and part.track_running_stats:
+            kind = "InstanceNorm that tracks statistics in training mode"
+        else:
+            continue
         rule = (
-            f"must not hold BatchNorm in training mode: its statistics would be those of {piece}, updated twice. "
+            f"must not hold {kind}: its statistics would be those of {piece}, updated twice. "
             "Put these layers into eval mode, or use LayerNorm or GroupNorm"
         )
-        raise refuse(argument, rule, "BatchNorm in training mode")
+        raise refuse(argument, rule, kind)
 
 
 @contextmanager

@@ -68,8 +68,10 @@ def check_temperature(temperature: float | Tensor) -> None:
     """A finite number above 0, or a floating point tensor of one element (its value is not read)."""
     if not isinstance(temperature, Tensor):
         positive_number("temperature", temperature)
-    elif temperature.numel() != 1 or not temperature.is_floating_point():
-        raise refuse("temperature", "must be a floating point tensor of one element", describe(temperature))
+    elif temperature.numel() != 1 or temperature.ndim > 2 or not temperature.is_floating_point():
+        raise refuse(
+            "temperature", "must be a floating point tensor of one element, of at most 2 axes", describe(temperature)
+        )
 
 
 def check_mask(mask: Tensor | None, queries: int, passages: int, device: torch.device) -> None:

@@ -30,7 +30,7 @@ from gclib.training.settings import Settings, add_options, resumed, typed_settin
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of `python -m gclib train`."""
-    parser.add_argument("--output", type=Path, required=True, metavar="FOLDER", help="where the run is kept")
+    parser.add_argument("--output", type=a_folder, required=True, metavar="FOLDER", help="where the run is kept")
     parser.add_argument(
         "--resume",
         action="store_true",
@@ -38,6 +38,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--quiet", action="store_true", help="print nothing but errors")
     add_options(parser)
+
+
+def a_folder(text: str) -> Path:
+    """The path; an empty text, which would be the folder that one is in, is refused by argparse in words."""
+    if not text.strip():
+        raise argparse.ArgumentTypeError("must be a folder, got an empty text")
+    return Path(text)
 
 
 def command(arguments: argparse.Namespace) -> int:

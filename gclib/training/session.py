@@ -136,6 +136,8 @@ class Session:
             raise refuse("--resume", rule, f"{config['pairs']:,} pairs, or other texts")
         if saved["tokenizer_sha256"] != config["tokenizer_sha256"]:
             raise refuse("--resume", "must get the tokenizer that the run began with", "another vocabulary")
+        if saved.get("frozen_sha256", config["frozen_sha256"]) != config["frozen_sha256"]:
+            raise refuse("--resume", "must find the frozen weights that the run began with", "others")
         if saved["versions"] != config["versions"]:
             self.say(f"The run began with {saved['versions']}, and goes on with {config['versions']}.")
         checkpoint, damages = latest_checkpoint(self.output)
@@ -238,6 +240,8 @@ class Session:
         if not (self.held_out and self.rank.is_first):
             return
         lines = read_lines(self.output / "evaluations.jsonl")
+        if not lines:
+            return  # a run that had ended before it was given test pairs
         first, last = lines[0], lines[-1]
         if first["step"] or not last["step"] or first["pairs"] != last["pairs"]:
             return  # begun before the first evaluation was kept, or resumed with other test pairs
@@ -292,6 +296,7 @@ class Session:
             "pairs": len(pairs),
             "pairs_sha256": hashlib.sha256("\0".join(texts_of(pairs)).encode()).hexdigest(),
             "tokenizer_sha256": hashlib.sha256(vocabulary.encode()).hexdigest(),
+            "frozen_sha256": digest_of(self.state(frozen=True)),  # no checkpoint keeps these
             "versions": versions(),
         }
 
@@ -430,3 +435,12 @@ def flush_to_disk(path: Path) -> None:
     """See to it that what was written survives a loss of power."""
     with contextlib.suppress(FileNotFoundError), path.open("rb+") as file:
         os.fsync(file.fileno())
+
+
+def digest_of(tensors: Mapping[str, Tensor]) -> str:
+    """A checksum of tensors and their names; "" for none."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(tensors.items()):
+        digest.update(name.encode())
+        digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
+    return digest.hexdigest() if tensors else ""

@@ -478,3 +478,11 @@ def test_numbers_that_are_not_finite_are_named(batch):
         return loss
 
     assert audit(step, TinyEncoder(), batch).names == ["not a number"]
+
+
+@pytest.mark.parametrize("cut", [{"retain_chunks": 1}, {"retain_chunks": 2}, {}, {"chunk_size": 8, "retain_chunks": 1}])
+def test_chunks_with_equal_inputs_are_not_taken_for_each_other(cut, encoder, batch):
+    twin = {name: tensor.clone() for name, tensor in batch[0].items()}
+    step = partial(grad_cache_step, **{"chunk_size": 3} | cut)
+    report = audit(step, encoder.train(), [batch[0], twin])
+    assert report.right and report.alike == report.replayed, report

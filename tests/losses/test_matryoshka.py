@@ -33,7 +33,7 @@ def test_the_cached_step_gives_its_gradient_and_the_temperatures_once():
     assert worst_error(found[1], truth[1]) <= 1e-12
 
 
-@pytest.mark.parametrize("dims", [(), (0,), (2.5,), (9,)])
+@pytest.mark.parametrize("dims", [(), (0,), (2.5,), (9,), 8, "8", None])
 def test_dims_that_cannot_be_are_refused(dims):
     with pytest.raises(ValueError, match="dims must"):
         MatryoshkaLoss(ContrastiveLoss(0.1), dims)(torch.randn(4, 8), torch.randn(4, 8))

@@ -68,7 +68,11 @@ def test_a_card_that_is_not_here_is_refused(tmp_path, capsys):
 
 @pytest.mark.parametrize(
     ("arguments", "words"),
-    [(["--seconds", "0"], "--seconds must be above 0"), (["--record", "x"], "needs a CUDA card")],
+    [
+        (["--seconds", "0"], "--seconds must be a finite number above 0"),
+        (["--seconds", "nan"], "--seconds must be a finite number above 0"),
+        (["--record", "x"], "needs a CUDA card"),
+    ],
 )
 def test_the_command_refuses_before_it_measures(arguments, words, capsys, monkeypatch):
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)

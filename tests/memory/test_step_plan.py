@@ -147,6 +147,16 @@ def test_states_to_come_are_as_many_as_come(job, optimizer, moments):
     assert planned(job, budget_bytes=2**30, optimizer=optimizer).peak_bytes == coming.peak_bytes
 
 
+@pytest.mark.parametrize("name", ["NAdam", "RAdam", "Adamax", "Adadelta", "RMSprop", "Rprop", "ASGD"])
+def test_states_to_come_of_other_optimizers_are_no_more_than_was_told(job, name):
+    optimizer = getattr(torch.optim, name)(job.encoders[0].parameters(), lr=1e-3)
+    coming = planned(job, budget_bytes=2**30, optimizer=optimizer)
+    grad_cache_step(job.encoders, job.inputs, job.loss, chunk_size=4)
+    optimizer.step()
+    optimizer.zero_grad()
+    assert planned(job, budget_bytes=2**30, optimizer=optimizer).peak_bytes <= coming.peak_bytes
+
+
 def test_the_smallest_budget_that_is_named_is_one_that_will_do():
     """Of a tiny encoder chunks of a row are not the smallest step: each of them holds the generators' states."""
     encoder, inputs = nn.Linear(6, 4), [torch.randn(12, 6), torch.randn(24, 6)]

@@ -503,6 +503,18 @@ def test_a_resumed_run_is_compared_with_its_own_beginning_and_other_test_pairs_a
     assert "Step 9, 5 test pairs" in told and "before" not in told
 
 
+def test_test_pairs_for_a_run_that_has_ended_compare_nothing(typed, tmp_path):
+    small = "--model tiny --vocab-size 200 --batch-size 8 --steps 2 --test-pairs 0"
+    assert commands.main(typed(tmp_path / "run", small=small)) == 0
+    assert commands.main(["train", "--output", str(tmp_path / "run"), "--resume", "--test-pairs", "10"]) == 0
+
+
+def test_an_empty_output_is_refused(capsys):
+    with pytest.raises(SystemExit) as ended:
+        commands.main(["train", "--output", ""])
+    assert ended.value.code == 2 and "must be a folder, got an empty text" in capsys.readouterr().err
+
+
 def test_the_temperature_of_each_loss_is_recorded(typed, tmp_path):
     assert commands.main(typed(tmp_path / "fixed", "--temperature 0.07 --steps 2")) == 0
     assert [line["temperature"] for line in records(tmp_path / "fixed")] == [0.07, 0.07]

@@ -1,10 +1,11 @@
 """`python -m gclib train --lora-rank`: pairs are trained, checkpointed and kept; the base stays as it was."""
 
 import json
+import shutil
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from gclib import Encoder
 from gclib import __main__ as commands
@@ -100,3 +101,16 @@ def test_an_adapter_is_trained_on_and_not_adapted_twice(place, capsys):
 def test_what_does_not_go_together_is_refused_in_one_line(more, words, tmp_path, capsys):
     assert commands.main(["train", "--output", str(tmp_path / "run"), *more.split()]) == 2
     assert words in capsys.readouterr().err
+
+
+def test_a_resumed_run_refuses_another_base(place, capsys):
+    copy, base = place / "base", place / "first" / "model"
+    shutil.copytree(base, copy)
+    small = f"{FROM_A_FOLDER} --model {copy} --lora-rank 4 --warmup-steps 0"
+    assert commands.main(arguments_of(place / "moved", place / "data", "--steps 4 --checkpoint-every 2", small)) == 0
+    resume = ["train", "--output", str(place / "moved"), "--resume", "--steps", "6"]
+    assert commands.main(resume) == 0
+    tensors = load_file(copy / "model.safetensors")
+    save_file({name: 1.5 * tensor for name, tensor in tensors.items()}, copy / "model.safetensors", {"format": "pt"})
+    assert commands.main([*resume[:-1], "8"]) == 2
+    assert "--resume must find the frozen weights that the run began with" in capsys.readouterr().err
