@@ -24,16 +24,7 @@ from gclib.distributed import average_after_backward, own_sync_off, world_size
 from gclib.randomness import RandomState
 from gclib.support.validation import describe, positive_int, refuse
 from gclib.towers import Job, Tower, encode, encode_chunk, generators_back_on_error, generators_of, take
-from gclib.verify import (
-    Conditions,
-    Verification,
-    check_hooks,
-    check_towers,
-    even_cuts,
-    plan_verified,
-    refuse_untrained,
-    whole_shape,
-)
+from gclib.verify import Conditions, Verification, check_towers, even_cuts, plan_verified, refuse_untrained, whole_shape
 
 OnPhase = Callable[..., None]
 
@@ -53,9 +44,8 @@ def naive_step(
     mapping of Tensors with rows first. loss_fn(*reps) or loss_fn(*reps, mask=mask) -> scalar. mask: (B, N) bool, True =
     left out of the denominator, or a rule (`losses.masks`). scaler: a GradScaler; it scales once, at the loss.
 
-    on_phase(phase, *, tower=None, chunk=None, chunks=None, tensors=()) is called with "first_forward", "loss", "replay"
-    or "backward" as a piece begins or tensors appear, (kind, tensor) pairs for the ledger. Raising from it stops the
-    step.
+    on_phase(phase, *, tower=None, chunk=None, chunks=None, tensors=()) hears of "first_forward", "loss", "replay" or
+    "backward" as a piece begins or tensors appear, (kind, tensor) pairs for the ledger. Raising from it stops the step.
 
     Adds to .grad, returns the detached, unscaled loss. Bad arguments are refused (ValueError) before anything is
     computed or changed. After a later error the generators are as at entry, and .grad may hold a part: zero it.
@@ -92,12 +82,11 @@ def accumulation_step(
     chunk's rows and columns. Negatives of other chunks are lost, so this is *not* the naive step's gradient (section
     3.2) but the mean of the chunks' own. Sharded encoders want as many on every rank. The rest as in `naive_step`.
     """
-    towers = check_towers(encoders, inputs, loss_fn, mask=mask, on_phase=on_phase, scaler=scaler)
+    towers = check_towers(encoders, inputs, loss_fn, mask=mask, on_phase=on_phase, scaler=scaler, hooks=True)
     if world_size() > 1 and getattr(loss_fn, "needs_whole_batch", False):
         raise refuse("loss_fn", "must not gather: a chunk of accumulation has a loss of its own", loss_fn)
     queries = towers[0].rows
     for tower in towers:
-        check_hooks(f"encoders[{tower.number}]", tower.encoder, tower.kind)
         if tower.rows % queries:
             raise refuse(f"inputs[{tower.number}]", f"must have a multiple of B = {queries} rows", f"{tower.rows} rows")
     report = on_phase or silent
@@ -139,11 +128,10 @@ def grad_cache_step(
     trimmed (mappings with an attention mask; others are left as they are); loss and mask never see that order. In a
     process alone a sorted chunk ends early where lengths fall steeply, if that saves more than a call costs
     (`plan_chunks`). Trimming is exact for encoders that ignore padding, as transformers do; one that does not (an LSTM,
-    a convolution) is found by `verify`, and left untrimmed with a warning. token_inputs: names (a list) of further
-    entries as long as the texts, beside `gclib.towers.TOKEN_INPUTS`; None trims nothing where an unknown one is as wide
-    as the mask. retain_chunks: R chunks, those with the most tokens, keep their graph and are encoded once; each row
-    that is trained is encoded 2 - (retained rows / all rows) times. Their graphs live during the loss. Other arguments
-    as in `naive_step`.
+    a convolution) is found by `verify`, and left untrimmed with a warning. token_inputs: a list of further entries as
+    long as the texts, beside `gclib.towers.TOKEN_INPUTS`; None trims nothing where an unknown one is as wide as the
+    mask. retain_chunks: R chunks, those with the most tokens, keep their graph and are encoded once; rows that are
+    trained are encoded 2 - (retained rows / all rows) times. Their graphs live during the loss. Else as `naive_step`.
 
     verify: "first" checks an encoder in its first step, "always" in each, "never" trusts it (`gclib.verify`): that it
     encodes a chunk the second time as the first, a row alike in any company, and trimmed as untrimmed. It costs five to

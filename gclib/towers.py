@@ -165,8 +165,6 @@ def plan_jobs(
     else:
         plans = _split_plan(plan, towers)
     towers = [_with_chunks(tower, chunks) for tower, chunks in zip(towers, plans, strict=True)]
-    for tower in towers if plan is not None else ():
-        _refuse_cut_off(tower)
     places = schedule([tower.chunks for tower in towers], retain)
     return [Job(towers[tower], number, towers[tower].chunks[number], kept) for tower, number, kept in places]
 
@@ -193,15 +191,6 @@ def _split_plan(plan: Any, towers: Sequence[Tower]) -> list[Sequence[Chunk]]:
 def _with_chunks(tower: Tower, chunks: Sequence[Chunk]) -> Tower:
     widest = tower.width or max((chunk.width for chunk in chunks), default=1)
     return replace(tower, chunks=tuple(check_plan(chunks, tower.rows, widest)))
-
-
-def _refuse_cut_off(tower: Tower) -> None:
-    """ValueError where a ready chunk is narrower than one of its rows: tokens would be lost."""
-    lengths = row_lengths(tower.inputs, tower.trimmed)
-    for chunk in tower.chunks if lengths else ():
-        if (longest := max(lengths[row] for row in chunk.rows)) > chunk.width:
-            rule = f"must have chunks as wide as their rows of inputs[{tower.number}], here {longest} tokens"
-            raise refuse("plan", rule, f"a chunk of width {chunk.width}")
 
 
 def as_tower_list(name: str, value: Any, towers: int) -> list[Any]:

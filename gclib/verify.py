@@ -59,6 +59,7 @@ def check_towers(
     scaler: Any = None,
     in_chunks: bool = True,
     token_inputs: Any = None,
+    hooks: bool = False,
 ) -> list[Tower]:
     """The towers of a step, once all of its arguments are found to fit; ValueError naming the one that does not."""
     if not torch.is_grad_enabled():
@@ -87,6 +88,8 @@ def check_towers(
             refuse_batch_norm(f"encoders[{number}]", encoder, "a chunk")
             refuse_flat_shards(f"encoders[{number}]", encoder)
             _refuse_history(towers[-1])
+        if hooks:
+            check_hooks(f"encoders[{number}]", encoder, towers[-1].kind)
     if mask is not None and not takes(loss_fn, towers, {"mask": mask}):
         got = f"a {getattr(loss_fn, '__name__', type(loss_fn).__name__)} that does not"
         raise refuse("loss_fn", f"must take the representations of {len(towers)} towers and mask=", got)
@@ -180,6 +183,8 @@ def plan_verified(towers: Sequence[Tower], verify: str, **cut: Any) -> tuple[lis
     for tower in towers if verify != "never" else ():
         check_hooks(f"encoders[{tower.number}]", tower.encoder, tower.kind)
     jobs = plan_jobs(towers, **cut)
+    for tower in {job.tower.number: job.tower for job in jobs}.values() if cut["plan"] is not None else ():
+        _refuse_cut_off(tower)
     padded = Verification(jobs, verify).find_padded()
     if padded and cut["plan"] is not None:
         rule = f"must not trim the rows of towers {sorted(padded)}, whose encoders depend on padding"
@@ -192,6 +197,15 @@ def plan_verified(towers: Sequence[Tower], verify: str, **cut: Any) -> tuple[lis
     checks = Verification(jobs, verify)
     checks.check_company()
     return jobs, checks
+
+
+def _refuse_cut_off(tower: Tower) -> None:
+    """ValueError where a ready chunk is narrower than one of its rows: tokens would be lost."""
+    lengths = row_lengths(tower.inputs, tower.trimmed)
+    for chunk in tower.chunks if lengths else ():
+        if (longest := max(lengths[row] for row in chunk.rows)) > chunk.width:
+            rule = f"must have chunks as wide as their rows of inputs[{tower.number}], here {longest} tokens"
+            raise refuse("plan", rule, f"a chunk of width {chunk.width}")
 
 
 def check_hooks(argument: str, encoder: Any, device_type: str) -> None:

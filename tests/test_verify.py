@@ -319,7 +319,7 @@ def test_named_token_inputs_are_trimmed_and_unknown_ones_keep_the_batch_untrimme
     [
         ("weights", "must be a list of names"),
         (3, "must be a list of names"),
-        (["wieghts"], r"must name entries of the in"),
+        (["heft"], r"must name entries of the in"),
     ],
 )
 def test_token_inputs_that_no_input_has_are_refused(names, words):

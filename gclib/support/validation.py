@@ -69,9 +69,7 @@ def check_temperature(temperature: float | Tensor) -> None:
     if not isinstance(temperature, Tensor):
         positive_number("temperature", temperature)
     elif temperature.numel() != 1 or temperature.ndim > 2 or not temperature.is_floating_point():
-        raise refuse(
-            "temperature", "must be a floating point tensor of one element, of at most 2 axes", describe(temperature)
-        )
+        raise refuse("temperature", "must be a floating tensor of one element, at most 2 axes", describe(temperature))
 
 
 def check_mask(mask: Tensor | None, queries: int, passages: int, device: torch.device) -> None:

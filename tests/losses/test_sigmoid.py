@@ -145,7 +145,7 @@ def test_no_value_is_read_and_half_precision_is_summed_in_float32():
         ),
         (
             lambda: sigmoid_loss(torch.ones(2, 3), torch.ones(2, 3), temperature=torch.ones(1, 1, 1), bias=0.0),
-            "temperature must be a floating point tensor of one element, of at most 2 axes",
+            "temperature must be a floating tensor of one element, at most 2 axes",
         ),
         (
             lambda: sigmoid_loss(torch.ones(2, 3), torch.ones(2, 3), temperature=1.0, bias=torch.ones(1, 1, 1)),
