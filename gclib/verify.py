@@ -89,7 +89,7 @@ def check_towers(
             refuse_flat_shards(f"encoders[{number}]", encoder)
             _refuse_history(towers[-1])
         if hooks:
-            check_hooks(f"encoders[{number}]", encoder, towers[-1].kind)
+            check_hooks(f"encoders[{number}]", encoder, towers[-1].kind, stacklevel=4)
     if mask is not None and not takes(loss_fn, towers, {"mask": mask}):
         got = f"a {getattr(loss_fn, '__name__', type(loss_fn).__name__)} that does not"
         raise refuse("loss_fn", f"must take the representations of {len(towers)} towers and mask=", got)
@@ -181,7 +181,7 @@ def plan_verified(towers: Sequence[Tower], verify: str, **cut: Any) -> tuple[lis
     """
     one_of("verify", verify, WHEN)
     for tower in towers if verify != "never" else ():
-        check_hooks(f"encoders[{tower.number}]", tower.encoder, tower.kind)
+        check_hooks(f"encoders[{tower.number}]", tower.encoder, tower.kind, stacklevel=5)
     jobs = plan_jobs(towers, **cut)
     for tower in {job.tower.number: job.tower for job in jobs}.values() if cut["plan"] is not None else ():
         _refuse_cut_off(tower)
@@ -202,13 +202,13 @@ def plan_verified(towers: Sequence[Tower], verify: str, **cut: Any) -> tuple[lis
 def _refuse_cut_off(tower: Tower) -> None:
     """ValueError where a ready chunk is narrower than one of its rows: tokens would be lost."""
     lengths = row_lengths(tower.inputs, tower.trimmed)
-    for chunk in tower.chunks if lengths else ():
+    for chunk in tower.chunks if lengths and has_values(tower.inputs["attention_mask"]) else ():
         if (longest := max(lengths[row] for row in chunk.rows)) > chunk.width:
             rule = f"must have chunks as wide as their rows of inputs[{tower.number}], here {longest} tokens"
             raise refuse("plan", rule, f"a chunk of width {chunk.width}")
 
 
-def check_hooks(argument: str, encoder: Any, device_type: str) -> None:
+def check_hooks(argument: str, encoder: Any, device_type: str, *, stacklevel: int) -> None:
     """ValueError for parameters that are stepped as soon as they have a gradient; a warning for hooks on gradients.
 
     Both run once a chunk: an optimizer would step on a part of the gradient, and what is not linear (a clamp) gives
@@ -224,7 +224,7 @@ def check_hooks(argument: str, encoder: Any, device_type: str) -> None:
     if hooked and seen(encoder, "hooks", device_type) is None:
         learn(encoder, "hooks", device_type, True)
         words = "runs once a chunk, not once a step: right if it is linear; clip or clamp after the step instead."
-        warnings.warn(f"{argument}: the gradient hook on {hooked[0]} {words}", stacklevel=6)
+        warnings.warn(f"{argument}: the gradient hook on {hooked[0]} {words}", stacklevel=stacklevel)
 
 
 def same_calls(jobs: Sequence[Job]) -> list[Job]:
@@ -281,10 +281,10 @@ class Conditions:
         self._autocasts = [Autocast.ambient(kind) for kind in {tower.kind for tower in towers}]
         self._modules = [part for encoder in encoders for module in modules_of(encoder) for part in module.modules()]
         self._inputs = [tower.inputs for tower in towers]
-        self._held, self._then = (
-            self._tensors(),
-            self._now(),
-        )  # held, so that no other tensor gets an identity of theirs
+        sharded = sharded_units(encoders)
+        self._sharded = [p for module in self._modules for p in module.parameters(recurse=False)] if sharded else []
+        self._held = self._tensors()  # held, so that no other tensor gets an identity of theirs
+        self._then = self._now()
 
     @contextmanager
     def restored(self) -> Iterator[None]:
@@ -306,9 +306,11 @@ class Conditions:
                 raise refuse("DistributedDataParallel", rule, "one after it") from error
 
     def _tensors(self) -> list[Tensor]:
-        """The inputs and weights that are there now."""
+        """The inputs and weights that are there now; of sharded encoders, whose weights FSDP2 exchanges around each
+        forward, those that were there then.
+        """
         tensors = [tensor for inputs in self._inputs for tensor in named_tensors(inputs).values()]
-        return tensors + [p for module in self._modules for p in module.parameters(recurse=False)]
+        return tensors + (self._sharded or [p for module in self._modules for p in module.parameters(recurse=False)])
 
     def _now(self) -> tuple[list[bool], list[tuple[int, int]]]:
         """Modes, and of each tensor which it is and how often it was written to (never, of one of inference_mode)."""
@@ -340,9 +342,10 @@ class Verification:
         for number, tower in self._towers.items():
             narrow = min(tower.chunks, key=lambda chunk: chunk.width)
             if tower.trimmed and (narrow.width < tower.width or world_size() > 1):
+                ignores = seen(tower.encoder, "padding", tower.kind)
                 if self._is_new(tower, "padding"):
-                    learn(tower.encoder, "padding", tower.kind, _ignores_padding(tower, narrow))
-                if not seen(tower.encoder, "padding", tower.kind):
+                    learn(tower.encoder, "padding", tower.kind, ignores := _ignores_padding(tower, narrow))
+                if not ignores:
                     padded.add(number)
         return padded
 

@@ -221,6 +221,22 @@ def test_weights_that_an_optimizer_changed_are_used_also_after_a_loss_that_was_d
     assert run_ranks(weights_after_a_loss_that_is_dropped, 2, tmp_path) == [0.0, 0.0]
 
 
+def error_with_a_forward_before_the_backward(here):
+    """After a forward FSDP2 leaves other parameter objects in the root: no weight has changed."""
+    encoders, loss_fn = models(True, sharded=True), temperature_loss(across="gather")
+    inputs = [own_part(batch, ROWS[2], here.rank) for batch in batches(ROWS[2])]
+    loss = grad_cache_loss(encoders, inputs, loss_fn, chunk_size=2)
+    with torch.no_grad():
+        encoders[0](**inputs[0])
+    loss.backward()
+    average_gradients(*encoders, loss_fn)
+    return worst_error(whole_gradients(encoders, loss_fn), truth(ROWS[2], True)[1])
+
+
+def test_a_forward_between_the_loss_and_its_backward_changes_nothing(tmp_path):
+    assert max(run_ranks(error_with_a_forward_before_the_backward, 2, tmp_path)) <= 1e-12
+
+
 def most_bytes_in_the_replay(here):
     """Peaks of the step and of the loss with its backward, whose units would stay whole without the hook."""
     peaks = []

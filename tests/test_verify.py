@@ -19,7 +19,8 @@ from gclib.chunks import Chunk, plan_chunks
 from gclib.distance import distance_cache_step
 from gclib.memory.ledger import record_memory
 from gclib.steps import accumulation_step, grad_cache_loss, grad_cache_step, naive_step
-from gclib.towers import Tower
+from gclib.support.modules import modules_of
+from gclib.towers import Tower, row_lengths
 from gclib.verify import _generators_kept, learn, seen, sketch
 
 CACHED = partial(grad_cache_step, chunk_size=3)
@@ -655,3 +656,33 @@ def test_an_encoder_without_a_hash_is_looked_at_in_each_step():
     truth = gradients([encoder], lambda: naive_step([Unhashable(encoder)] * 2, inputs, InfoNCE().double()))[1]
     found = gradients([encoder], lambda: CACHED([Unhashable(encoder)] * 2, inputs, InfoNCE().double()))[1]
     assert worst_error(found, truth) <= 1e-12
+
+
+def test_texts_of_an_encoder_without_a_hash_are_trimmed_and_a_ready_plan_is_taken():
+    widths, model, inputs = [], TinyEncoder(), [texts(seed=seed) for seed in (0, 1)]
+
+    @dataclass
+    class Encoding:
+        model: nn.Module
+
+        def __call__(self, input_ids, attention_mask):
+            widths.append(input_ids.shape[1])
+            return self.model(input_ids, attention_mask)
+
+    CACHED([Encoding(model)] * 2, inputs, InfoNCE())
+    assert min(widths) < 6
+    plans = [plan_chunks(row_lengths(batch), chunk_size=3) for batch in inputs]
+    assert any(chunk.width < 6 for plan in plans for chunk in plan)
+    grad_cache_step([Encoding(model)] * 2, inputs, InfoNCE(), plan=plans)
+
+
+def test_a_method_s_other_modules_are_not_its_own():
+    class Trainer:
+        def __init__(self):
+            self.model, self.teacher = nn.Linear(2, 2), nn.BatchNorm1d(2)
+
+        def encode(self, x):
+            return self.model(x)
+
+    trainer = Trainer()
+    assert modules_of(trainer.encode) == [trainer.model]

@@ -191,11 +191,12 @@ class StartBytes:
 
 def _moments(optimizer: Any) -> tuple[int, int]:
     """States still to come, in numbers for each number of a parameter and bytes beside them: of AdamW, named, or of an
-    optimizer of torch.optim that has taken no step.
+    optimizer of torch.optim that has taken no step (of others none: plan after their first step).
     """
     if not isinstance(optimizer, torch.optim.Optimizer):
         return (2, 4) if one_of("optimizer", optimizer, OPTIMIZERS) == "adamw" else (0, 0)
-    if optimizer.state:
+    optimizer = getattr(optimizer, "optimizer", optimizer)  # accelerate's wrapper holds it
+    if optimizer.state or not type(optimizer).__module__.startswith("torch.optim"):
         return 0, 0
 
     def asked(*names: str) -> int:

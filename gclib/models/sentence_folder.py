@@ -4,6 +4,7 @@ Read whole, or refused by the name of what can't be read: a layer that is left o
 """
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -278,7 +279,7 @@ _KINDS: dict[type, str] = {Dense: "Dense", Norm: "LayerNorm", UnitLength: "Norma
 def _is_kept_by_name(activation: nn.Module) -> bool:
     """Whether the class's name says all of an activation but how its output is stored."""
     with suppress(TypeError):  # a class that wants arguments
-        same = repr(activation).replace("inplace=True", "") == repr(type(activation)())
+        same = re.sub(r"(, )?inplace=True", "", repr(activation)) == repr(type(activation)())
         return same and getattr(nn, type(activation).__name__, None) is type(activation)
     return False
 

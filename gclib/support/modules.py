@@ -23,8 +23,8 @@ def modules_of(encoder: Any) -> list[nn.Module]:
     """The outermost modules behind a callable: itself, or those that it holds or names.
 
     Looked through are functions (closures, defaults, the globals that they load), `functools.partial`, bound methods
-    and the attributes of their objects, lists, mappings, and the attributes of other callable objects. A module that is
-    made inside a call is not seen.
+    and those attributes of their objects that they read, lists, mappings, and the attributes of other callable objects.
+    A module that is made inside a call is not seen.
     """
     if isinstance(encoder, nn.Module):
         return [encoder]
@@ -54,7 +54,10 @@ def parts_of(thing: Any) -> Iterable[Any]:
     if isinstance(thing, partial):
         return [thing.func, *thing.args, *thing.keywords.values()]
     if isinstance(thing, MethodType):
-        return [thing.__self__, *getattr(thing.__self__, "__dict__", {}).values(), thing.__func__]
+        owner, code = thing.__self__, getattr(thing.__func__, "__code__", None)
+        names = () if code is None or isinstance(owner, nn.Module) else code.co_names
+        held = getattr(owner, "__dict__", {})
+        return [owner, thing.__func__, *(held[name] for name in names if name in held)]
     if isinstance(thing, (list, tuple)):
         return thing
     if isinstance(thing, Mapping):
@@ -96,21 +99,20 @@ def takes(encoder: Any, arguments: tuple[Any, ...], named: Mapping[str, Any]) ->
 
 
 def refuse_batch_norm(argument: str, encoder: Any, piece: str) -> None:
-    """ValueError where BatchNorm takes statistics of its input (a chunk has others than the batch), or InstanceNorm
-    gathers running ones: they would be gathered twice.
+    """ValueError where BatchNorm takes statistics of its input, for a chunk has others than the batch, or InstanceNorm
+    gathers running ones, for they would be gathered twice.
     """
     for part in (part for module in modules_of(encoder) for part in module.modules()):
-        if isinstance(part, BATCH_NORMS) and (part.training or part.running_mean is None):
-            kind = "BatchNorm in training mode" if part.training else "BatchNorm without running statistics"
+        if isinstance(part, BATCH_NORMS) and part.training:
+            kind, why = "BatchNorm in training mode", f"its statistics would be those of {piece}, updated twice"
+        elif isinstance(part, BATCH_NORMS) and part.running_mean is None:
+            kind, why = "BatchNorm without running statistics", f"it takes those of {piece}, in eval mode too"
         elif isinstance(part, INSTANCE_NORMS) and part.training and part.track_running_stats:
-            kind = "InstanceNorm that tracks statistics in training mode"
+            kind, why = "InstanceNorm that tracks statistics in training mode", "they would be updated twice"
         else:
             continue
-        rule = (
-            f"must not hold {kind}: its statistics would be those of {piece}, updated twice. "
-            "Put these layers into eval mode, or use LayerNorm or GroupNorm"
-        )
-        raise refuse(argument, rule, kind)
+        cure = "Put these layers into eval mode, or use" if part.training else "Give it running ones, or use"
+        raise refuse(argument, f"must not hold {kind}: {why}. {cure} LayerNorm or GroupNorm", kind)
 
 
 @contextmanager

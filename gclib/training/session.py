@@ -306,7 +306,7 @@ class Session:
         digests = self._from_all(torch.tensor(list(digest), dtype=torch.uint8), "what is trained on")
         others = [number for number, other in enumerate(digests) if not torch.equal(other, digests[0])]
         if others:
-            rule = "must all have the same pairs, tokenizer, versions, settings and checkpoint"
+            rule = "must all have the same pairs, tokenizer, frozen weights, versions, settings and checkpoint"
             raise refuse("the processes", rule, f"others than process 0's in {others}")
 
     def _restored(self, checkpoint: Checkpoint) -> TrainingState:

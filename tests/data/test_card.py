@@ -97,6 +97,7 @@ def test_the_card_holds_figures():
 @pytest.mark.slow
 def test_the_cards_figures_are_this_environments(monkeypatch):
     told = re.findall(r"^\| (\S+) \| (\S+) \| [\d,]+ \| [^|]+ \|$", "\n".join(written()), re.MULTILINE)
+    assert told
     if sorted(told) != sorted((source.name, source.version) for source in installed_sources()):
         pytest.skip("the card was written with other versions of Python or of the packages")
     monkeypatch.setattr(card, "near_twins", lambda *passages: [])  # a quarter of a minute: `data-card --write`

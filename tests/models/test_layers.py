@@ -101,6 +101,7 @@ def test_layers_that_no_folder_can_keep_are_refused():
         with pytest.raises(ValueError, match="head must hold activations of torch.nn with their defaults"):
             Encoder(NanAtPadding(), head=[Dense(8, 8, activation=activation)])
     Encoder(NanAtPadding(), head=[Dense(8, 8, activation=nn.ReLU(inplace=True)), Dense(8, 8, activation=nn.PReLU())])
+    Encoder(NanAtPadding(), head=[Dense(8, 8, activation=nn.LeakyReLU(inplace=True))])
 
 
 def test_a_model_that_shortens_its_rows_is_refused():
