@@ -56,9 +56,8 @@ def distance_cache_step(
     `grad_cache_step`: of the distance too, each block's second distances are held against its first.
 
     Adds to .grad, returns the detached, unscaled loss. Raises ValueError, before anything is computed, as
-    `grad_cache_step` does, for anything but two towers, and for a distance whose BatchNorm takes
-    statistics of its input; and
-    where the distance returns anything but (b, n) numbers.
+    `grad_cache_step` does, for anything but two towers, and for a distance whose BatchNorm takes statistics of its
+    input; and where the distance returns anything but (b, n) numbers.
     Source: Gao et al. 2021, section 5, equations (10)-(13).
     """
     _check_distance(encoders, distance, loss_fn)

@@ -281,8 +281,10 @@ class Conditions:
         self._autocasts = [Autocast.ambient(kind) for kind in {tower.kind for tower in towers}]
         self._modules = [part for encoder in encoders for module in modules_of(encoder) for part in module.modules()]
         self._inputs = [tower.inputs for tower in towers]
-        sharded = sharded_units(encoders)
-        self._sharded = [p for module in self._modules for p in module.parameters(recurse=False)] if sharded else []
+        self._units = {part for unit in sharded_units(encoders) for part in unit.modules()}
+        self._sharded = [
+            p for module in self._modules if module in self._units for p in module.parameters(recurse=False)
+        ]
         self._held = self._tensors()  # held, so that no other tensor gets an identity of theirs
         self._then = self._now()
 
@@ -306,11 +308,12 @@ class Conditions:
                 raise refuse("DistributedDataParallel", rule, "one after it") from error
 
     def _tensors(self) -> list[Tensor]:
-        """The inputs and weights that are there now; of sharded encoders, whose weights FSDP2 exchanges around each
+        """The inputs and weights that are there now; of sharded units, whose weights FSDP2 exchanges around each
         forward, those that were there then.
         """
         tensors = [tensor for inputs in self._inputs for tensor in named_tensors(inputs).values()]
-        return tensors + (self._sharded or [p for module in self._modules for p in module.parameters(recurse=False)])
+        plain = [module for module in self._modules if module not in self._units]
+        return tensors + self._sharded + [p for module in plain for p in module.parameters(recurse=False)]
 
     def _now(self) -> tuple[list[bool], list[tuple[int, int]]]:
         """Modes, and of each tensor which it is and how often it was written to (never, of one of inference_mode)."""

@@ -632,6 +632,7 @@ def test_a_buffer_that_a_forward_exchanges_is_as_without_the_look():
     ("part", "words"),
     [
         (nn.BatchNorm1d(5, track_running_stats=False).eval(), "BatchNorm without running statistics"),
+        (nn.BatchNorm1d(5, track_running_stats=False), "Give it running ones"),
         (nn.InstanceNorm1d(5, track_running_stats=True), "InstanceNorm that tracks statistics"),
     ],
 )
@@ -684,5 +685,21 @@ def test_a_method_s_other_modules_are_not_its_own():
         def encode(self, x):
             return self.model(x)
 
-    trainer = Trainer()
-    assert modules_of(trainer.encode) == [trainer.model]
+        def through_a_helper(self, x):
+            return self.encode(x)
+
+        @property
+        def layer(self):
+            return self.model
+
+        @torch.autocast("cpu")
+        def through_a_property(self, x):
+            return torch.stack([self.layer(row) for row in x])
+
+    class Child(Trainer):
+        def encode(self, x):
+            return super().encode(x)
+
+    for trainer in (Trainer(), Child()):
+        for method in (trainer.encode, trainer.through_a_helper, trainer.through_a_property):
+            assert modules_of(method) == [trainer.model]

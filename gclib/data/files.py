@@ -70,9 +70,10 @@ def pairs_from_dataset(
     limit: int | None = None,
 ) -> list[TextPair]:
     """Pairs out of a public retrieval set, or a local folder of its files, through the `datasets` library.
+
     name_or_folder: a name on the Hugging Face hub, such as "sentence-transformers/natural-questions" (needs a network),
-    a folder of CSV, JSON or Parquet files, or one that `save_to_disk` wrote (a single table is the split that it was
-    taken from, else "train"). query, passage: the names of the two text columns. config: which of the set's
+    a folder of CSV, JSON or Parquet files, or one that `save_to_disk` wrote (a single table is "test" if it was taken
+    from that split, else "train"). query, passage: the names of the two text columns. config: which of the set's
     configurations. Rows without text in either are left out, with a warning that counts them.
 
     Raises ValueError where `datasets` is not installed, the set can't be had, a column or split is missing, a row is no
@@ -237,7 +238,7 @@ def _dataset(name_or_folder: str, config: str | None, split: str) -> Any:
         rule = f"must be a retrieval set that can be read ({error.__cause__ or error}{missing})"
         raise refuse("name_or_folder", rule, name_or_folder) from error
     if not isinstance(splits, dict):  # one table that `Dataset.save_to_disk` wrote
-        splits = {name if (name := str(splits.split)).isidentifier() and name != "None" else "train": splits}
+        splits = {"test" if re.match(r"test\b", str(splits.split)) else "train": splits}
     return splits[one_of("split", split, tuple(splits))]
 
 

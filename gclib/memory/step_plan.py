@@ -195,8 +195,9 @@ def _moments(optimizer: Any) -> tuple[int, int]:
     """
     if not isinstance(optimizer, torch.optim.Optimizer):
         return (2, 4) if one_of("optimizer", optimizer, OPTIMIZERS) == "adamw" else (0, 0)
-    optimizer = getattr(optimizer, "optimizer", optimizer)  # accelerate's wrapper holds it
-    if optimizer.state or not type(optimizer).__module__.startswith("torch.optim"):
+    inner = getattr(optimizer, "optimizer", None)  # accelerate's wrapper holds it
+    optimizer = inner if isinstance(inner, torch.optim.Optimizer) else optimizer
+    if optimizer.state:
         return 0, 0
 
     def asked(*names: str) -> int:
@@ -208,6 +209,8 @@ def _moments(optimizer: Any) -> tuple[int, int]:
         return 1 + asked("momentum", "centered"), 4
     if isinstance(optimizer, (torch.optim.Adam, torch.optim.AdamW)):
         return 2 + asked("amsgrad"), 4
+    if not type(optimizer).__module__.startswith("torch.optim"):
+        return 0, 0
     return 2, 12  # torch.optim's others have no more, but for LBFGS
 
 

@@ -54,16 +54,32 @@ def parts_of(thing: Any) -> Iterable[Any]:
     if isinstance(thing, partial):
         return [thing.func, *thing.args, *thing.keywords.values()]
     if isinstance(thing, MethodType):
-        owner, code = thing.__self__, getattr(thing.__func__, "__code__", None)
-        names = () if code is None or isinstance(owner, nn.Module) else code.co_names
-        held = getattr(owner, "__dict__", {})
-        return [owner, thing.__func__, *(held[name] for name in names if name in held)]
+        held = {} if isinstance(thing.__self__, nn.Module) else getattr(thing.__self__, "__dict__", {})
+        names = held and names_read(thing.__func__, type(thing.__self__))
+        return [thing.__self__, thing.__func__, *(held[name] for name in held if name in names)]
     if isinstance(thing, (list, tuple)):
         return thing
     if isinstance(thing, Mapping):
         return list(thing.values())
     held = getattr(thing, "__dict__", None)
     return list(held.values()) if isinstance(held, dict) and callable(thing) and not isinstance(thing, type) else ()
+
+
+@lru_cache(maxsize=256)
+def names_read(method: Any, owner: type) -> frozenset[str]:
+    """The names that a method's code reads, those of the methods and properties that it names in its class included."""
+    names: set[str] = set()
+    waiting = [method]
+    while waiting:
+        function = inspect.unwrap(waiting.pop())
+        codes = [function.__code__] if isinstance(function, FunctionType) else []
+        for code in codes:
+            codes += [inner for inner in code.co_consts if isinstance(inner, CodeType)]
+            new = set(code.co_names) - names
+            names |= new
+            members = [vars(base)[name] for name in new for base in owner.__mro__ if name in vars(base)]
+            waiting += [getattr(member, "fget", None) or member for member in members]
+    return frozenset(names)
 
 
 @lru_cache(maxsize=256)
@@ -103,15 +119,16 @@ def refuse_batch_norm(argument: str, encoder: Any, piece: str) -> None:
     gathers running ones, for they would be gathered twice.
     """
     for part in (part for module in modules_of(encoder) for part in module.modules()):
-        if isinstance(part, BATCH_NORMS) and part.training:
-            kind, why = "BatchNorm in training mode", f"its statistics would be those of {piece}, updated twice"
-        elif isinstance(part, BATCH_NORMS) and part.running_mean is None:
+        bare = isinstance(part, BATCH_NORMS) and part.running_mean is None
+        if bare:
             kind, why = "BatchNorm without running statistics", f"it takes those of {piece}, in eval mode too"
+        elif isinstance(part, BATCH_NORMS) and part.training:
+            kind, why = "BatchNorm in training mode", f"its statistics would be those of {piece}, updated twice"
         elif isinstance(part, INSTANCE_NORMS) and part.training and part.track_running_stats:
             kind, why = "InstanceNorm that tracks statistics in training mode", "they would be updated twice"
         else:
             continue
-        cure = "Put these layers into eval mode, or use" if part.training else "Give it running ones, or use"
+        cure = "Give it running ones, or use" if bare else "Put these layers into eval mode, or use"
         raise refuse(argument, f"must not hold {kind}: {why}. {cure} LayerNorm or GroupNorm", kind)
 
 

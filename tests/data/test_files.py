@@ -224,6 +224,17 @@ def test_a_public_set_is_read_from_a_local_folder(dataset_folder):
 
 
 @needs_datasets
+def test_a_table_that_was_saved_alone_is_read_under_the_name_of_its_split(tmp_path):
+    import datasets
+
+    lines = {"query": ["q"], "answer": ["a"]}
+    for split, name in ((None, "train"), ("train[:10%]", "train"), ("validation", "train"), ("test", "test")):
+        folder = tmp_path / str(split)
+        datasets.Dataset.from_dict(lines, split=split).save_to_disk(str(folder))
+        assert pairs_from_dataset(str(folder), split=name) == [TextPair("q", "a")]
+
+
+@needs_datasets
 def test_a_set_that_is_not_there_or_has_no_such_split_is_refused(tmp_path):
     with pytest.raises(ValueError, match="name_or_folder must be a retrieval set"):
         pairs_from_dataset(str(tmp_path / "nothing"))
