@@ -138,7 +138,7 @@ def grad_cache_step(
     eight forwards of two to eight rows and 16 numbers a chunk, compared; no bytes of tensors beside a later step's.
 
     Holds, beside one chunk's graph: all representations, then their gradients (the cache), and the generators' states.
-    Errors as in `naive_step`. BatchNorm in training mode is refused.
+    Errors as in `naive_step`. BatchNorm of its input's statistics and InstanceNorm that tracks some are refused.
     """
     cut = {"chunk_size": chunk_size, "chunk_tokens": chunk_tokens, "plan": plan, "sort_by_length": sort_by_length}
     options = {"mask": mask, "on_phase": on_phase, "scaler": scaler, "token_inputs": token_inputs}

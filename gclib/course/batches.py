@@ -73,7 +73,8 @@ def expected_share(twins: Sequence[int], batch_size: int) -> float:
 @dataclass(frozen=True)
 class RowsMeasured:
     """Batches of `rows` rows at the same weights: mean loss in nats, the loss of chance (no hard negatives), mean
-    gradient norm."""
+    gradient norm.
+    """
 
     rows: int
     loss: float

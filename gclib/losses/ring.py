@@ -54,10 +54,10 @@ def ring_contrastive_loss(
     rank; directions, partition as in `contrastive_loss`. Alone: `tiled_contrastive_loss`.
 
     Sends each block of passages W - 1 times forward and again backward, its gradient W times, and vectors of b numbers.
-    While a block's tiles are computed the next block is on its way. Holds, beside tiles, at most six blocks of b * (1 +
-    K) * D numbers: two of passages (in use, arriving), the queries' gradient, and three of the passages' (being filled,
-    arriving, leaving); more where queries or what a rule knows of texts travel too. O(B / W * D) bytes a rank, not the
-    O(b / n^2) that the paper's text claims: its own table falls as 1 / W.
+    While a block's tiles are computed the next block is on its way. Holds, beside tiles, at most six blocks of
+    b * (1 + K) * D numbers: two of passages (in use, arriving), the queries' gradient, and three of the passages'
+    (being filled, arriving, leaving); more where queries or what a rule knows of texts travel too. O(B / W * D) bytes
+    a rank, not the O(b / n^2) that the paper's text claims: its own table falls as 1 / W.
 
     Raises ValueError as `tiled_contrastive_loss` does (on all ranks where their shapes differ) and for CUDA tensors in
     a group of gloo, which sends none; RuntimeError for a second derivative and where a rank does not answer.
