@@ -45,9 +45,11 @@ def pytest_configure(config):
 
 
 def pytest_collection_finish():
-    """Ten thousand tests and PyTorch are there to stay: a collection, of which the lab makes many, passes them by."""
+    """Ten thousand tests and PyTorch are there to stay: a collection, of which the lab makes many, passes them by, and
+    comes seldom."""
     gc.collect()
     gc.freeze()
+    gc.set_threshold(20_000, 20, 50)
 
 
 def pytest_report_header(config):

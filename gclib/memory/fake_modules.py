@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode, in_kernel_invocation_manager
 
 from gclib.memory.fingerprint import Indescribable, fingerprint
 from gclib.memory.workload import LENGTHS, Workload
@@ -16,9 +16,27 @@ from gclib.models.encoder import Encoder
 from gclib.support.validation import refuse
 
 MASKS_OF_THEIR_OWN = frozenset(("canine",))  # a mask of groups of characters, dropped where it hides none
+_aten = torch.ops.aten
+VIEWS = frozenset((_aten.view.default, _aten._unsafe_view.default, _aten.t.default, _aten.transpose.int))
+VIEWS |= {_aten.permute.default, _aten.expand.default, _aten.unsqueeze.default, _aten.squeeze.dim}
+VIEWS |= {_aten.select.int, _aten.slice.Tensor, _aten.detach.default, _aten.alias.default}
 
 
-def fake_encoders(workload: Workload, mode: FakeTensorMode) -> list[nn.Module]:
+class FakeMode(FakeTensorMode):
+    """Fake tensors whose views are made at once. They are half of a model's operations, and `FakeTensorMode`, which
+    looks at each from Python as at any other, takes a third of a run for them.
+    """
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        base = args[0] if func in VIEWS else None
+        if not isinstance(base, FakeTensor) or base.fake_mode is not self or base.constant is not None:
+            return super().__torch_dispatch__(func, types, args, kwargs)
+        with in_kernel_invocation_manager(self):
+            view = func(*args, **(kwargs or {}))
+        return FakeTensor(self, view, base.fake_device)
+
+
+def fake_encoders(workload: Workload, mode: FakeMode) -> list[nn.Module]:
     """The encoder of each tower, the same one twice where they are tied: copies of those given, or made of configs."""
     encoders = encoders_of(workload)
     copies = {id(encoder): fake_copy(encoder, mode) for encoder in encoders}
@@ -76,7 +94,7 @@ def _kept(made: _Made) -> tuple[Encoder, str]:
     return encoder, fingerprint(encoder)
 
 
-def fake_copy(module: Any, mode: FakeTensorMode) -> Any:
+def fake_copy(module: Any, mode: FakeMode) -> Any:
     """A module with fake parameters and buffers; the real ones (or those on "meta") are neither copied nor changed.
 
     ValueError for one that holds what cannot be copied (a lock, a file).
@@ -93,7 +111,7 @@ def fake_copy(module: Any, mode: FakeTensorMode) -> Any:
         raise refuse("encoders and loss", rule, f"{type(error).__name__}: {str(error)[:200]}") from error
 
 
-def _fake(tensor: Tensor, mode: FakeTensorMode) -> Tensor:
+def _fake(tensor: Tensor, mode: FakeMode) -> Tensor:
     """A tensor of the same shape and dtype that is trained or not as this one is. A card's are faked as a processor's,
     whose operations `gclib.memory.cuda_operations` turns into the card's.
     """

@@ -13,14 +13,13 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
 
 from gclib.chunks import Chunk
 from gclib.distributed import average_gradients, rehearsal
 from gclib.memory.cpu_operations import CpuKernels
 from gclib.memory.cuda_operations import CudaKernels
 from gclib.memory.depth import over_depth
-from gclib.memory.fake_modules import encoders_of, fake_copy, fake_encoders, padded_batch
+from gclib.memory.fake_modules import FakeMode, encoders_of, fake_copy, fake_encoders, padded_batch
 from gclib.memory.fingerprint import Indescribable, fingerprint
 from gclib.memory.flops import count_flops
 from gclib.memory.law_files import LawFiles
@@ -99,7 +98,7 @@ class FakeStep:
         self.device = workload.device
         self.autocast = workload.autocast
         self.ranks = workload.ranks
-        self.mode = FakeTensorMode()
+        self.mode = FakeMode()
         self.lock = threading.RLock()
         self.runs = 0
         self._laws: dict[Any, Any] = {}

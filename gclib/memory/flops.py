@@ -17,12 +17,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.utils.flop_counter import FlopCounterMode, flop_registry, sdpa_backward_flop, sdpa_flop, shape_wrapper
 
 from gclib.chunks import Chunk, check_plan, plan_chunks, price_of_a_call, schedule
 from gclib.memory.depth import over_depth
-from gclib.memory.fake_modules import fake_copy, padded_tokens
+from gclib.memory.fake_modules import FakeMode, fake_copy, padded_tokens
 from gclib.memory.ledger import ASKED_DEVICE, UncompiledMode
 from gclib.support.validation import int_at_least, one_of, positive_int, positive_number, refuse
 from gclib.towers import as_tower_list
@@ -171,7 +171,7 @@ def encoder_cost(encoder: nn.Module) -> EncoderCost:
     """
     if not isinstance(encoder, nn.Module):
         raise refuse("encoder", "must be a torch module", type(encoder).__name__)
-    mode = FakeTensorMode()
+    mode = FakeMode()
     copy = fake_copy(encoder, mode)
     trained = any(parameter.requires_grad for parameter in encoder.parameters())
 

@@ -193,7 +193,7 @@ CHECKPOINTED = [name for name in NARROWED if name != "mpnet-base"]  # whose clas
 
 
 @pytest.mark.slow
-@a_share(("name", "step", "dtype"), CHECKPOINTED, list(product(TRAINING, DTYPES)), one_in=8)
+@a_share(("name", "step", "dtype"), CHECKPOINTED, list(product(TRAINING, DTYPES)), one_in=12)
 def test_checkpointing_is_forecast_for_a_card(step, dtype, name):
     """A figure by a law, below that of the step without checkpointing and of a processor's; whose is the ledger's."""
     length = None if name.endswith("vision") else 64
@@ -218,8 +218,7 @@ def ledger_bytes(step, config, length, dtype):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("reentrant", [True, False])
-@pytest.mark.parametrize("step", ["naive", "grad_cache"])
+@a_share(("step", "reentrant"), ["naive", "grad_cache"], [True, False], one_in=2)
 def test_both_kinds_of_checkpointing(step, reentrant):
     """On a processor equal to the ledger; on a card a figure."""
     encoder, loss = Encoder.from_config(small("bert-base-uncased")).train(), ContrastiveLoss()

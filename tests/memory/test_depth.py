@@ -28,8 +28,13 @@ OPTIONS = {
     "checkpointing on a card": {"gradient_checkpointing": True, "device": "cuda", "dtype": torch.bfloat16},
     "LoRA": {"lora": LoRA(rank=4)},
 }
-QUICK = [("bert-base-uncased", "float32"), ("bert-base-uncased", "autocast"), ("clip-vit-b-32-text", "LoRA")]
-EIGHT = [*QUICK, ("clip-vit-b-32-vision", "card"), ("qwen3-0.6b", "checkpointing on a card")]
+QUICK = [("bert-base-uncased", "autocast"), ("clip-vit-b-32-text", "LoRA")]
+EIGHT = [
+    *QUICK,
+    ("bert-base-uncased", "float32"),
+    ("clip-vit-b-32-vision", "card"),
+    ("qwen3-0.6b", "checkpointing on a card"),
+]
 IN_LONG_TURNS = ("modernbert-base", "embeddinggemma-300m")  # two turns and three are most of their layers: read whole
 SHALLOW = ("minilm-l6", "distilbert-base")  # these are read whole
 EVERY = [(name, options) for name in PRESETS if name not in SHALLOW for options in OPTIONS]

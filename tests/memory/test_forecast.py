@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from helpers.allocator import allocator_peak
+from helpers.shares import a_share
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
@@ -63,8 +64,7 @@ def random_shapes(count):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("size", "tied"), [("tiny", True), ("mini", False)])
-@pytest.mark.parametrize("step", STEPS)
+@a_share(("size", "tied", "step"), [("tiny", True), ("mini", False)], list(STEPS), one_in=2)
 @pytest.mark.parametrize("count", [1, pytest.param(15, marks=pytest.mark.deep)])
 def test_equal_to_the_byte(count, step, tied, size):
     for batch_size, chunk, negatives, retained in random_shapes(count):

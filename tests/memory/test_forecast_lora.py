@@ -34,7 +34,7 @@ CASES = {
     "a decoder in bfloat16, untied": ("mistral", LoRA(4), {"dtype": torch.bfloat16, "tied": False, **CACHED}),
 }
 QUICK = {("rank 16, dropout", True), ("a sliding window", "reentrant")}
-DEEP = ((), (pytest.mark.deep,))  # every second one
+DEEP = ((), (pytest.mark.deep,))  # all but every fourth one
 BOTH = [(name, kind) for name in CASES for kind in (True, "reentrant")]
 BOTH += [(name, False) for name in ("rank 16, dropout", "naive", "a decoder", "float32 pairs beside bfloat16")]
 
@@ -50,7 +50,7 @@ def adapted(model, lora, checkpointing, dtype):
 @pytest.mark.parametrize(
     ("name", "checkpointing"),
     [
-        pytest.param(*c, marks=() if c in QUICK else (pytest.mark.slow, *DEEP[place % 2]))
+        pytest.param(*c, marks=() if c in QUICK else (pytest.mark.slow, *DEEP[place % 4 > 0]))
         for place, c in enumerate(BOTH)
     ],
 )

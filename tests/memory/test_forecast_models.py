@@ -102,7 +102,7 @@ CASES = [
 
 
 @pytest.mark.slow
-@a_share(("name", "step", "options"), NARROWED, CASES, one_in=4)
+@a_share(("name", "step", "options"), NARROWED, CASES, one_in=5)
 def test_equal_to_the_byte(step, options, name):
     lengths = (None, None) if name.endswith("vision") else (8, 12)
     assert_equal(*both(step, name, lengths=lengths, **options))
@@ -119,7 +119,9 @@ BEHIND_A_LAYER = {
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("case", BEHIND_A_LAYER)
+@pytest.mark.parametrize(
+    "case", [pytest.param(c, marks=(pytest.mark.deep,) * (place % 2)) for place, c in enumerate(BEHIND_A_LAYER)]
+)
 def test_normalizations_of_bfloat16_with_weights_of_float32(case):
     """Embeddings behind a linear layer are in bfloat16 under autocast, and so is what every layer normalizes."""
     name, step, options = BEHIND_A_LAYER[case]
@@ -166,7 +168,7 @@ OPTIONS = {
 
 
 @pytest.mark.slow
-@a_share(("name", "option"), ["modernbert-base", "qwen3-0.6b"], OPTIONS, one_in=4)
+@a_share(("name", "option"), ["modernbert-base", "qwen3-0.6b"], OPTIONS, one_in=6)
 def test_every_option_of_gradient_caching(option, name):
     """Two layers are one of each kind; ModernBERT's pattern of four is in `test_equal_to_the_byte`."""
     by_law = option != "checkpointing and autocast"  # copies that a recomputation makes outlive its chunk: no law holds

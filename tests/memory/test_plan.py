@@ -99,7 +99,7 @@ def test_the_largest_chunk_and_the_most_retained_are_those_of_all_that_are_tried
 @pytest.mark.slow
 def test_rows_of_unlike_lengths_retain_the_most_of_all_counts_that_are_tried():
     same = {"config": "tiny", "batch_size": 6, "chunk_size": 3}
-    same |= {"query_length": [3, 30, 9, 4, 12, 7], "passage_length": [20, 5, 28, 6, 3, 11]}
+    same |= {"query_length": [3, 20, 9, 3, 9, 20], "passage_length": [20, 3, 9, 3, 3, 9]}
     count = Workload(step="grad_cache", **same).chunk_count
     peaks = [forecast_step("grad_cache", retain_chunks=n, **same).peak_bytes for n in range(count + 1)]
     for budget in sorted(set(peaks)):
@@ -121,8 +121,8 @@ def test_a_budget_between_the_peaks_of_one_row_and_of_more_has_a_chunk():
 
 
 JOBS = [
-    *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(2)),
-    *(pytest.param(seed, marks=[pytest.mark.slow, pytest.mark.deep]) for seed in range(2, 100)),
+    *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(1)),
+    *(pytest.param(seed, marks=[pytest.mark.slow, pytest.mark.deep]) for seed in range(1, 100)),
 ]
 
 

@@ -327,7 +327,7 @@ def right_among_negatives(scenario: Scenario, plan: TrainingPlan) -> float:
 
 
 def negatives(scenario: Scenario, plan: TrainingPlan) -> int:
-    """Passages that each query is held against besides its own; accumulation sees its chunk alone."""
+    """Passages that a query is held against besides its own; with accumulation those of its chunk, if that is full."""
     queries = plan.chunk_size if plan.step == "accumulation" else plan.batch_size
     return queries * (1 + scenario.negatives) - 1
 

@@ -184,7 +184,8 @@ def _score(brief: Brief, shown: str, name: str, chosen: Any, best: TrainingPlan,
     if name == "batch_size" and chosen > scenario.batch_size:
         if not _within(brief, now):
             return Score(shown, words, min(ratio, AS_GOOD), _beyond_the_demand(brief, now))
-        wanted = "as far as the demand lets it be" if scenario.limited else "asked for"
+        left = "what the demand leaves where the whole batch is one loss"
+        wanted = left if scenario.limited else "asked for"
         return Score(shown, words, ratio, f"{scenario.batch_size:,} is {wanted}, a larger batch is another recipe")
     short = name == "batch_size" and negatives(scenario, now) < negatives(scenario, best)
     if ratio == 1 and not (short and best.batch_size == scenario.batch_size):
@@ -252,7 +253,8 @@ def _too_much(scenario: Scenario, name: str, chosen: Any, best: TrainingPlan) ->
 
 def _needless_tile(brief: Brief, best: TrainingPlan, now: TrainingPlan) -> str:
     dense = replace(now, tile_size=None)
-    matrix = 4 * now.batch_size**2 * (1 + brief.scenario.negatives)
+    queries = now.chunk_size if now.step == "accumulation" else now.batch_size
+    matrix = 4 * queries**2 * (1 + brief.scenario.negatives)
     lost = hours(brief, now) - hours(brief, dense)
     return (
         f"the dense logits fit ({format_bytes(matrix)} a matrix); tiles compute them twice, 4 products for 3: "
@@ -261,7 +263,7 @@ def _needless_tile(brief: Brief, best: TrainingPlan, now: TrainingPlan) -> str:
 
 
 def _gain(brief: Brief, now: TrainingPlan, better: TrainingPlan) -> str:
-    """What `better` has over `now`: hours, negatives."""
+    """What `better` has over `now`: negatives, hours; or no more of them than are asked for."""
     parts = []
     more = negatives(brief.scenario, better) - negatives(brief.scenario, now)
     if more > 0:
@@ -269,7 +271,7 @@ def _gain(brief: Brief, now: TrainingPlan, better: TrainingPlan) -> str:
     saved = hours(brief, now) - hours(brief, better)
     if saved > 0:
         parts.append(_hours(saved))
-    return " and ".join(parts)
+    return " and ".join(parts) or "a number of negatives that is nearer to the one asked for"
 
 
 def _hours(count: float) -> str:
@@ -422,7 +424,7 @@ def _claim_accumulation(scenario: Scenario, plan: TrainingPlan, chunk: int, hold
     few = negatives(scenario, TrainingPlan("accumulation", plan.batch_size, None, chunk))
     whole = plan.batch_size * (1 + scenario.negatives) - 1
     count = few if holds else whole
-    text = f"Accumulation in chunks of {chunk:,} would hold each query against {_many(count, 'negative')}."
+    text = f"Accumulation in chunks of {chunk:,} would hold a query of a full chunk against {_many(count, 'negative')}."
     return Claim(text, count == few, f"{few:,}, its chunk's, of the batch's {whole:,}")
 
 

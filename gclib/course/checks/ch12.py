@@ -207,7 +207,7 @@ guide_mask = Exercise(
     misconceptions=(
         Misconception(
             "dot products",
-            "The vectors are not of length 1: divide by their lengths first, or a long passage looks near to everyone.",
+            "The vectors are not of length 1: divide by their lengths first, or products tell of lengths too.",
             _Guide(length=lambda vectors: vectors),
         ),
         Misconception(

@@ -530,7 +530,7 @@ bytes_with_lora = Exercise(
         ),
         Misconception(
             "the base forgotten",
-            "It looks as if only what is trained took room. The frozen weights are the largest part of all.",
+            "It looks as if only what is trained took room. The frozen weights take theirs too.",
             _Lora(base=lambda each: 0),
         ),
         Misconception(

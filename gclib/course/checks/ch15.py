@@ -312,7 +312,7 @@ predict_time = Exercise(
         Misconception(
             "a half for a third",
             "It looks as if a second forward were half a naive update. A backward is two forwards, so a forward is a "
-            "third of it.",
+            "third of an update.",
             _ratio_hours(lambda encoded, retained: encoded * (1 + (1 - retained) / 2)),
         ),
         Misconception(

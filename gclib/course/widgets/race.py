@@ -47,14 +47,14 @@ class Curve:
 class LiveRace:
     """The rows of a race, trained one after another by `run`; `stop`, from another thread, ends it.
 
-    curves: name -> Curve, growing. done, total: queries. stage: in words. ending: "" while it runs, then "finished",
-    "stopped" or "failed"; error: in words, where it failed.
+    curves: name -> Curve, growing. done, total: queries; 0 in all until the texts are read. stage: in words. ending: ""
+    while it runs, then "finished", "stopped" or "failed"; error: in words, where it failed.
     """
 
     def __init__(self, recipes: Sequence[Recipe], setting: TableSetting, seed: int):
         self.recipes, self.setting, self.seed = tuple(recipes), setting, seed
         self.curves = {recipe.name: Curve() for recipe in self.recipes}
-        self.done, self.total = 0, 1
+        self.done = self.total = 0
         self.stage, self.ending, self.error = "reading texts", "", ""
         self._stop = threading.Event()
 
@@ -191,7 +191,7 @@ class RaceLab(LiveLab):
         self._begin(live, REDRAW_SECONDS)
 
     def _follow(self, live: LiveRace) -> None:
-        self.progress.max, self.progress.value = live.total, live.done
+        self.progress.max, self.progress.value = max(1, live.total), live.done
         points = sum(len(curve.examples) for curve in live.curves.values())
         if points > self._drawn_points:
             self._drawn_points = points
@@ -210,4 +210,5 @@ class RaceLab(LiveLab):
             return f"The race failed: {live.error}"
         if live.ending:
             return f"The race has {live.ending}, seed {live.seed}. {self.describe()}"
-        return f"{live.stage[0].upper()}{live.stage[1:]}: {live.done:,} of {live.total:,} queries."
+        done = f": {live.done:,} of {live.total:,} queries" if live.total else ""
+        return f"{live.stage[0].upper()}{live.stage[1:]}{done}."

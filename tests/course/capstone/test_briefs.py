@@ -440,6 +440,26 @@ def test_claims_are_judged_by_forecasts():
         claims(BRIEF, {"step": "no", "batch_size": 3})
 
 
+def test_a_claim_on_accumulation_speaks_of_full_chunks():
+    """800 queries in chunks of 128 leave 32, which have 31 negatives."""
+    brief, plan = draw_brief(35), {"step": "grad_cache", "batch_size": 800, "chunk_size": 128}
+    claim = claims(brief, plan)[1]
+    assert claim.holds and claim.text == (
+        "Accumulation in chunks of 128 would hold a query of a full chunk against 127 negatives."
+    )
+
+
+@pytest.mark.slow
+def test_what_is_said_of_accumulation_counts_its_chunks():
+    """Its logits are C x C; its larger batch may keep a demand on what shares a loss, and may have fewer negatives."""
+    tiled = review(draw_brief(4), {"step": "accumulation", "batch_size": 4096, "tile_size": 512, "chunk_size": 64})
+    assert "the dense logits fit (16.0 KiB a matrix)" in str(tiled)
+    kept = review(draw_brief(35), {"step": "accumulation", "batch_size": 4096, "chunk_size": 64})
+    assert kept.kept()["demand"] and "800 is what the demand leaves where the whole batch is one loss" in str(kept)
+    beyond = review(draw_brief(12), {"step": "accumulation", "batch_size": 512, "chunk_size": 512})
+    assert "256 would gain a number of negatives that is nearer to the one asked for" in str(beyond)
+
+
 def test_answers_to_claims_are_counted():
     found = claims(BRIEF, reference(SMALL))
     right = {place: claim.holds for place, claim in enumerate(found, 1)}

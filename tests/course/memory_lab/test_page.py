@@ -191,6 +191,7 @@ def test_bundles_on_disk_are_those_of_the_settings_and_the_index_finds_them(tmp_
     )
 
 
+@pytest.mark.deep
 def test_two_processes_write_what_one_writes(tmp_path):
     few = {"models": ("tiny",), "lengths": (16,), "precisions": ("float32",)}
     for processes in (1, 2):

@@ -40,6 +40,7 @@ def small(monkeypatch):
 def test_a_race_looks_at_every_row_and_leaves_the_generators_alone():
     state = torch.get_rng_state()
     race = LiveRace(RECIPES[2:], TINY, 0)
+    assert not race.total  # not known, and not told, before the texts are read
     assert race.run() == "finished" and race.done == race.total == 1_024
     cached, larger = race.curves.values()
     assert cached.examples == [128, 256, 384, 512] and larger.examples == [512]

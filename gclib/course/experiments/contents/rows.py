@@ -1,7 +1,7 @@
 """The rows of chapter 12's experiments, and the texts that each is trained on.
 
 EQUAL_BYTES  a bigger batch, or harder negatives, in the bytes of one small step
-PLANTED      duplicates of two kinds in every batch: as they are, masked by id, or parted by the sampler
+PLANTED      false negatives of three kinds in every batch: as they are, masked, or parted by the sampler
 SWEEP        temperature and learning rate, for a small and for a large batch
 
 Letters: B queries of an update, K hard negatives of a query.
