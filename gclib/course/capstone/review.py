@@ -253,11 +253,12 @@ def _too_much(scenario: Scenario, name: str, chosen: Any, best: TrainingPlan) ->
 
 def _needless_tile(brief: Brief, best: TrainingPlan, now: TrainingPlan) -> str:
     dense = replace(now, tile_size=None)
-    queries = now.chunk_size if now.step == "accumulation" else now.batch_size
+    in_chunks = now.step == "accumulation"
+    queries, of_what = (now.chunk_size, f" for C = {now.chunk_size:,}") if in_chunks else (now.batch_size, "")
     matrix = 4 * queries**2 * (1 + brief.scenario.negatives)
     lost = hours(brief, now) - hours(brief, dense)
     return (
-        f"the dense logits fit ({format_bytes(matrix)} a matrix); tiles compute them twice, 4 products for 3: "
+        f"the dense logits fit ({format_bytes(matrix)} a matrix{of_what}); tiles compute them twice, 4 products for 3: "
         f"{_hours(lost)} more"
     )
 

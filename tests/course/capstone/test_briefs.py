@@ -453,7 +453,7 @@ def test_a_claim_on_accumulation_speaks_of_full_chunks():
 def test_what_is_said_of_accumulation_counts_its_chunks():
     """Its logits are C x C; its larger batch may keep a demand on what shares a loss, and may have fewer negatives."""
     tiled = review(draw_brief(4), {"step": "accumulation", "batch_size": 4096, "tile_size": 512, "chunk_size": 64})
-    assert "the dense logits fit (16.0 KiB a matrix)" in str(tiled)
+    assert "the dense logits fit (4.00 MiB a matrix for C = 1,024)" in str(tiled)  # the best chunks with that tile
     kept = review(draw_brief(35), {"step": "accumulation", "batch_size": 4096, "chunk_size": 64})
     assert kept.kept()["demand"] and "800 is what the demand leaves where the whole batch is one loss" in str(kept)
     beyond = review(draw_brief(12), {"step": "accumulation", "batch_size": 512, "chunk_size": 512})
