@@ -439,10 +439,11 @@ def read_plan(brief: Brief, given: object) -> TrainingPlan:
         given = _from_mapping(given)
     scenario = brief.scenario
     one_of("step", given.step, tuple(STEPS))
-    most = (16 if scenario.limited else 2) * scenario.batch_size
+    times = 16 if scenario.limited else 2
+    most = times * scenario.batch_size
     if positive_int("batch_size", given.batch_size) > most:
-        words = "already more than the demand can leave" if scenario.limited else "twice what the brief asks for"
-        raise refuse("batch_size", f"must be at most {most:,}, {words}", given.batch_size)
+        wanted = "the demand leaves where the whole batch is one loss" if scenario.limited else "the brief asks for"
+        raise refuse("batch_size", f"must be at most {most:,}, {times} times what {wanted}", given.batch_size)
     if not isinstance(given.sort_by_length, bool):
         raise refuse("sort_by_length", "must be True or False", given.sort_by_length)
     _check_chunks(scenario, given)

@@ -102,7 +102,7 @@ class Review:
         lines.append(format_table(["decision", "yours", "score", "why"], table))
         verdict = "It serves the brief" if self.passed else "It does not serve the brief"
         lines.append(f"\n{verdict}, and is worth {self.worth:.2f} of the best plan that was found.")
-        if self.gain > 0.0005:
+        if self.passed and self.gain > 0.0005:
             taken = "the simplest is taken of those within a hundredth, and not all sizes are tried"
             lines.append(f"It is {self.gain:.1%} better than that plan: {taken}.")
         return "\n".join(lines)
@@ -253,13 +253,12 @@ def _too_much(scenario: Scenario, name: str, chosen: Any, best: TrainingPlan) ->
 
 def _needless_tile(brief: Brief, best: TrainingPlan, now: TrainingPlan) -> str:
     dense = replace(now, tile_size=None)
-    in_chunks = now.step == "accumulation"
-    queries, of_what = (now.chunk_size, f" for C = {now.chunk_size:,}") if in_chunks else (now.batch_size, "")
+    letter, queries = ("C", now.chunk_size) if now.step == "accumulation" else ("B", now.batch_size)
     matrix = 4 * queries**2 * (1 + brief.scenario.negatives)
     lost = hours(brief, now) - hours(brief, dense)
     return (
-        f"the dense logits fit ({format_bytes(matrix)} a matrix{of_what}); tiles compute them twice, 4 products for 3: "
-        f"{_hours(lost)} more"
+        f"the dense logits fit ({format_bytes(matrix)} a matrix for {letter} = {queries:,}); tiles compute them twice, "
+        f"4 products for 3: {_hours(lost)} more"
     )
 
 
@@ -432,10 +431,12 @@ def _claim_accumulation(scenario: Scenario, plan: TrainingPlan, chunk: int, hold
 def _claim_half(scenario: Scenario, plan: TrainingPlan, holds: bool) -> Claim:
     """Whether the peak goes with the batch, R being 0."""
     half = replace(plan, batch_size=max(1, plan.batch_size // 2))
+    start, chunks = "Half", ""
     if plan.chunk_size is not None:
         half = replace(half, chunk_size=min(plan.chunk_size, half.batch_size))
+        which = "the same chunks" if half.chunk_size == plan.chunk_size else f"chunks of {half.chunk_size:,}"
+        start, chunks = "With nothing retained, half", f" in {which}"
     share = peak_bytes(scenario, half) / peak_bytes(scenario, plan)
-    start, chunks = ("Half", "") if plan.chunk_size is None else ("With nothing retained, half", " in the same chunks")
     word = "less" if (share < 0.6) == holds else "more"
     text = f"{start} the batch{chunks} would have {word} than 60 % of the whole batch's peak."
     return Claim(text, holds, f"half has {100 * share:.0f} % of it")

@@ -355,8 +355,8 @@ compute_loss = Exercise(
     misconceptions=(
         Misconception(
             "the whole batch with its graph",
-            "Loss and gradient are right, and the memory is that of the whole batch: all rows were encoded in one "
-            "call. chunk_size was to bound them.",
+            "Loss and gradient are right, and the memory is that of the whole batch: all rows of a tower were "
+            "encoded in one call. chunk_size was to bound them.",
             _trained_by(lambda model, sides, loss_fn, chunk_size: loss_fn(*(model(**side) for side in sides))),
         ),
         Misconception(

@@ -179,7 +179,7 @@ predict_peak = Exercise(
         ),
         Misconception(
             "fixed bytes forgotten",
-            "Parameters, gradients and the optimizer's states are always there: `fixed` is missing.",
+            "Parameters, gradients and the optimizer's states count at both moments: `fixed` is missing.",
             _sum_of(fixed=lambda **_: 0),
         ),
         Misconception(

@@ -354,7 +354,7 @@ def test_a_plan_that_cannot_be_run_is_told_why(given_plan, problem):
 def test_a_batch_far_beyond_a_demand_is_refused_without_telling_the_largest():
     brief = Brief(3, "few examples", LIMITED[0], 10_240_000, 9.0)
     told = str(review(brief, {"step": "naive", "batch_size": 10**5}))
-    assert "batch_size must be at most 4,096, already more than the demand can leave" in told
+    assert "batch_size must be at most 4,096, 16 times what the demand leaves where the whole batch is one loss" in told
 
 
 def test_a_seed_is_not_its_brief():
@@ -458,6 +458,26 @@ def test_what_is_said_of_accumulation_counts_its_chunks():
     assert kept.kept()["demand"] and "800 is what the demand leaves where the whole batch is one loss" in str(kept)
     beyond = review(draw_brief(12), {"step": "accumulation", "batch_size": 512, "chunk_size": 512})
     assert "256 would gain a number of negatives that is nearer to the one asked for" in str(beyond)
+
+
+def test_the_half_of_a_batch_that_cuts_its_chunk_is_named_with_the_smaller_chunk():
+    said = [
+        claims(draw_brief(12), {"step": "grad_cache", "batch_size": 256, "chunk_size": size})[2] for size in (256, 64)
+    ]
+    assert "half the batch in chunks of 128 would" in said[0].text
+    assert "half the batch in the same chunks would" in said[1].text
+
+
+@pytest.mark.slow
+def test_a_review_speaks_of_the_plan_that_it_judges():
+    """A tile by the batch that fits; and no plan that fails its brief is called better than the best."""
+    tile = review(draw_brief(4), {"step": "naive", "batch_size": 4096, "tile_size": 512})
+    assert "with this step 3,048 would fit" in str(tile) and "(35.4 MiB a matrix for B = 3,048)" in str(tile)
+    short = {"step": "grad_cache", "batch_size": 1023, "chunk_size": 120, "retain_chunks": 4}
+    judged = review(draw_brief(24), short)
+    assert not judged.passed and judged.gain > 0.0005 and "better than" not in str(judged)
+    served = review(draw_brief(24), {**short, "batch_size": 1024})
+    assert served.passed and "better than that plan" in str(served)
 
 
 def test_answers_to_claims_are_counted():
