@@ -7,8 +7,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode, in_kernel_invocation_manager
 
+from gclib.memory.fake_mode import FakeMode
 from gclib.memory.fingerprint import Indescribable, fingerprint
 from gclib.memory.workload import LENGTHS, Workload
 from gclib.models.adapters import add_lora
@@ -16,24 +16,6 @@ from gclib.models.encoder import Encoder
 from gclib.support.validation import refuse
 
 MASKS_OF_THEIR_OWN = frozenset(("canine",))  # a mask of groups of characters, dropped where it hides none
-_aten = torch.ops.aten
-VIEWS = frozenset((_aten.view.default, _aten._unsafe_view.default, _aten.t.default, _aten.transpose.int))
-VIEWS |= {_aten.permute.default, _aten.expand.default, _aten.unsqueeze.default, _aten.squeeze.dim}
-VIEWS |= {_aten.select.int, _aten.slice.Tensor, _aten.detach.default, _aten.alias.default}
-
-
-class FakeMode(FakeTensorMode):
-    """Fake tensors whose views are made at once. They are half of a model's operations, and `FakeTensorMode`, which
-    looks at each from Python as at any other, takes a third of a run for them.
-    """
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        base = args[0] if func in VIEWS else None
-        if not isinstance(base, FakeTensor) or base.fake_mode is not self or base.constant is not None:
-            return super().__torch_dispatch__(func, types, args, kwargs)
-        with in_kernel_invocation_manager(self):
-            view = func(*args, **(kwargs or {}))
-        return FakeTensor(self, view, base.fake_device)
 
 
 def fake_encoders(workload: Workload, mode: FakeMode) -> list[nn.Module]:

@@ -110,7 +110,7 @@ translate = Exercise(
         Misconception(
             "batch and chunk swapped",
             "The two sizes are the wrong way round. The chunk (mini_batch_size, or open_clip's batch_size) is what is "
-            "encoded at once; it changes memory, not the loss.",
+            "encoded at once; the batch is what one loss sees.",
             _Translate(swapped=True),
         ),
         Misconception(
