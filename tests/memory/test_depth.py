@@ -136,8 +136,11 @@ def same(few, whole) -> bool:
     )
 
 
+DEEP_ODD = ("with its layers' mean", "one wider", "some frozen", "one layer again and again")
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ODD)
+@pytest.mark.parametrize("kind", [pytest.param(kind, marks=(DEEP,) * (kind in DEEP_ODD)) for kind in ODD])
 def test_layers_that_are_not_alike_are_seen_and_those_that_only_look_so_too(kind):
     make, expected = ODD[kind]
     encoder = make()

@@ -68,7 +68,9 @@ def test_the_cached_gradient_is_the_naive_one(folder):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("prompts", [{}, {"query": "query: ", "document": "passage: "}])
+@pytest.mark.parametrize(
+    "prompts", [pytest.param({}, marks=pytest.mark.deep), {"query": "query: ", "document": "passage: "}]
+)
 def test_the_trainer_keeps_pooling_length_and_prompts(prompts, folder, tmp_path, capsys):
     library = pytest.importorskip("sentence_transformers")
     start = tmp_path / "start"

@@ -833,7 +833,10 @@ def by_torchrun(arguments, processes):
 
 @pytest.mark.parametrize(
     ("start", "more"),
-    [(by_torchrun, ""), (run_commands, "--ring --tile-size 3 --symmetric --learnable-temperature --negatives 1")],
+    [
+        pytest.param(by_torchrun, "", marks=pytest.mark.deep),
+        (run_commands, "--ring --tile-size 3 --symmetric --learnable-temperature --negatives 1"),
+    ],
     ids=["", "ring"],
 )
 def test_two_processes_give_the_records_of_one(start, more, typed, tmp_path):

@@ -19,8 +19,8 @@ from helpers.rewriting import is_other_code, rewritten
 from gclib.course.checks.engine import Exercise, Misconception, exercises_of
 from tests.course.checks.test_checks import CHAPTERS, EXERCISES, NOTEBOOKS, functions_in, notebook, run_definition
 
-SHARE = 16  # mutants of each exercise in `make test`; all of them under `make test-deep`
-LEAST = {"share": 8, "all": 18}  # mutants of each exercise, of which most must be told from the solution
+SHARE = 10  # mutants of each exercise in `make test`; all of them under `make test-deep`
+LEAST = {"share": 5, "all": 18}  # mutants of each exercise, of which most must be told from the solution
 SECONDS = 30.0  # a mutant may loop for ever
 UNCOUNTED = {  # costs that an exercise does not ask about
     "ch08.tiled_loss": frozenset({"computed", "counter"}),  # tiles made twice, and a few held at once, are allowed

@@ -370,7 +370,7 @@ def test_the_table_says_what_the_picture_says(memory_lab):
     ("step", "precision", "optimizer"),
     list(lab.STEP_WORDS),
     [*((precision, "adamw") for precision in lab.PRECISIONS), (next(iter(lab.PRECISIONS)), "sgd")],
-    one_in=2,
+    one_in=3,
 )
 def test_a_run_in_every_precision_takes_what_was_forecast(step, precision, optimizer):
     settings = LabSettings(step, "tiny", 7, 3, 16, None, 8, 1, precision, optimizer)
@@ -378,8 +378,7 @@ def test_a_run_in_every_precision_takes_what_was_forecast(step, precision, optim
     assert (result.ending, result.peak_bytes) == ("finished", forecast_of(settings).peak_bytes), result.error
 
 
-@pytest.mark.parametrize("tile_size", [None, 5])
-@pytest.mark.parametrize("step", list(lab.STEP_WORDS))
+@a_share(("step", "tile_size"), list(lab.STEP_WORDS), [None, 5], one_in=2)
 def test_a_run_takes_what_was_forecast_to_the_byte(step, tile_size):
     settings = LabSettings(step, "tiny", batch_size=13, chunk_size=4, length=12, tile_size=tile_size)
     run = LiveRun(settings)
@@ -837,7 +836,7 @@ def follow_advice(moves, models, lengths):
 @pytest.mark.parametrize(
     ("moves", "models", "lengths"),
     [
-        pytest.param(12, ["tiny"], [16], marks=pytest.mark.slow),
+        pytest.param(6, ["tiny"], [16], marks=pytest.mark.slow),
         pytest.param(40, ["tiny"], [16], marks=pytest.mark.deep),
         pytest.param(150, ["tiny", "mini"], [16, 64], marks=pytest.mark.deep),
     ],

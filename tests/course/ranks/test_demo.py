@@ -44,7 +44,13 @@ def together(gradients):
     return torch.cat([gradients[name].flatten() for name in sorted(gradients) if name.startswith("0.")])
 
 
-@pytest.fixture(scope="module", params=[((6, 3), 3), ((4, 2, 3), 2)], ids=["2 ranks", "3 ranks"])
+@pytest.fixture(
+    scope="module",
+    params=[
+        pytest.param(((6, 3), 3), marks=pytest.mark.deep, id="2 ranks"),
+        pytest.param(((4, 2, 3), 2), id="3 ranks"),
+    ],
+)
 def ranks(request):
     rows, chunks = request.param
     with contextlib.redirect_stdout(io.StringIO()) as said:
