@@ -112,8 +112,8 @@ def errors_of_a_rank(here, cases):
     return found
 
 
-# What `make check` runs: 2 processes, and every 7th case; `make test` runs every 5th too, on 2 and on 3 processes. Both
-# divide no number of choices, so that all of them are met. `make test-deep` runs the rest.
+# What `make check` runs: 2 processes, and every 7th case; `make test` runs every 5th too, on 2 and on 3 processes.
+# Together they meet every pair of choices. `make test-deep` runs the rest.
 QUICK = frozenset(CASES[::7])
 KINDS = {case: "quick" if case in QUICK else "slow" if case in CASES[::5] else "deep" for case in CASES}
 MARKS = {"quick": (), "slow": SLOW, "deep": (SLOW, pytest.mark.deep)}

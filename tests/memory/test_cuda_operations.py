@@ -193,7 +193,7 @@ CHECKPOINTED = [name for name in NARROWED if name != "mpnet-base"]  # whose clas
 
 
 @pytest.mark.slow
-@a_share(("name", "step", "dtype"), CHECKPOINTED, list(product(TRAINING, DTYPES)), one_in=12)
+@a_share(("name", "step", "dtype"), CHECKPOINTED, list(product(TRAINING, DTYPES)), one_in=6)
 def test_checkpointing_is_forecast_for_a_card(step, dtype, name):
     """A figure by a law, below that of the step without checkpointing and of a processor's; whose is the ledger's."""
     length = None if name.endswith("vision") else 64

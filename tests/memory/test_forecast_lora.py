@@ -34,7 +34,8 @@ CASES = {
     "a decoder in bfloat16, untied": ("mistral", LoRA(4), {"dtype": torch.bfloat16, "tied": False, **CACHED}),
 }
 QUICK = {("rank 16, dropout", True), ("a sliding window", "reentrant")}
-DEEP = ((), (pytest.mark.deep,))  # all but every fourth one
+KEPT = {(name, True) for name in ("accumulation", "a decoder, all linear layers", "float32 pairs beside bfloat16")}
+DEEP = ((), (pytest.mark.deep,))  # all others but every fourth one
 BOTH = [(name, kind) for name in CASES for kind in (True, "reentrant")]
 BOTH += [(name, False) for name in ("rank 16, dropout", "naive", "a decoder", "float32 pairs beside bfloat16")]
 
@@ -50,7 +51,7 @@ def adapted(model, lora, checkpointing, dtype):
 @pytest.mark.parametrize(
     ("name", "checkpointing"),
     [
-        pytest.param(*c, marks=() if c in QUICK else (pytest.mark.slow, *DEEP[place % 4 > 0]))
+        pytest.param(*c, marks=() if c in QUICK else (pytest.mark.slow, *DEEP[place % 4 > 0 and c not in KEPT]))
         for place, c in enumerate(BOTH)
     ],
 )

@@ -168,7 +168,13 @@ OPTIONS = {
 
 
 @pytest.mark.slow
-@a_share(("name", "option"), ["modernbert-base", "qwen3-0.6b"], OPTIONS, one_in=6)
+@a_share(
+    ("name", "option"),
+    ["modernbert-base", "qwen3-0.6b"],
+    OPTIONS,
+    one_in=6,
+    kept=("checkpointing", "tokens a chunk, one a tower", "tokens' representations"),
+)
 def test_every_option_of_gradient_caching(option, name):
     """Two layers are one of each kind; ModernBERT's pattern of four is in `test_equal_to_the_byte`."""
     by_law = option != "checkpointing and autocast"  # copies that a recomputation makes outlive its chunk: no law holds

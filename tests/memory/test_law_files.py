@@ -67,7 +67,7 @@ def test_a_damaged_file_is_built_again(folder, damage):
 def test_other_options_have_other_files(folder):
     told(*CASES[1])
     count = len(list(folder.glob("*.law")))
-    for options in ({"dtype": torch.bfloat16}, {"gradient_checkpointing": True}):
+    for options in ({"dtype": torch.bfloat16}, {"autocast": torch.bfloat16}, {"gradient_checkpointing": True}):
         forecast_step("grad_cache", **SAME, **CASES[1][1], **options)
         assert len(list(folder.glob("*.law"))) > count
         count = len(list(folder.glob("*.law")))

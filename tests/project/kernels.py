@@ -4,22 +4,31 @@ A plugin of pytest, so that no file of the tests stands among the chapters: `-p 
 project's folder. GCLIB_STRICT=1 makes the chapters strict too: a teacher marks with it.
 
 On Linux a kernel is the fork of a process that has read PyTorch and transformers, and nothing of the course: else each
-of the thirty kernels reads them again, which takes longer than many a notebook. The rest of a kernel is as ever.
+of the thirty kernels reads them again, which takes longer than many a notebook. The rest of a kernel is as ever;
+`make notebooks` has real ones.
 """
 
+import atexit
 import multiprocessing
 import os
 import sys
 from importlib.metadata import EntryPoint
+from multiprocessing import forkserver
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 from jupyter_client.connect import KernelConnectionInfo
 from jupyter_client.provisioning import KernelProvisionerFactory, LocalProvisioner
 
+from tests.project.forked import be_kernel
+
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # two kernels that fight for threads take several times as long
 ALL_STRICT = os.environ.get("GCLIB_STRICT") == "1"
-READ_ONCE = ["ipykernel.kernelapp", "ipywidgets", "torch._dynamo", "transformers.models.bert.modeling_bert"]
+SERVER = forkserver.ForkServer()  # of its own: the tests' ranks are forks of another, that has read the course
+SERVER.set_forkserver_preload(
+    ["ipykernel.kernelapp", "ipywidgets", "torch._dynamo", "transformers.models.bert.modeling_bert"]
+)
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -28,9 +37,14 @@ def pytest_runtest_setup(item):
     os.environ["GCLIB_STRICT"] = str(int(ALL_STRICT or "solutions" in item.path.parts))
     os.environ["GCLIB_PROGRESS_FOLDER"] = str(item.config._tmp_path_factory.getbasetemp() / "progress")
     if item.path.suffix == ".ipynb" and sys.platform == "linux":
-        factory = KernelProvisionerFactory.instance()
-        factory.provisioners["forked"] = EntryPoint("forked", f"{__name__}:ForkedKernel", factory.GROUP_NAME)
-        factory.default_provisioner_name = "forked"
+        use_forks()
+
+
+def use_forks():
+    """Start the kernels of this process so from now on."""
+    factory = KernelProvisionerFactory.instance()
+    factory.provisioners["forked"] = EntryPoint("forked", f"{__name__}:ForkedKernel", factory.GROUP_NAME)
+    factory.default_provisioner_name = "forked"
 
 
 class ForkedKernel(LocalProvisioner):
@@ -39,9 +53,10 @@ class ForkedKernel(LocalProvisioner):
     async def launch_kernel(self, cmd: list[str], **options: Any) -> KernelConnectionInfo:
         """Launch a kernel with a command."""
         context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload(READ_ONCE)
-        kernel = context.Process(target=_be_kernel, args=(cmd, options["env"], options.get("cwd")))
-        kernel.start()
+        kernel = context.Process(target=be_kernel, args=(cmd[3:], options["env"], options.get("cwd")))
+        with patch.object(forkserver, "connect_to_new_process", SERVER.connect_to_new_process):
+            kernel.start()
+        atexit.register(kernel.kill)  # before multiprocessing waits for it
         self.process = _AsPopen(kernel)
         self.pid = self.pgid = kernel.pid
         return self.connection_info
@@ -61,19 +76,3 @@ class _AsPopen:
 
     def send_signal(self, signum: int) -> None:
         os.kill(self.process.pid, signum)
-
-
-def _be_kernel(cmd: list[str], environment: dict[str, str], folder: str | None) -> None:
-    """Run `python -m ipykernel_launcher -f FILE` here, with its words for the machine thrown away."""
-    os.setsid()
-    nowhere = os.open(os.devnull, os.O_RDWR)
-    for stream in range(3):
-        os.dup2(nowhere, stream)
-    os.environ.clear()
-    os.environ.update(environment)
-    os.chdir(folder or ".")
-    sys.argv = cmd[2:]
-    sys.path[:] = [each for each in sys.path if os.path.basename(each) != "tests"]
-    from ipykernel.kernelapp import launch_new_instance
-
-    launch_new_instance()

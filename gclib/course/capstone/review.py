@@ -271,7 +271,9 @@ def _gain(brief: Brief, now: TrainingPlan, better: TrainingPlan) -> str:
     saved = hours(brief, now) - hours(brief, better)
     if saved > 0:
         parts.append(_hours(saved))
-    return " and ".join(parts) or "a number of negatives that is nearer to the one asked for"
+    if not parts and negatives(brief.scenario, now) > brief.scenario.wanted_negatives:
+        parts.append("a number of negatives that is nearer to the one asked for")
+    return " and ".join(parts) or "less than a second"
 
 
 def _hours(count: float) -> str:
