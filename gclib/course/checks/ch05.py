@@ -635,8 +635,8 @@ _SURROGATES = (
     ),
     Misconception(
         "mean instead of dot product",
-        "It looks as if the surrogate was averaged over its entries, so that every gradient is too small by the number "
-        "of entries, rows times dimensions. A dot product sums: (reps * cache).sum().",
+        "It looks as if the surrogate was averaged over its entries, so that the encoder's gradient is too small by "
+        "the number of entries, rows times dimensions. A dot product sums: (reps * cache).sum().",
         _Replay(surrogate=lambda reps, rows: (reps * rows).mean()),
     ),
     Misconception(
