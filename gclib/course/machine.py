@@ -178,7 +178,7 @@ def _judge_memory(machine: Machine) -> Assessment:
         means = f"The notebooks need about {needed}. Close other programs, or shut down other kernels."
         return Assessment("Memory", found, "will not work", means)
     if machine.free_ram_bytes < EASY_RAM_BYTES:
-        means = "Enough, with one notebook open at a time; chapter 13 takes most, 2.2 GiB. "
+        means = "Enough, with one notebook open at a time; for chapter 13, which takes most, if 2.2 GiB are free. "
         means += _REFUSED
         return Assessment("Memory", found, "limited", means)
     means = f"Enough for every chapter. {_REFUSED}"
