@@ -355,14 +355,15 @@ compute_loss = Exercise(
     misconceptions=(
         Misconception(
             "the whole batch with its graph",
-            "Loss and gradient are right, and the memory is that of the whole batch: all rows of a tower were "
-            "encoded in one call. chunk_size was to bound them.",
+            "Loss and gradient are right, and the memory is that of the whole batch: more rows of a tower than "
+            "chunk_size were encoded in one call, and every graph was kept. chunk_size was to bound them.",
             _trained_by(lambda model, sides, loss_fn, chunk_size: loss_fn(*(model(**side) for side in sides))),
         ),
         Misconception(
             "every graph kept",
-            "Chunks were encoded one by one, but all their graphs were still there when you returned: that is the "
-            "whole batch's memory. The gradient cache keeps none, and encodes again in backward.",
+            "Chunks were encoded one by one, but all their graphs were still there when you returned: without "
+            "checkpointing that is the whole batch's memory. The gradient cache keeps none, and encodes again in "
+            "backward.",
             _trained_by(_graphs_kept),
         ),
         Misconception(
@@ -782,7 +783,7 @@ scaled_updates = Exercise(
         ),
         Misconception(
             "no step taken",
-            "The weights have not changed: scaler.step(optimizer) is missing.",
+            "The weights have not changed: scaler.step(optimizer) is missing, or found no gradients.",
             _Updates(step=False),
         ),
         Misconception(
