@@ -447,7 +447,7 @@ def _claim_half(scenario: Scenario, plan: TrainingPlan, holds: bool) -> Claim:
 def _claim_logits(scenario: Scenario, batch_size: int, holds: bool) -> Claim:
     matrix = 4 * batch_size**2 * (1 + scenario.negatives)
     word = "more" if (matrix > scenario.budget_bytes / 10) == holds else "less"
-    text = f"One dense B x N matrix of float32 logits would take {word} than a tenth of the card."
+    text = f"One dense B x N matrix of float32 logits would take {word} than a tenth of what can be used."
     said = f"{format_bytes(matrix)} of {format_bytes(scenario.budget_bytes)}"
     return Claim(text, holds, said)
 
