@@ -60,17 +60,18 @@ class Twice(FakeMode):
         return result
 
 
-@pytest.mark.parametrize(
-    ("config", "options"),
-    [
-        ("tiny", {}),
-        ("tiny", {"autocast": torch.bfloat16, "device": "cuda", "gradient_checkpointing": True}),
-        (cut("modernbert-base"), {"dtype": torch.bfloat16, "device": "cuda", "pooling": "mean"}),
-        (cut("qwen3-0.6b"), {"dtype": torch.bfloat16, "pooling": "last"}),
-        ("clip-vit-b-32-vision", {"query_length": None, "passage_length": None}),
-    ],
-)
-def test_every_operation_of_a_step_gives_what_fake_tensor_mode_gives(config, options, monkeypatch, tmp_path):
+STEPS = {
+    "tiny": ("tiny", {}),
+    "tiny on a card": ("tiny", {"autocast": torch.bfloat16, "device": "cuda", "gradient_checkpointing": True}),
+    "ModernBERT": (cut("modernbert-base"), {"dtype": torch.bfloat16, "device": "cuda", "pooling": "mean"}),
+    "Qwen3": (cut("qwen3-0.6b"), {"dtype": torch.bfloat16, "pooling": "last"}),
+    "pictures": ("clip-vit-b-32-vision", {"query_length": None, "passage_length": None}),
+}
+
+
+@pytest.mark.parametrize("name", ["tiny", *(pytest.param(n, marks=pytest.mark.slow) for n in STEPS if n != "tiny")])
+def test_every_operation_of_a_step_gives_what_fake_tensor_mode_gives(name, monkeypatch, tmp_path):
+    config, options = STEPS[name]
     monkeypatch.setenv("GCLIB_CACHE", str(tmp_path))
     monkeypatch.setattr(fake_steps, "FakeMode", Twice)
     monkeypatch.setattr(Twice, "compared", 0)
