@@ -25,8 +25,8 @@ UNSURE = frozenset((torch.Tag.data_dependent_output, torch.Tag.dynamic_output_sh
 class FakeMode(FakeTensorMode):
     """Fake tensors that are made at once where these are views, or what an operation gave before.
 
-    `FakeTensorMode` looks long at each, which was two thirds of a run's time: half of a model's operations are views,
-    and its layers are alike. A result is kept where it shares memory neither with what was given nor in itself.
+    `FakeTensorMode` looks at each anew, in Python, though many of a model's operations are views and its layers are
+    alike. A result is kept where it shares memory neither with what was given nor in itself.
     """
 
     def __init__(self) -> None:

@@ -402,3 +402,18 @@ def test_the_loss_by_its_law_is_the_loss_that_is_taken(loss, options):
         rows = queries, queries * (1 + negatives)
         for by_law, taken in zip(fake.cached_loss(rows, (8, 8)), fake._cached_loss(rows, (8, 8)), strict=True):
             assert np.array_equal(by_law, taken), queries
+
+
+def test_in_small_chunks_the_end_of_a_backward_makes_the_peak():
+    """Chapter 06: with chunks of 4 the word table's new gradient stands beside the sum; a larger chunk is higher."""
+    table, same = 8_000 * 128 * 4, {"config": "mini", "query_length": 32, "passage_length": 32, "optimizer": "adamw"}
+    held = {}
+    for chunk_size in (2, 4, 16):
+        forecast = forecast_step("grad_cache", batch_size=64, chunk_size=chunk_size, **same)
+        piece = next(piece for piece in forecast.timeline if piece.peak_bytes == forecast.peak_bytes)
+        at = piece.kind_bytes.sum(axis=1).argmax()
+        held[chunk_size] = forecast.at_peak()["activations"], piece.phase, bool(at > 0.9 * len(piece.kind_bytes))
+    for chunk_size in (2, 4):
+        bytes_held, phase, at_end = held[chunk_size]
+        assert phase == "replay" and at_end and table <= bytes_held < 1.05 * table
+    assert not held[16][2] and held[16][0] > 2 * table

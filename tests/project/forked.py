@@ -19,7 +19,8 @@ def be_kernel(arguments: list[str], environment: dict[str, str], folder: str | N
     sys.argv = ["ipykernel_launcher", *arguments]
     root = os.path.dirname(os.path.dirname(os.path.dirname(__file__)))
     sys.path[:] = [each for each in sys.path if each not in ("", os.path.join(root, "tests"))]
-    sys.path.remove(root)  # the tests' own; where gclib is installed from here, it is there once more
+    if sys.path.count(root) > 1:
+        sys.path.remove(root)  # the tests' own; where gclib is installed from here, it is there once more
     multiprocessing.set_start_method(None, force=True)
     multiprocessing.current_process().name = "MainProcess"
     multiprocessing.process._parent_process = None

@@ -51,7 +51,9 @@ class ForkedKernel(LocalProvisioner):
     """Starts a kernel as a fork of multiprocessing's fork server, in a session of its own."""
 
     async def launch_kernel(self, cmd: list[str], **options: Any) -> KernelConnectionInfo:
-        """Launch a kernel with a command."""
+        """Launch a kernel with a command, which is `python -m ipykernel_launcher ...`; another one is run as it is."""
+        if cmd[1:3] != ["-m", "ipykernel_launcher"]:
+            return await super().launch_kernel(cmd, **options)
         context = multiprocessing.get_context("forkserver")
         kernel = context.Process(target=be_kernel, args=(cmd[3:], options["env"], options.get("cwd")))
         with patch.object(forkserver, "connect_to_new_process", SERVER.connect_to_new_process):

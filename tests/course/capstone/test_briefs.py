@@ -28,7 +28,7 @@ from gclib.course.capstone.briefs import (
     updates,
     worth,
 )
-from gclib.course.capstone.review import claims, judge_claims, judge_hours, judge_peak, review
+from gclib.course.capstone.review import _gain, claims, judge_claims, judge_hours, judge_peak, review
 from gclib.course.capstone.run import run_scaled, scaled
 from gclib.data.pairs import TextPair
 from gclib.data.tokens import train_tokenizer
@@ -468,6 +468,16 @@ def test_the_half_of_a_batch_that_cuts_its_chunk_is_named_with_the_smaller_chunk
     assert "half the batch in the same chunks would" in said[1].text
 
 
+def test_a_gain_is_of_something_that_the_better_plan_has(monkeypatch):
+    """Of two plans of equal hours: negatives nearer to the wanted 255, or a time too short to be named."""
+    plans = [TrainingPlan("naive", size) for size in (300, 256, 200)]
+    monkeypatch.setattr("gclib.course.capstone.review.hours", lambda brief, plan: 1.0)
+    brief = Brief(0, "few", LIMITED[0], 10**6, 9.0)
+    assert brief.scenario.wanted_negatives == 255
+    assert "nearer to the one asked for" in _gain(brief, plans[0], plans[1])
+    assert _gain(brief, plans[1], plans[2]) == "less than a second"
+
+
 @pytest.mark.slow
 def test_a_review_speaks_of_the_plan_that_it_judges():
     """A tile by the batch that fits; and no plan that fails its brief is called better than the best."""
@@ -476,6 +486,8 @@ def test_a_review_speaks_of_the_plan_that_it_judges():
     short = {"step": "grad_cache", "batch_size": 1023, "chunk_size": 120, "retain_chunks": 4}
     judged = review(draw_brief(24), short)
     assert not judged.passed and judged.gain > 0.0005 and "better than" not in str(judged)
+    larger = review(draw_brief(3), {"step": "grad_cache", "batch_size": 320, "chunk_size": 64}).scores
+    assert [f"{part.score:.2f}" for part in larger if part.name == "B"] == ["0.83"]  # chapter 15 says so
     served = review(draw_brief(24), {**short, "batch_size": 1024})
     assert served.passed and "better than that plan" in str(served)
 
