@@ -54,7 +54,7 @@ def drawn(draw, configurations):
 
 @pytest.mark.parametrize(
     ("count", "configurations"),
-    [(80, FEW_CONFIGURATIONS), pytest.param(2_000, MANY_CONFIGURATIONS, marks=pytest.mark.deep)],
+    [(200, FEW_CONFIGURATIONS), pytest.param(2_000, MANY_CONFIGURATIONS, marks=pytest.mark.deep)],
 )
 def test_every_event_of_drawn_settings_is_pythons_to_the_byte(count, configurations, tmp_path):
     draw = random.Random(count)
